@@ -2,10 +2,11 @@
 
     cluster_names.py FILE PID CACHE_SECONDS
 
-A Service without an address of its own stands for its ready pods. A new name appears at once. A
-change appears CACHE_SECONDS later, because the DNS of many clusters keeps answers for that long.
-PID is dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the API server, with a token. While
-it does not answer, the names stay. The program ends with dnsmasq or with its parent.
+A Service without its own address stands for its ready pods. A new name appears at once. A change
+appears CACHE_SECONDS later, because the DNS of many clusters keeps answers for that long. PID is
+the process id of dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the address of the API
+server and a token. While the API server does not answer, the names stay. The program ends with
+dnsmasq or with its parent.
 """
 
 import json
@@ -40,7 +41,7 @@ def connect() -> httpx.Client:
 
 
 def read(api: httpx.Client) -> Names:
-    """What the names stand for now. Raises httpx.HTTPError."""
+    """The current addresses of each name. Raises httpx.HTTPError."""
 
     def items(kind: str) -> list[dict[str, Any]]:
         objects: list[dict[str, Any]] = api.get(kind).raise_for_status().json()["items"]
@@ -70,7 +71,8 @@ def _ready(endpoints: dict[str, Any]) -> list[str]:
 def main(path: Path, pid: int, cache_seconds: float) -> None:
     """Runs until dnsmasq or the parent of this process has ended."""
     published: Names = {}
-    # What was read, oldest first, with its time. The first is what a cache may still answer.
+    # What was read, oldest first, with its time. A cache may still answer what the first entry
+    # says.
     history: list[tuple[float, Names]] = []
     parent = os.getppid()
     with connect() as api:

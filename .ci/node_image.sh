@@ -12,11 +12,11 @@ if [[ -z ${OWN_MOUNTS:-} ]]; then
   OWN_MOUNTS=1 exec unshare --mount --propagation private "$(realpath "$0")" "$archive"
 fi
 cd "$(dirname "$0")/.."
-# Podman would take the controllers of both versions of cgroups.
+# If both versions of cgroups are mounted, Podman would use the controllers of both.
 export PODMAN_IGNORE_CGROUPSV1_WARNING=1
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 work=$(mktemp -d)
-# Nothing of what a build that was interrupted has mounted.
+# Does not remove what an interrupted build has mounted.
 trap 'rm -rf --one-file-system "$work"' EXIT
 images() {
   podman --root "$work/images" --runroot "$work/run" --storage-driver overlay --cgroup-manager cgroupfs "$@"

@@ -41,7 +41,7 @@ cat >"$state/cni/10-test.conflist" <<C
 C
 ip address add "$address/32" dev lo
 
-# The API server listens on loopback alone.
+# The API server listens only on loopback.
 echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
 iptables -t nat -A PREROUTING -d "${services%.*}.1" -p tcp --dport 443 -j DNAT --to-destination 127.0.0.1:6443
 start kube-proxy --kubeconfig "$KUBECONFIG" --hostname-override node1 --proxy-mode iptables --masquerade-all \
@@ -57,19 +57,20 @@ touch "$state/names"
 start dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file="$state/dnsmasq.pid" --user=root \
   --listen-address="$address" --bind-interfaces --no-resolv --no-hosts --addn-hosts="$state/names" \
   --local=/cluster.local/
-# Before it handles signals, SIGHUP would end it.
+# Before dnsmasq handles signals, SIGHUP would end it.
 limited "dnsmasq does not serve." test -s "$state/dnsmasq.pid"
 python=$here/../.venv/bin/python
 start "$python" "$here/cluster_names.py" "$state/names" "$(<"$state/dnsmasq.pid")" $cache_seconds
 start "$python" "$here/pod_sandboxes.py" /run/containerd/containerd.sock
 
-# The kubelet again, with the name server, and where the API server reaches it.
+# Starts the kubelet again, with the name server, at an address where the API server reaches it.
 cp /etc/hosts "$state/hosts"
 echo "$address node1" >>"$state/hosts"
 mount --bind "$state/hosts" /etc/hosts
 sed -i 's/^address: .*/address: 0.0.0.0/' "$state/kubelet.yaml"
 printf 'clusterDNS: [%s]\nclusterDomain: cluster.local\n' "$address" >>"$state/kubelet.yaml"
-# It looks at each pod every second. With the default of 5 calls a second, its reports wait for one another.
+# The kubelet looks at each pod every second. With the default of 5 calls a second, its reports
+# would wait for one another.
 printf 'kubeAPIQPS: 500\nkubeAPIBurst: 500\n' >>"$state/kubelet.yaml"
 mapfile -d '' -t kubelet <"/proc/$P_kubelet/cmdline"
 kill "$P_kubelet"

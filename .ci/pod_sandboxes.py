@@ -2,9 +2,9 @@
 
     pod_sandboxes.py SOCKET
 
-Before, the kubelet removed them once a minute, and a deleted pod was gone only then. A sandbox that
-has ended is removed when the kubelet has removed its containers, whose ends it then knows. SOCKET
-is that of containerd. The program ends with its parent.
+An older kubelet removes them once a minute, and a deleted pod is gone only then. A sandbox that has
+ended is removed when the kubelet has removed its containers, and therefore knows how they ended.
+SOCKET is the socket of containerd. The program ends with its parent.
 """
 
 import os
@@ -28,7 +28,7 @@ def main(socket: str) -> None:
     with grpc.insecure_channel(f"unix:{socket}") as channel:
         runtime = services.RuntimeServiceStub(channel)
         while os.getppid() == parent:
-            # containerd may be busy. The kubelet may have removed the same one.
+            # containerd may be busy. The kubelet may have removed the same sandbox.
             with suppress(grpc.RpcError):
                 _remove_ended(runtime)
             time.sleep(_POLL_SECONDS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command beside a Kubernetes API server without nodes, with KUBECONFIG set:
+# Runs a command with a Kubernetes API server without nodes; KUBECONFIG is set:
 #   .ci/with_api_server.sh FOLDER COMMAND...
 # FOLDER has the programs etcd and kube-apiserver. Everything listens on loopback. Needs the environment .venv.
 # With API_AUDIT_LOG, the API server writes a line for each call to that file.

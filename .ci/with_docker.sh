@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command beside a Docker Engine of its own, which has the images of an archive and asks no registry:
+# Runs a command with its own Docker Engine, which has the images of an archive and does not ask a registry:
 #   IMAGES=ARCHIVE .ci/with_docker.sh COMMAND...
-# The engine and the command have mount and network namespaces of their own, and the engine's files are in
-# memory, so nothing stays on the machine. Needs root, iproute2 and docker.io, docker-cli, docker-compose of Debian.
+# The engine and the command have their own mount and network namespaces, and the engine's files are in memory, so nothing stays on the
+# machine. Needs root, iproute2 and docker.io, docker-cli, docker-compose of Debian.
 set -euo pipefail
 if [[ -z ${OWN_NAMESPACES:-} ]]; then
   OWN_NAMESPACES=1 exec unshare --mount --net --propagation private "$(realpath "$0")" "$@"

@@ -61,7 +61,8 @@ def _audit_npm(lock: str) -> int:
             (f"{name}: {cause['severity']}, {cause['url']}", bool(each["fixAvailable"]))
             for name, each in report["vulnerabilities"].items()
             for cause in each["via"]
-            # A string names a vulnerable dependency, which has its own entry.
+            # A string is the name of a vulnerable dependency, which has its own entry in the
+            # report.
             if isinstance(cause, dict)
         ],
     )

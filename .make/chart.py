@@ -45,7 +45,7 @@ def schema() -> str:
     document["properties"]["settings"] = {
         "type": "object",
         "additionalProperties": False,
-        # The SDK of OpenTelemetry reads its own settings.
+        # OpenTelemetry's SDK reads these settings itself.
         "patternProperties": {"^OTEL_": {"type": "string"}},
         "properties": {
             name.upper(): _property(each)
@@ -76,7 +76,7 @@ def _in_lines(value: Any, indent: str = "") -> str:
 
 def manifests() -> dict[Path, str]:
     """The files of deploy/kustomize: the objects, and the settings for its generator."""
-    # Only `make gen` and the long tests install it.
+    # Only `make gen` and the long tests install helm_python.
     from helm_python import Chart
 
     with Chart.load(CHART) as chart:
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; compare")
     parser.add_argument("--without-manifests", action="store_true")
     options = parser.parse_args()
-    # The manifests follow from the other files.
+    # The manifests are made from the other files, which must be written first.
     steps = [lambda: {CHART / "Chart.yaml": chart_yaml(), CHART / "values.schema.json": schema()}]
     if not options.without_manifests:
         steps.append(manifests)

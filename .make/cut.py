@@ -37,7 +37,7 @@ def main() -> None:
     if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")
         _replace(CHANGELOG, r"^## \[Unreleased\]", f"{heading} - {today}")
-    # Without these lines, `make gen` leaves the list as it is: it belongs to this release now.
+    # Without these lines, `make gen` no longer changes the list, which now belongs to this release.
     CHANGELOG.write_text(re.sub(MARK, "", CHANGELOG.read_text(), flags=re.MULTILINE))
     for name, before in VERSIONS.items():
         _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")
@@ -53,7 +53,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def _replace(path: Path, pattern: str, replacement: str) -> None:
-    """Replaces the pattern. Ends the program if it is not there."""
+    """Replaces the pattern in a file. Ends the program if the file does not have the pattern."""
     text, count = re.subn(pattern, replacement, path.read_text(), flags=re.MULTILINE)
     if not count:
         sys.exit(f"{path.relative_to(ROOT)} has no {pattern}")

@@ -27,7 +27,7 @@ def page() -> str:
 
 
 def _helps(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
-    """Each command with its help, groups before their commands."""
+    """Each command with its help. A group comes before its commands."""
     yield context.command_path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

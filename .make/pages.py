@@ -27,7 +27,7 @@ from evershell.app.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
-# `up` and the tests set these. Operators do not set them.
+# Settings that `up` and the tests set. Operators do not set them.
 INTERNAL = ("run_id", "pod_namespace", "pod_end_seconds", "log_max_bytes", "crash_points_dir")
 # The first setting of each section. A section ends where the next one begins.
 SECTIONS = {
@@ -111,7 +111,7 @@ def _written(value: Any) -> str:
 
 
 def values(field: FieldInfo) -> str:
-    """What a setting can be."""
+    """The values that a setting can have, in words."""
     kind = field.annotation
     if get_origin(kind) is Literal:
         return ", ".join(f"`{each}`" for each in get_args(kind))
@@ -188,7 +188,7 @@ def layers() -> str:
 
 
 def _box(name: str, x: int, y: int, width: int) -> list[str]:
-    """A package, with the first line of its docstring."""
+    """Draws a package, with the first line of its docstring."""
     docstring = ast.get_docstring(ast.parse((SERVER / name / "__init__.py").read_text())) or ""
     lines = textwrap.wrap(docstring.split("\n")[0].rstrip("."), width // 7)
     middle = x + width // 2
@@ -216,7 +216,9 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def main() -> None:
-    """Writes the pages. With --check, names those that have drifted, and exits with 1 if any."""
+    """Writes the pages. With --check, prints the pages that have drifted, and exits with 1 if there
+    are any.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; compare")
     check = parser.parse_args().check

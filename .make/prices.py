@@ -16,7 +16,7 @@ from typing import Any
 from genai_prices.data import providers
 
 FILE = Path(__file__).resolve().parents[1] / "server" / "evershell" / "app" / "prices.json"
-# The names of prices in the package, and the fields of a model call (core/prices.py).
+# Maps the names of prices in the package to the fields of a model call (core/prices.py).
 KINDS = {
     "input_mtok": "input_tokens",
     "output_mtok": "output_tokens",
@@ -48,9 +48,9 @@ def document() -> str:
 
 
 def _model(model: Any) -> dict[str, Any]:
-    """The entry of a model. Without a price for tokens, it has no prices.
+    """The entry of a model. A model without a price for tokens gets an entry without prices.
 
-    It is written nevertheless, because it takes precedence over later models that match the name.
+    The entry is needed, because it takes precedence over later models that match the name.
     """
     prices = model.prices if isinstance(model.prices, list) else [model]
     periods = [_period(each) for each in prices]
@@ -81,7 +81,7 @@ def _in_utc(limit: date | time) -> str:
 def _tiers(price: Any) -> list[tuple[int, int]]:
     if isinstance(price, Decimal):
         return [(0, _pico(price))]
-    # The package's tiers begin above their start.
+    # In the package, a tier begins with the token after its start.
     return [(0, _pico(price.base)), *((each.start + 1, _pico(each.price)) for each in price.tiers)]
 
 

@@ -2,9 +2,9 @@
 
 Usage: release.py VERSION [--key KEY] [--base IMAGE] [--source URL] [--platform PLATFORM...]
 
-Writes them to dist/VERSION. They depend only on the commit: a second run writes equal bytes. KEY
-is a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
-each PLATFORM, by default that of this machine. URL is where the source is available.
+Writes them to dist/VERSION. They depend only on the commit: a second run writes equal bytes. KEY is
+a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
+each PLATFORM, by default for the platform of this machine. URL is where the source is available.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
     tag = f"evershell:{version}"
     architecture = platform.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as context:
-        # Only what is committed.
+        # The archive has only what is committed.
         _run("git", "archive", "--output", f"{context}/source.tar", "HEAD")
         with tarfile.open(f"{context}/source.tar") as source:
             source.extractall(context, filter="data")

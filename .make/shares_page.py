@@ -1,4 +1,4 @@
-"""The page of what callers share, from where the limits are enforced: docs/shares.md."""
+"""Writes docs/shares.md: what callers share. Reads the limits from the code that enforces them."""
 
 import re
 from collections.abc import Iterator

@@ -20,7 +20,7 @@ from evershell.stack.envoy.documents import edge_file
 _TYPES = "type.googleapis.com/envoy.config"
 # The filter chain of a listener with TLS.
 _CONNECTIONS = "/filter_chains/0/filters/0/typed_config"
-# What the gateway decides: who the client is, and what is logged and traced.
+# The options that the gateway itself sets: who the client is, and what is logged and traced.
 _OF_THE_GATEWAY = {
     *("@type", "stat_prefix", "codec_type", "server_name"),
     *("use_remote_address", "tracing", "access_log"),
@@ -85,7 +85,7 @@ def _edge(workers: list[str]) -> dict[str, Any]:
 
 
 def _inline(value: Any) -> Any:
-    """Puts the content of files in place of their names: the gateway does not have them."""
+    """Replaces the names of files with their content: the gateway does not have the files."""
     if isinstance(value, list):
         return [_inline(each) for each in value]
     if not isinstance(value, dict):

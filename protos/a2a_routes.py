@@ -1,7 +1,7 @@
 """The edge's routes for A2A (https://a2a-protocol.org), and the descriptor set of its transcoder.
 
-Both come from the bindings of `lf.a2a.v1.A2AService`. Their paths are below /a2a: as A2A has them,
-and behind the id of a workspace, which is the tenant.
+Both come from the bindings of `lf.a2a.v1.A2AService`. Each path exists twice below /a2a: as A2A
+defines it, and after the id of a workspace, which is the tenant.
 """
 
 import re
@@ -50,7 +50,7 @@ _ROUTES = {
     "card": SMALL_ROUTE | {"timeout": CALL_TIMEOUT},
 }
 
-# The public card. A2A has it at this path of a host; here, each workspace has one.
+# The public card. In A2A, a host has one card at this path; here, each workspace has one.
 _CARD_PATH = "/{tenant}/.well-known/agent-card.json"
 # A segment of a path. The verb of a path begins with a colon.
 _SEGMENT = "[^/:]+"
@@ -87,7 +87,8 @@ def grpc_size_limits(first: frozenset[str]) -> dict[str, int]:
 def routes(first: frozenset[str]) -> list[dict[str, Any]]:
     """The routes: first refusals, then routes to the workers, then 405 and 404.
 
-    Paths with the same treatment share a route. One for each path would be more than a hundred.
+    Paths with the same treatment share a route. With one route for each path, there would be more
+    than a hundred.
     """
     calls: dict[tuple[str, str], set[str]] = defaultdict(set)
     methods: dict[str, set[str]] = defaultdict(set)
@@ -118,7 +119,7 @@ def routes(first: frozenset[str]) -> list[dict[str, Any]]:
 
 
 def _descriptors() -> descriptor_pb2.FileDescriptorSet:
-    """The files that A2A's imports, then A2A's with the changes for the edge."""
+    """The files that A2A's file imports, then A2A's file with the changes for the edge."""
     files: dict[str, descriptor_pb2.FileDescriptorProto] = {}
     for file in (httpbody_pb2.DESCRIPTOR, a2a_pb2.DESCRIPTOR):
         _add(file, files)
@@ -135,7 +136,7 @@ def _descriptors() -> descriptor_pb2.FileDescriptorSet:
                 rule.additional_bindings.add(get=_CARD_PATH)
             case "ListTasks":
                 # A page must have its token, even an empty one, and must not have empty artifacts.
-                # The transcoder writes both or neither, so the worker writes the JSON.
+                # The transcoder would write both of them or neither, so the worker writes the JSON.
                 rpc.output_type = f".{httpbody_pb2.HttpBody.DESCRIPTOR.full_name}"
         for each in (rule, *rule.additional_bindings):
             verb = str(each.WhichOneof("pattern"))
@@ -166,9 +167,7 @@ def _match(paths: set[str]) -> dict[str, Any]:
 
 
 def _refusals() -> list[dict[str, Any]]:
-    """Refuses content types, queries and versions that would be read differently from what was
-    meant.
-    """
+    """Refuses content types, queries and versions that would not be read as the caller means."""
 
     def having(name: str, regex: str, *, invert: bool = False) -> dict[str, Any]:
         value = {"name": name, "string_match": {"safe_regex": {"regex": regex}}}
@@ -219,5 +218,5 @@ def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]
         return [route]
     is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
     small = route | {"match": path | {"headers": [is_method, is_small]}}
-    # A call may wait long after its body has arrived, so it gets no place of LARGE_ROUTE.
+    # A call may wait long after its body has arrived, so it does not take a place of LARGE_ROUTE.
     return [small, route | {"request_headers_to_add": [header(LARGE_BODY_HEADER, "1")]}]

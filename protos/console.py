@@ -1,7 +1,7 @@
 """Bundles the page at /console, from envoy/console into gen/evershell/edge/console.
 
-This needs packages of npm, which are installed into a folder of the user's cache. If a
-digest says that neither the sources nor the bundle have changed, nothing is installed or bundled.
+Bundling needs packages of npm, which are installed into a folder of the user's cache. If a digest
+says that neither the sources nor the bundle have changed, nothing is installed or bundled.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ COMMITTED = f"gen/{BUNDLE}"
 OPENAPI = ROOT / "gen" / "evershell" / "edge" / "openapi.yaml"
 # The digest of the sources and of the other files of the bundle.
 DIGEST = "digest.txt"
-# The licenses of the packages in the bundle, which has no comments.
+# The licenses of the packages in the bundle. The bundle itself has no comments.
 LICENSES = "LICENSES.txt"
 _COPIED = ("index.html", "icon.svg")
 _INSTALL_SECONDS = 300
@@ -92,7 +92,7 @@ def check_types() -> None:
 
 
 def node_modules() -> Path:
-    """The folder with the packages of package-lock.json, which are installed if they are not there.
+    """The folder with the packages of package-lock.json. Installs them if they are missing.
 
     Raises BuildError.
     """
@@ -115,7 +115,7 @@ def node_modules() -> Path:
             try:
                 installed.rename(folder)
             except OSError:
-                # Another run may have installed them meanwhile.
+                # Another run may have installed the packages in the meantime.
                 if not folder.exists():
                     raise
     return folder / "node_modules"

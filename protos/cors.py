@@ -10,8 +10,9 @@ PREFLIGHT = [
 ]
 PREFLIGHT_ANSWER = {
     "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
-    # After the first two: headers of tracing libraries, of EventSource libraries that resume a
-    # stream, of callers that choose a request id or an idempotency key, of gRPC-Web and of A2A.
+    # The third and all later headers are for tracing libraries, for EventSource libraries that
+    # resume a stream, for callers that choose a request id or an idempotency key, for gRPC-Web and
+    # for A2A.
     "access-control-allow-headers": (
         "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
         "idempotency-key, grpc-timeout, x-grpc-web, x-user-agent, a2a-version, a2a-extensions"

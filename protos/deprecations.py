@@ -1,4 +1,4 @@
-"""What is deprecated: the headers of an RPC, and the texts in the OpenAPI document.
+"""Marks what is deprecated: with headers of an RPC, and with texts in the OpenAPI document.
 
 Both come from the `deprecation` in the options of RPCs and fields.
 """

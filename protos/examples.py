@@ -89,7 +89,7 @@ WEBHOOK = {
     "created_by": KEY_ID,
     "created_at": CREATED,
 }
-# Has the form of a webhook's secret, but is the secret of no webhook.
+# Has the form of a webhook's secret, but no webhook uses it.
 WEBHOOK_SECRET = "whsec_bm90IGEgc2VjcmV0IG9mIGFueSB3ZWJob29r"  # noqa: S105
 # By the name of the message. A message that is not here gets the usual values of its fields.
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -178,7 +178,7 @@ def _example(message: Descriptor) -> dict[str, Any]:
 
 
 def _usual(message: Descriptor) -> dict[str, Any]:
-    """An example with the values that fields of the same name have in EXAMPLES. Has no maps."""
+    """An example with the values that fields of the same name have in EXAMPLES, without maps."""
     known = {"id": WORKSPACE_ID, **AUDIT_ENTRY, **TASK, **WORKSPACE}
     example: dict[str, Any] = {}
     for field in message.fields:

@@ -139,7 +139,7 @@ def write(out: Path) -> None:
     If something fails, nothing is changed. Raises what generate raises.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, because a rename works only within a file system.
+    # Next to `out`, because a rename works only within a file system.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         fresh, old = Path(temporary, "fresh"), Path(temporary, "old")
         generate(fresh)
@@ -154,7 +154,7 @@ def write(out: Path) -> None:
 def generate(out: Path) -> None:
     """Generates all files into `out`, which is empty.
 
-    Raises subprocess.CalledProcessError if a proto is not valid; BuildError.
+    Raises BuildError, and subprocess.CalledProcessError if a proto is not valid.
     """
     (out / DESCRIPTOR_SET).parent.mkdir(parents=True)
     protoc(

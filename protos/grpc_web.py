@@ -27,7 +27,7 @@ _FILTERS: dict[str, dict[str, Any]] = {
             "envoy.filters.http.grpc_json_transcoder",
         )
     },
-    # Their configuration in envoy.yaml turns them off for all other routes.
+    # The configuration of these filters in envoy.yaml turns them off for all other routes.
     **{
         name: {"@type": _FILTER, "config": {}}
         for name in (

@@ -75,7 +75,7 @@ def _types(protos: Protos, released: Protos) -> Iterator[tuple[str, str]]:
     """The new fields and values of the types that the release has."""
     old = _reachable(released)
     for name, found in _reachable(protos).items():
-        # An event has the name of its payload, which is a field.
+        # An event type has the name of its payload, which is already listed as a field.
         if name == _EVENT_TYPES or name not in old:
             continue
         for member in _members(found):

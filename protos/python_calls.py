@@ -90,7 +90,7 @@ class _Argument:
 
 
 class Calls:
-    """The modules of methods."""
+    """Writes the modules with the methods."""
 
     def __init__(self, protos: Protos, results: Results) -> None:
         self._protos = protos
@@ -179,7 +179,7 @@ class Calls:
         return self._protos.repeat(method) == "with_idempotency_key"
 
     def _arguments(self, method: MethodDescriptor) -> Iterator[_Argument]:
-        """The arguments, the positional ones first."""
+        """The arguments; the positional arguments come first."""
         http = self._protos.option(method.GetOptions(), "google.api.http")
         rules = [each for each in (http, *http.additional_bindings) if each.WhichOneof("pattern")]
         paths = [getattr(each, each.WhichOneof("pattern")) for each in rules]

@@ -6,7 +6,7 @@ from google.rpc import code_pb2
 from python_text import camel_case, docstring, prose
 from source import Protos, Rule
 
-# Standard exceptions that are a second base class.
+# Standard exceptions that some error classes have as a second base class.
 _STANDARD = {"deadline_exceeded": "TimeoutError"}
 # Docstrings for slugs that the client itself also raises, or that stand for a gRPC code. All others
 # come from error.proto.
@@ -23,10 +23,10 @@ _TEXTS = {
     ),
     "not_found": "The address is not the address of an evershell service.",
     "method_not_allowed": (
-        "The service does not have this method. It may be older than the client."
+        "The service does not have this method, because it may be older than the client."
     ),
 }
-# The facts of an error that are properties of its class.
+# The facts of an error that its class offers as properties.
 _PROPERTIES = "fields|required|task_id|workspace_id|intent_recorded"
 
 
@@ -54,7 +54,7 @@ def _class(rule: Rule, rpcs: list[str]) -> str:
 
 
 def _text(rule: Rule, rpcs: list[str]) -> str:
-    # A part after a semicolon belongs to the summary only if there is room.
+    # The part after a semicolon is in the summary only if it fits.
     parts = rule.message.split("; ") if len(rule.message) > 90 else [rule.message]
     more = " ".join([*(f"{each[:1].upper()}{each[1:]}" for each in parts[1:]), rule.action])
     more = re.sub(rf"`details\.({_PROPERTIES})`", r"`\1`", more).replace(

@@ -39,8 +39,8 @@ _NAMES = {
     "ToolResult.Status": "ToolStatus",
     "WebhookDelivery.Status": "DeliveryStatus",
 }
-# The first fields of classes, if their order differs from the message. Callers rely on this order,
-# because they may pass positional arguments.
+# The first fields of some classes, whose order differs from the order in the message. Callers rely
+# on this order, because they may pass positional arguments.
 _ORDER = {
     "Task": [
         "id",
@@ -104,7 +104,8 @@ _REQUEST_ID = """\
     request_id: str = field(default="", compare=False)
     \"\"\"Identifies the call in the log of the service and in the audit log.\"\"\"
 """
-# The class of an event is generic, so that type checkers know the payload by the type.
+# The class of an event is generic, so that type checkers derive the class of the payload from the
+# type.
 _EVENTS = '''
 
 Kind = TypeVar("Kind", bound=EventType)
@@ -125,7 +126,7 @@ class EventOf(Result, Generic[Kind, Payload]):
     task_id: str | None
     """None for events of the workspace itself."""
     request_id: str | None
-    """The call that caused it; None if the agent or the fleet controller caused it."""
+    """The call that caused the event; None if the agent or the fleet controller caused it."""
     trace_id: str | None
     """The W3C trace id of the call, 32 hex digits."""
     payload: Payload

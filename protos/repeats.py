@@ -1,4 +1,4 @@
-"""The metadata of routes that says whether a failed call can be repeated without another effect.
+"""The metadata of routes that says whether a failed call can be repeated without a second effect.
 
 The Lua filter reads the metadata for REST, and the mappers of Envoy's own answers for gRPC.
 """
@@ -24,8 +24,8 @@ _HAS_KEY = {"name": "idempotency-key", "present_match": True}
 
 
 def routes(route: dict[str, Any], when: str) -> list[dict[str, Any]]:
-    """The route with its metadata, or two routes if it depends on a header. `when` is a name of
-    EdgeRule.Repeat. The edge does not know whether a body names a task.
+    """The route with its metadata, or two routes if the metadata depends on a header. `when` is a
+    name of EdgeRule.Repeat. The edge does not know whether a body names a task.
     """
     if when == "with_idempotency_key":
         return [_marked(route, [_HAS_KEY], True), _marked(route, [], False)]

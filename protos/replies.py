@@ -36,7 +36,7 @@ REQUEST_ID = {
         '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
     )
 }
-# For a request that could not be read: it has no id yet, or one that its client chose.
+# For a request that could not be read: it has no id yet, or an id that its client chose.
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 # The HTTP statuses of requests that could not be read.
 UNREAD_STATUSES = (426, 431)
@@ -135,8 +135,8 @@ def local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
 def _most_general(candidates: list[Rule]) -> Rule | None:
     """Chooses the code for an answer of which only the status is known.
 
-    The first of these that applies: the code of the edge, the code with the name of its gRPC code,
-    the fallback, the only code. None if several codes remain.
+    The first of these that exists: the edge's own code, the code that has the name of its gRPC
+    code, the fallback, the only candidate. None if several codes remain.
     """
     own = [rule for rule in candidates if rule.edge_only]
     same = [rule for rule in candidates if rule.slug.upper() == code_pb2.Code.Name(rule.grpc)]

@@ -35,7 +35,7 @@ WAITING_METHODS = frozenset({"SendMessage"})
 # Tells a worker that the route has the circuit breaker for large bodies.
 LARGE_BODY_HEADER = "x-evershell-large-body"
 
-# Its routes can come first: no path of another method matches them.
+# The routes of this method can come first: no path of another method matches them.
 HOT_METHOD = "CancelTask"
 
 # A call may wait 30 s for a task, so it has been answered within 35 s. 0 turns the limit off,
@@ -56,8 +56,8 @@ ACCEPTED_CONTENT = (
     r"|text/plain.*\|0"
 )
 GRPC_CONTENT = r"(?i)application/grpc.*"
-# The headers of callers that a worker reads. Its gRPC library logs a value that it cannot decode,
-# and the value may be a credential.
+# The headers of callers that a worker reads. The worker's gRPC library logs a value that it cannot
+# decode, and the value may be a credential.
 READ_HEADERS = (
     "authorization",
     "idempotency-key",
@@ -89,7 +89,7 @@ INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": REFLECTION,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION,
 }
-# These requests hold the name of a service or a file.
+# Requests of these methods contain only the name of a service or a file.
 INTROSPECTION_REQUEST_BYTES = 4096
 
 
@@ -290,7 +290,7 @@ def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] |
 
 
 def _several_hosts() -> dict[str, Any]:
-    """Refuses more than one Host header, because each reader could choose another one.
+    """Refuses more than one Host header, because two readers could choose different ones.
 
     Envoy joins them with a comma before it matches routes.
     """
@@ -326,7 +326,7 @@ def _calls(path: dict[str, Any], binding: Binding, first: frozenset[str]) -> lis
             "string_match": {"safe_regex": {"regex": SMALL_CONTENT}},
         }
         large = _call(path, binding, first, [])
-        # A large cancellation stays in the class of cancellations, which nothing else can fill.
+        # A large cancellation stays in the class of cancellations, which other calls cannot fill.
         if class_of(binding.rpc, first) is not FIRST_ROUTE:
             large["route"] |= LARGE_ROUTE
         large.setdefault("request_headers_to_add", []).append(header(LARGE_BODY_HEADER, "1"))

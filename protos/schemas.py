@@ -165,8 +165,8 @@ def _is_map(field: FieldDescriptor) -> bool:
 def component_name(full_name: str) -> str:
     """The name of a schema: without dots, which are not allowed in the names of most languages.
 
-    A nested type follows the name of its message, unless both would say the same: `TaskStatus`, but
-    `ErrorCode` and `EventType`.
+    A nested type follows the name of its message, unless one name repeats the other: `TaskStatus`,
+    but `ErrorCode` and `EventType`.
     """
     outer, _, inner = (
         full_name.removeprefix(f"{PACKAGE}.").removeprefix("google.type.").rpartition(".")

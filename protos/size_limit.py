@@ -1,7 +1,7 @@
 """The size limit of a route.
 
-The filter that enforces it cannot be configured by route, so it is wrapped in a filter chain, which
-can.
+The filter that enforces the limit cannot be configured for single routes. A filter chain can, so it
+contains the filter.
 """
 
 from typing import Any
@@ -36,5 +36,5 @@ def of(max_request_bytes: int, *, waits_for_body: bool = False) -> dict[str, Any
 
 
 def of_grpc(max_request_bytes: int, *, waits_for_body: bool = False) -> dict[str, Any]:
-    """The same for a body that is one gRPC message of at most this size."""
+    """Like `of`, for a body that is one gRPC message of at most this size."""
     return of(max_request_bytes + _GRPC_PREFIX_BYTES, waits_for_body=waits_for_body)

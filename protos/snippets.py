@@ -56,7 +56,7 @@ with httpx.Client(timeout=60) as client:
 def code_samples(path: str) -> list[dict[str, Any]]:
     """Samples that read the stream at this path message by message.
 
-    Those in a language resume it when the connection breaks.
+    The samples in JavaScript and Python resume the stream when the connection breaks.
     """
     shell = SHELL.format(path=path.replace("{workspace_id}", "$WORKSPACE_ID"))
     javascript = JAVASCRIPT.format(path=path.replace("{workspace_id}", "${workspaceId}"))

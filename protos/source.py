@@ -35,12 +35,12 @@ class Binding:
 
     @property
     def success_status(self) -> int:
-        """HTTP status of a success."""
+        """HTTP status of a successful call."""
         return int(self.edge.success_status)
 
     @property
     def names_task(self) -> bool:
-        """Whether the path names the task of a method that may also be called without one."""
+        """Whether the path names the task, for a method that may also be called without a task."""
         return self.repeat == "if_task_is_named" and "{task_id}" in self.path
 
     @property
@@ -169,7 +169,9 @@ class Protos:
         return int(own or self._every_call.max_request_bytes)
 
     def codes(self) -> dict[str, tuple[int, int]]:
-        """The gRPC code and the HTTP status of each slug. Also reads a release without `rpcs`."""
+        """The gRPC code and the HTTP status of each slug. Also works for a release whose rules have
+        no `rpcs`.
+        """
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
         rules = {
             value.name: self.option(value.GetOptions(), f"{PACKAGE}.rule") for value in enum.values
@@ -224,7 +226,7 @@ class Protos:
         return [rule for rule in self.rules() if rule.every_call or binding.rpc.name in rule.rpcs]
 
     def own_errors(self, method: Any) -> list[str]:
-        """The slugs of this RPC that not every call has, in the order of the enum."""
+        """The slugs of this RPC that not every RPC has, in the order of the enum."""
         return [rule.slug for rule in self.rules() if method.name in rule.rpcs]
 
 

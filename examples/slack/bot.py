@@ -23,7 +23,7 @@ from evershell.client import AgentUnreachableError, Client, Task
 
 # The workspaces of each channel, by its id: {"C0123456789": ["ws_…"]}.
 CHANNELS: dict[str, list[str]] = json.loads(os.environ["CHANNELS"])
-# Slack refuses a message with more blocks, and a longer text in a block.
+# The maximum number of blocks in a message, and of characters in a block. Slack refuses more.
 MAX_BLOCKS = 50
 MAX_CHARACTERS = 200
 
@@ -92,7 +92,7 @@ def tasks_of(channel: str) -> dict[str, Any]:
 
 
 def block_of(workspace: str, task: Task) -> dict[str, Any]:
-    """What one task does, and the button that cancels it."""
+    """What one task is doing, and the button that cancels it."""
     text = f"*{escaped(workspace)}* {escaped(task.description)}\n{task.status}"
     if task.cancel_requested_at is not None:
         return section(f"{text}, cancelled by {escaped(task.cancel_reason or 'someone')}")
@@ -119,7 +119,7 @@ def section(text: str) -> dict[str, Any]:
 
 
 def plain(text: str) -> dict[str, Any]:
-    """A text without format."""
+    """A text without formatting."""
     return {"type": "plain_text", "text": text}
 
 

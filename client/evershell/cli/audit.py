@@ -12,7 +12,7 @@ from evershell.cli.options import Call, service_options
 from evershell.cli.values import DURATION
 
 
-@click.command(help="List the audit log, newest first: who changed what, or was refused.")
+@click.command(help="List the audit log, newest first: who changed what, and who was refused.")
 @click.option(
     "--workspace",
     metavar="WORKSPACE",
@@ -43,7 +43,7 @@ def audit(
     """Prints one line for each entry."""
     start = None
     if since is not None:
-        # A time before the year 1 is the same as no start.
+        # A start before the year 1 is the same as no start.
         with suppress(OverflowError):
             start = datetime.now(UTC) - timedelta(seconds=since)
     entries = call.client.list_audit_entries(

@@ -1,4 +1,4 @@
-"""Cancels many tasks: `cancel --all` and `cancel --filter`. `hold` asks the same question."""
+"""Cancels many tasks: `cancel --all` and `cancel --filter`. `hold` uses the same confirmation."""
 
 import sys
 from collections.abc import Iterable
@@ -53,7 +53,8 @@ def cancel_tasks(
         _print_dry_run(call, preview)
         sys.exit(ExitCode.DONE if preview.matched else ExitCode.NOTHING_TO_CANCEL)
     if preview is not None and not preview.matched:
-        # Nothing to confirm. A call now could cancel tasks that have been submitted since.
+        # There is nothing to confirm. A call now could cancel tasks that were submitted after the
+        # count.
         results = [preview]
     else:
         if preview is not None:
@@ -85,7 +86,7 @@ def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
 
 
 def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
-    """The results of all calls. If one fails, says what the others recorded, and raises."""
+    """The results of all calls. If a call fails, prints what earlier calls recorded, and raises."""
     results: list[CancelTasksResult] = []
     accepted = 0
     try:
@@ -106,7 +107,7 @@ def check_can_ask(call: Call) -> None:
 
 
 def confirm(count: int) -> None:
-    """Asks for the number of tasks, and exits if another answer is given."""
+    """Asks the user to type the number of tasks, and exits if the answer differs."""
     noun = "task" if count == 1 else "tasks"
     try:
         answer = click.prompt(

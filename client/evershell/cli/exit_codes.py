@@ -1,6 +1,6 @@
 """The exit codes of the commands that call the service.
 
-This module imports no other, because `evershell --help` prints the table.
+This module does not import other modules, because `evershell --help` loads it for the table.
 """
 
 from enum import IntEnum

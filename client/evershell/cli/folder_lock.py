@@ -16,7 +16,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # Some file systems cannot lock a folder: NFS needs one that is open for writing (flock(2)).
+        # Some file systems cannot lock a folder: NFS locks only files that are open for writing
+        # (flock(2)).
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -39,7 +39,7 @@ def text_of(method: Callable[..., Any], argument: str) -> str:
     lines = (inspect.getdoc(method) or "").partition("\nArgs:\n")[2].splitlines()
     begins = (at for at, line in enumerate(lines) if line.startswith(f"    {argument}: "))
     if (begin := next(begins, None)) is None:
-        # Python runs without docstrings (-OO).
+        # There are no docstrings if Python runs with -OO.
         return ""
     found = [lines[begin].partition(": ")[2]]
     for line in lines[begin + 1 :]:
@@ -58,7 +58,7 @@ def _command(name: str, method: Callable[..., Any]) -> click.Command:
     command = flags(method, service_options(print_answer))
     for each in reversed(list(inspect.signature(method).parameters.values())):
         if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "self":
-            # A command also takes the name of a workspace.
+            # On the command line, a workspace can also be given by its name.
             declared = "workspace" if each.name == "workspace_id" else each.name
             complete = _COMPLETIONS.get(each.name)
             metavar = declared.removesuffix("_id").upper()

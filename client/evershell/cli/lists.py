@@ -23,7 +23,7 @@ ItemWithStatus = TypeVar("ItemWithStatus", bound=_HasStatus)
 
 
 def whole_number(least: int, most: int | None = None) -> click.IntRange:
-    """The type of an option with a number in a range."""
+    """The type of an option whose value is a whole number in a range."""
     kind = click.IntRange(least, most)
     # The name of the type in error messages.
     kind.name = "whole number"

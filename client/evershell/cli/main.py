@@ -1,7 +1,7 @@
 """The command `evershell`: the group of all commands.
 
-A command's module is imported only when the command runs. So a command does not load the programs
-of the others, and works without their packages.
+A command's module is imported only when the command runs. A command therefore does not load the
+code of other commands, and does not need their packages.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from evershell.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Where a command is: an object with its name in a module of evershell.cli.
+    """Where a command is defined: in a module of evershell.cli, under the name of the command.
 
     If the command needs an extra, the module is in evershell.commands.
     """
@@ -31,7 +31,7 @@ class Command:
     module: str = ""
 
 
-# In the order of use.
+# The commands in the order in which a user needs them.
 _CALLS = {
     "cancel": Command("Cancel the task that runs in a workspace."),
     "hold": Command("Refuse new tasks and agents in your organization."),
@@ -89,7 +89,7 @@ class _LazyCommands(Commands):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Suggests a command for one that does not exist."""
+        """Suggests a similar command if the given one does not exist."""
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as error:
@@ -127,10 +127,10 @@ def _load(name: str, command: Command) -> click.Command:
 
 def _set_up_grpc() -> None:
     """Sets defaults of gRPC's library in C, which reads them when it is imported."""
-    # gRPC logs plain text, which nothing limits or redacts.
+    # gRPC's own log is plain text, and is neither limited nor redacted.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # gRPC's fork() handlers serve children that use gRPC without an exec. In `up`, which starts
-    # programs, they logged a line, and some of the programs crashed at their start.
+    # gRPC's fork() handlers are for children that use gRPC without an exec. In `up`, which starts
+    # programs, the handlers logged a line, and some programs crashed when they started.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 

@@ -7,7 +7,7 @@ from evershell.cli import show
 from evershell.client import Client, ValidationError, Workspace, WorkspaceNotFoundError
 
 _ID_PREFIX = "ws_"
-# The most workspaces with the same name that an error lists.
+# The maximum number of workspaces with the same name that an error lists.
 _MOST_LISTED = 10
 
 
@@ -49,7 +49,7 @@ def _listed(workspaces: list[Workspace]) -> str:
 
 
 def unique_names(workspaces: Iterable[Workspace]) -> dict[str, Workspace]:
-    """The workspaces that have a name which no other workspace has, by name."""
+    """The workspaces whose name no other workspace has, by name."""
     found: dict[str, list[Workspace]] = {}
     for each in workspaces:
         found.setdefault(each.name, []).append(each)

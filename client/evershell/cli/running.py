@@ -1,4 +1,4 @@
-"""What runs in an organization, read again and again for `top`."""
+"""Reads what runs in an organization, repeatedly, for `top`."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ class Reading:
     """What runs now."""
 
     rows: tuple[Row, ...]
-    # By the clock of the service.
+    # The time of the reading by the service's clock.
     at: datetime
 
 

@@ -95,7 +95,7 @@ def read_token(file: TextIO) -> str:
     try:
         token = file.read().strip()
     except UnicodeDecodeError:
-        # Not the error's own message, which would show a part of the file.
+        # Does not show the error's own message, which contains a part of the file.
         raise click.ClickException(f"{file.name} holds no token: it is not valid text.") from None
     except OSError as error:
         raise click.ClickException(f"{file.name} cannot be read: {error.strerror}.") from error

@@ -15,10 +15,10 @@ from evershell.cli.exit_codes import ExitCode
 from evershell.cli.terminal import OutputError, printable, say_lines, width, wrapped
 from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 
-# Words of up to 31 characters, such as ids, are never broken. Longer words may be.
+# Words of up to 31 characters, such as ids, are never broken. Longer words may be broken.
 _LONGEST_WORD = 31
 _UNLIMITED = 10_000
-# Printed before the text of gRPC if no service has answered.
+# Printed before gRPC's own error text if no service has answered.
 _UNANSWERED = {
     "unavailable": "The service cannot be reached: ",
     "deadline_exceeded": "The service did not answer within --timeout: ",
@@ -193,7 +193,9 @@ def elapsed(time: timedelta) -> str:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """If the block cannot print, reports that and goes on: the exit code tells the outcome."""
+    """If the block cannot print, reports the problem and continues: the exit code still tells the
+    outcome.
+    """
     try:
         yield
     except BrokenPipeError:

@@ -102,7 +102,7 @@ def _print_now(call: Call, task: Task) -> None:
     try:
         current = call.client.get_current_iteration(task.workspace_id, task.id)
     except CallError as error:
-        # The task itself has been printed.
+        # The command does not fail, because it has printed the task itself.
         show.line("now", error.message)
         return
     for each in current.calls:
@@ -154,7 +154,7 @@ def _print(task: Task) -> None:
 
 
 def _limits(task: Task) -> str:
-    """The limits that cancel the task. Empty without any."""
+    """The limits that cancel the task; empty if there are none."""
     limits, clauses = task.limits, []
     if limits is None:
         return ""

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import click
 
-# If fewer characters than this fit beside the indent, the text is not wrapped.
+# If fewer characters than this fit next to the indent, the text is not wrapped.
 _LEAST_WIDTH = 20
 
 

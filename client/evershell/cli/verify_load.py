@@ -1,6 +1,6 @@
 """The load of `verify`: callers who submit tasks, cancel them, and look at them.
 
-They use workspaces of their own, and record all that they see.
+They use their own workspaces, and record everything that they see.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class _Callers:
     """Make each call once, and record what comes back."""
 
     def __init__(self, client: AsyncClient, recorder: Recorder) -> None:
-        # No retries: the history needs each of them as a separate call.
+        # No retries: the history needs each attempt as a separate call.
         self._client, self._recorder = client.with_options(max_retries=0), recorder
         self.count = 0
 
@@ -115,7 +115,7 @@ class Load:
     """Creates workspaces, makes calls on them, and deletes them."""
 
     def __init__(self, client: AsyncClient, recorder: Recorder, description: str) -> None:
-        """Every task gets the description."""
+        """Every task gets this description."""
         self._client, self._description = client, description
         self._callers = _Callers(client, recorder)
         # The prefix of the names of its workspaces.
@@ -187,7 +187,7 @@ class Load:
                 case "idle" | "suspended":
                     await self._run_task(workspace_id)
                 case "busy":
-                    # The task runs for long, or the answer to its submission was lost.
+                    # The task has run for a long time, or the answer to its submission was lost.
                     await self._cancel("canceller", workspace_id)
                 case "stopped" | "failed":
                     fields = {"workspace_id": workspace_id}
@@ -269,7 +269,9 @@ class Load:
             self.unknown.append(workspace_id)
 
     async def _delete(self) -> None:
-        """Deletes the workspaces, and names those that are left, even if it is interrupted."""
+        """Deletes the workspaces, and prints the workspaces that are left, even if the deletion is
+        interrupted.
+        """
         left = dict.fromkeys(self._workspace_ids, "could not be deleted")
         try:
             with suppress(CallError):
@@ -294,6 +296,6 @@ class Load:
                     except WorkspaceNotFoundError:
                         del left[workspace_id]
                     except CallError:
-                        # It is tried again.
+                        # The loop tries to delete the workspace again.
                         pass
                     await asyncio.sleep(_PAUSE_SECONDS)

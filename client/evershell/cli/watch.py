@@ -78,7 +78,7 @@ def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float
             for event in events:
                 last = event
                 if call.as_json:
-                    # The same message as in the REST stream.
+                    # The JSON is the same as in the REST stream.
                     show.json_line({"event": event.to_dict()})
                 else:
                     print_event(event)

@@ -1,4 +1,4 @@
-"""The calls of the service, apart from how they are sent.
+"""Builds the calls to the service, which other modules send.
 
 Each function makes a Call from the arguments of a client's method. The client refuses values that
 no message can hold, and empty ids, which the service would take for "any".
@@ -106,7 +106,9 @@ def cancel_tasks(
     force_after: Seconds | None,
     dry_run: bool,
 ) -> Call[CancelTasksResult]:
-    """CancelTasks. Raises ValidationError unless there is either a filter or `everything`."""
+    """The call of CancelTasks. Raises ValidationError unless there is exactly one of a filter and
+    `everything`.
+    """
     if wanted is None and not everything:
         raise invalid("filter", "is missing; all=True cancels every task")
     if wanted is not None and everything:
@@ -131,14 +133,14 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     present["submitted_before"] = timestamp("submitted_before", wanted.submitted_before)
     message = request(service.TaskFilter, **present)
     for name in present:
-        # Checks the message: an empty generator counts as true.
+        # Checks the message, not the arguments: an empty generator counts as true.
         if present[name] is not None and not getattr(message, name):
             raise invalid(name, "must not be empty; leave it out for any")
     return message
 
 
 def idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
-    """The header with which the service gives a repeated call the first answer."""
+    """The header that lets the service answer a repeated call like the first one."""
     if key is not None and not (key.isascii() and key.isprintable()):
         raise invalid(_KEY_HEADER, "must have 1 to 255 printable characters")
     return ((_KEY_HEADER, str(uuid.uuid4()) if key is None else key),)

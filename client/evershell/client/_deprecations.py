@@ -37,7 +37,7 @@ def _warn(name: str, sunset: str = "") -> None:
 
 
 def _depth_of_caller() -> int:
-    """How many stack frames the line that called the client is above `_warn`."""
+    """The number of stack frames between `_warn` and the line that called the client."""
     depth, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals["__name__"].startswith(_PACKAGE):
         depth, frame = depth + 1, frame.f_back

@@ -52,7 +52,7 @@ class Result:
 
 
 def named(name: str) -> dict[str, str]:
-    """The metadata of a field that has this name in the message."""
+    """The metadata of a result's field that has the name `name` in the message."""
     return {_NAME: name}
 
 

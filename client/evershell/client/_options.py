@@ -32,9 +32,9 @@ _TRACE_HEADERS = ("traceparent", "tracestate")
 class Options:
     """The options of calls."""
 
-    # For each call, with its retries.
+    # The time limit of each call, with its retries.
     timeout: float = 10.0
-    # The same, for single methods.
+    # Like `timeout`, for single methods.
     timeouts: Mapping[str, float] = field(default_factory=dict)
     max_retries: int = 3
     traceparent: str | None = None

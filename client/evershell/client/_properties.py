@@ -1,11 +1,11 @@
 """What some results and enums have in addition to the fields of their messages.
 
-The generated class of the same name without `Properties` inherits from each of these.
+Each class here is the base class of a generated class, whose name lacks `Properties`.
 """
 
 from typing import Protocol, TypeVar
 
-# Stands for ToolCall, whose module imports this one.
+# Stands for ToolCall, because ToolCall's module imports this module.
 Call_co = TypeVar("Call_co", covariant=True)
 
 
@@ -60,7 +60,7 @@ class CancelResultProperties:
 
     @property
     def is_over(self: _CancelResult) -> bool:
-        """Whether nothing is left to wait for: the task has ended, or there was none."""
+        """Whether there is nothing to wait for: the task has ended, or no task was running."""
         return not self.is_recorded or (self.task is not None and self.task.has_ended)
 
 

@@ -58,7 +58,7 @@ class Attempts:
         pause = backoff_seconds(self._failures, error)
         if (
             not self._can_repeat
-            # Not AgentUnreachableError, because that cancellation is recorded.
+            # AgentUnreachableError is not repeated, because its cancellation is already recorded.
             or not isinstance(error, UnavailableError | RateLimitedError)
             or self._failures > self._max_retries
             or pause >= self.remaining_seconds()

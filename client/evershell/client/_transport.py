@@ -1,8 +1,8 @@
 """Sends calls and reads streams with gRPC, for the asynchronous and the synchronous client.
 
-Only these pairs, and the credential in `_options.py`, are written once for each client. The rest of
-the synchronous client is generated from the asynchronous one, which replaces the first name of each
-pair by the second.
+Only the pairs in this module, and the credential in `_options.py`, are written separately for the
+two clients. The rest of the synchronous client is generated from the asynchronous one: the
+generator replaces the first name of each pair with the second.
 """
 
 import asyncio
@@ -30,13 +30,15 @@ Headers = list[tuple[str, str]]
 
 
 async def async_token_of(credential: AsyncCredential) -> Any:
-    """The token. A callable may return it, or an awaitable of it. It is not checked."""
+    """The token of the credential: a callable may return it, or an awaitable of it. Does not check
+    it.
+    """
     token = credential() if callable(credential) else credential
     return await token if inspect.isawaitable(token) else token
 
 
 def token_of(credential: AsyncCredential) -> Any:
-    """The token, which a callable may return. It is not checked."""
+    """The token of the credential, which a callable may return. Does not check it."""
     return credential() if callable(credential) else credential
 
 
@@ -84,7 +86,7 @@ class AsyncTransport:
         return AsyncStream(self, call, idle_seconds)
 
     def failure(self, error: BaseException) -> BaseException:
-        """The error of the client that one of ERRORS stands for."""
+        """Turns one of ERRORS into an error of the client."""
         # gRPC cancels the calls of a channel that is closed. A caller may cancel its own task, too.
         task = asyncio.current_task()
         if self._is_closed and not (task and task.cancelling()):
@@ -142,7 +144,7 @@ class Transport:
         return Stream(self, call, idle_seconds)
 
     def failure(self, error: Exception) -> Exception:
-        """The error of the client that one of ERRORS stands for."""
+        """Turns one of ERRORS into an error of the client."""
         if self._is_closed:
             return ClientClosedError("The client is closed.")
         return from_rpc_error(error) if isinstance(error, grpc.RpcError) else error

@@ -20,7 +20,7 @@ _LISTS = ("required",)
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a list. `next_page_token` is None on the last one."""
+    """One page of a list. `next_page_token` is None on the last page."""
 
     items: tuple[T, ...]
     next_page_token: str | None
@@ -28,7 +28,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one attempt. A call that is repeated has several."""
+    """The answer to one attempt. A call that is repeated gets several answers."""
 
     rpc: str
     """The method of the API, for example `CancelTask`."""

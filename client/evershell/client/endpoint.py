@@ -14,7 +14,7 @@ from evershell.version import VERSION
 
 URL_VARIABLE = "EVERSHELL_URL"
 _PORTS = {"https": 443, "http": 80}
-# A name, or an address of IPv4 or IPv6.
+# A host name, or an IPv4 or IPv6 address.
 _HOST = re.compile(r"[a-z0-9._:%-]+")
 
 
@@ -114,7 +114,7 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Notices a peer that has vanished, so that a watch reconnects.
         ("grpc.keepalive_time_ms", 30_000),
-        # Only the client repeats calls, by its own rules.
+        # gRPC must not repeat calls: the client itself does so, by its own rules.
         ("grpc.service_config_disable_resolution", 1),
         # A proxy from the environment could not connect to this machine.
         ("grpc.enable_http_proxy", 0 if endpoint.is_loopback else 1),

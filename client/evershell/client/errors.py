@@ -1,7 +1,7 @@
 """The errors of the client. All are EvershellError.
 
 A call that failed raises the class of its code, which is a CallError. The codes are the closed set
-of error.proto, without those that only callers of REST can get.
+of error.proto, without the codes that only callers of REST can get.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,8 @@ class CallError(EvershellError):
     Attributes:
         code: The member of the closed set of codes, for example `workspace_not_found`.
         message: Human-readable. Names the resource, its state and what to do next.
-        request_id: Identifies the call in the log of the service; empty if it did not reach it.
+        request_id: Identifies the call in the log of the service; empty if the call did not reach
+            the service.
         details: The facts of the failure, by name. The properties below give the common ones.
         is_from_service: False if the service did not describe the failure, for example because
             the connection broke. The code then follows from the gRPC code, and the call may or may
@@ -174,7 +175,7 @@ class WorkspaceNotFoundError(CallError):
 
 
 class TaskNotFoundError(CallError):
-    """The workspace has no such task, or the organization no such parent.
+    """The workspace has no such task, or the organization has no such parent task.
 
     Check the ids of the task and of its workspace.
     """
@@ -294,13 +295,13 @@ class NotFoundError(CallError):
 
 
 class MethodNotAllowedError(CallError):
-    """The service does not have this method. It may be older than the client."""
+    """The service does not have this method, because it may be older than the client."""
 
     code = "method_not_allowed"
 
 
 class IdempotencyConflictError(CallError):
-    """The idempotency key belongs to another request of the caller, within the last 24 hours.
+    """The caller has already used the idempotency key for another request within the last 24 hours.
 
     Use a new key for a new request.
     """
@@ -327,7 +328,7 @@ class WebhookNotFoundError(CallError):
 
 
 class TooManyWebhooksError(CallError):
-    """The organization, or the task, has as many webhooks as it may have.
+    """The organization or the task already has the maximum number of webhooks.
 
     Delete a webhook that is not needed, or use one for several purposes.
     """
@@ -345,7 +346,7 @@ class ParentNotRunningError(CallError):
 
 
 class TreeLimitReachedError(CallError):
-    """The tree has as many levels, or as many tasks that have not ended, as it may have.
+    """The tree already has the maximum number of levels, or of tasks that have not ended.
 
     Nothing was submitted. Wait until tasks of the tree have ended, or submit to a task of a higher
     level.

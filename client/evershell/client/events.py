@@ -16,7 +16,7 @@ from evershell.client.types import TaskStatus, Usage
 
 
 class EventType(StrEnum):
-    """The type of an event, which has the name of its payload."""
+    """The type of an event: the name of its payload."""
 
     UNSPECIFIED = "unspecified"
     """A value that this version of the client does not know."""
@@ -36,7 +36,7 @@ class ModelCallStatus(StrEnum):
     """How a model call ended."""
 
     UNSPECIFIED = "unspecified"
-    """Recorded by a release without this field; the model replied."""
+    """Recorded by an earlier release, which did not have this field; the model replied."""
     COMPLETED = "completed"
     """The model replied."""
     INTERRUPTED = "interrupted"
@@ -50,24 +50,24 @@ class ToolStatus(StrEnum):
     UNSPECIFIED = "unspecified"
     """A value that this version of the client does not know."""
     EXITED = "exited"
-    """It ran until it exited; `exit_code` has its exit code."""
+    """The tool ran until it exited; `exit_code` has its exit code."""
     TIMED_OUT = "timed_out"
-    """It reached its time limit and was ended."""
+    """The call reached its time limit and was ended."""
     INTERRUPTED = "interrupted"
-    """A forced cancellation interrupted it."""
+    """A forced cancellation interrupted the call."""
     NOT_RUN = "not_run"
-    """It could not be run; `output` says why."""
+    """The tool could not be run; `output` says why."""
 
 
 class WorkStopped(StrEnum):
     """Whether every process that a task started is known to have ended."""
 
     UNSPECIFIED = "unspecified"
-    """A value that this version of the client does not know."""
+    """Recorded by an earlier release, which did not have this field."""
     YES = "yes"
-    """All of them have ended."""
+    """All processes have ended."""
     UNKNOWN = "unknown"
-    """Some may still run: their machine could not be asked."""
+    """Some processes may still run: their machine could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ class TaskSubmitted(Result):
     max_iterations: int
     submitted_by: str
     parent_task_id: str | None = None
-    """The task whose child it is; None for none."""
+    """The parent of the task; None if it has no parent."""
     root_task_id: str | None = None
-    """The task at the root of its tree; None if it has no parent."""
+    """The task at the root of the tree; None if the task has no parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,22 +141,23 @@ class ModelCall(Result):
     """The text that the model wrote. For an interrupted call: the text received so far, which is
     empty if the endpoint does not stream."""
     input_tokens: int
-    """Tokens as reported by the endpoint; 0 if it reported none. Most endpoints report tokens only
-    at the end of an answer."""
+    """Input tokens as reported by the endpoint; 0 if it reported none. Most endpoints report tokens
+    only at the end of an answer."""
     output_tokens: int
     duration_ms: int
     status: ModelCallStatus
     cached_input_tokens: int | None = None
-    """Parts of `input_tokens` that have their own price, as far as they were reported: tokens read
-    from a cache, tokens written to a cache, tokens written to a cache that keeps them for an hour,
-    and audio."""
+    """The part of `input_tokens` that was read from a cache; None if it was not reported."""
     cache_write_tokens: int | None = None
+    """The part of `input_tokens` that was written to a cache; None if it was not reported."""
     cache_write_1h_tokens: int | None = None
-    """A part of `cache_write_tokens`."""
+    """The part of `cache_write_tokens` that the cache keeps for an hour; None if not reported."""
     input_audio_tokens: int | None = None
+    """The part of `input_tokens` that was audio; None if it was not reported."""
     reasoning_tokens: int | None = None
-    """Parts of `output_tokens`."""
+    """The part of `output_tokens` that was reasoning; None if it was not reported."""
     output_audio_tokens: int | None = None
+    """The part of `output_tokens` that was audio; None if it was not reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +191,10 @@ class ToolCall(Result):
 
 @dataclass(frozen=True, slots=True)
 class IterationCompleted(IterationCompletedProperties, Result):
-    """A model call has ended, and its tool calls if it made some.
+    """A model call and the tool calls that it asked for have ended.
 
     A tool call is never recorded without its result. An iteration whose model call was interrupted
-    has no tool call and is the last of its task.
+    has no tool calls and is the last iteration of its task.
     """
 
     _message_type: ClassVar[type[Message]] = event_pb2.IterationCompleted
@@ -204,8 +205,8 @@ class IterationCompleted(IterationCompletedProperties, Result):
     tool_call: ToolCall | None = None
     """The first tool call. None if the model called no tool."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """If there are several tool calls, all of them, including the first, in the order in which they
-    began. Otherwise empty. Several may have run at the same time."""
+    """If there are several tool calls: all of them, including the first, in the order in which they
+    began. Otherwise empty. Tool calls may have run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +222,10 @@ class CancelIntent(Result):
     requested_at: datetime | None = None
     reason: str = ""
     force_at: datetime | None = None
-    """When the iteration is interrupted if it still runs. If None, it is not interrupted."""
+    """The time at which the cancellation interrupts an iteration that is still running. If None, it
+    does not interrupt the iteration."""
     force_requested_by: str | None = None
-    """Who set `force_at`, possibly in a later call, as in `requested_by`."""
+    """Who set `force_at`, possibly in a later call. It has the form of `requested_by`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,24 +245,24 @@ class TaskCompleted(Result):
 
     status: TaskStatus
     forced: bool = False
-    """True if its last iteration was interrupted."""
+    """True if the last iteration of the task was interrupted."""
     iterations: int = 0
     usage: Usage = field(default_factory=Usage)
     result: str = ""
     """The agent's final answer or, if the task ended early, the partial result."""
     end_reason: str = field(default="", metadata=named("reason"))
-    """Why it ended with this status, human-readable."""
+    """Why the task ended with this status, human-readable."""
     cancel: CancelIntent | None = None
-    """Set if its cancellation was recorded."""
+    """Set if a cancellation of the task was recorded."""
     work_stopped: WorkStopped = WorkStopped.UNSPECIFIED
     """Whether every process that the task started is known to have ended."""
     iteration_lost: bool = False
-    """True if the task ended during an iteration that is not on record. As in Task."""
+    """True if the task ended during an iteration that is not in the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskLimitApproached(Result):
-    """The task has used 80 % of a limit of tokens or cost, and has not reached it.
+    """The task has used at least 80 % of a limit of tokens or cost, but has not reached the limit.
 
     There is at most one such event for each limit of a task.
     """
@@ -270,7 +272,8 @@ class TaskLimitApproached(Result):
     limit: str
     """The name of the field in TaskLimits: `max_total_tokens` or `max_cost`."""
     used: str
-    """What the task has used, and the limit, as decimal numbers: of tokens, or of USD."""
+    """How much the task has used, as a decimal number: of tokens, or of USD. `maximum` has the
+    limit, in the same unit."""
     maximum: str
 
 
@@ -305,7 +308,7 @@ class EventOf(Result, Generic[Kind, Payload]):
     task_id: str | None
     """None for events of the workspace itself."""
     request_id: str | None
-    """The call that caused it; None if the agent or the fleet controller caused it."""
+    """The call that caused the event; None if the agent or the fleet controller caused it."""
     trace_id: str | None
     """The W3C trace id of the call, 32 hex digits."""
     payload: Payload

@@ -28,16 +28,16 @@ from evershell.client._properties import (
 
 
 class CancelOutcome(StrEnum):
-    """What a cancellation found."""
+    """What `cancel` found."""
 
     UNSPECIFIED = "unspecified"
     """A value that this version of the client does not know."""
     ACCEPTED = "accepted"
     """This call recorded the cancellation."""
     ALREADY_REQUESTED = "already_requested"
-    """It was recorded before; the requester, time and reason of the first call stay."""
+    """An earlier call recorded the cancellation; its requester, time and reason stay."""
     ALREADY_FINISHED = "already_finished"
-    """`task_id` names a task that had ended; `task.status` says how."""
+    """The task that `task_id` names had already ended; `task.status` says how."""
     NO_ACTIVE_TASK = "no_active_task"
     """The workspace is idle or suspended: no task runs."""
 
@@ -48,19 +48,19 @@ class TaskStatus(TaskStatusProperties, StrEnum):
     UNSPECIFIED = "unspecified"
     """A value that this version of the client does not know."""
     SUBMITTED = "submitted"
-    """Recorded; the agent has not received it yet."""
+    """The task is recorded; the agent has not received it yet."""
     DELIVERED = "delivered"
-    """The agent has received it and has not begun it."""
+    """The agent has received the task and has not begun it."""
     RUNNING = "running"
-    """The agent works on it."""
+    """The agent is working on the task."""
     COMPLETED = "completed"
-    """Ended: the agent finished it."""
+    """Ended: the agent finished the task."""
     FAILED = "failed"
-    """Ended: it could not be finished; `end_reason` says why."""
+    """Ended: the task could not be finished; `end_reason` says why."""
     CANCELLED = "cancelled"
-    """Ended: a cancellation was recorded before its end."""
+    """Ended: a cancellation was recorded before the task ended."""
     DELIVERY_FAILED = "delivery_failed"
-    """Ended: the agent could not be reached, so it never began."""
+    """Ended: the agent could not be reached, so the task never began."""
 
 
 class TaskPhase(StrEnum):
@@ -78,23 +78,23 @@ class WorkspaceStatus(StrEnum):
     UNSPECIFIED = "unspecified"
     """A value that this version of the client does not know."""
     PROVISIONING = "provisioning"
-    """Its agent is being started and has not registered yet."""
+    """The workspace's agent is being started and has not registered yet."""
     IDLE = "idle"
-    """Its agent is waiting for a task."""
+    """The workspace's agent is waiting for a task."""
     BUSY = "busy"
-    """Its agent is working on `current_task_id`."""
+    """The workspace's agent is working on `current_task_id`."""
     STOPPING = "stopping"
-    """Its agent is being ended."""
+    """The workspace's agent is being ended."""
     STOPPED = "stopped"
-    """`stop_workspace` has stopped it; it has no agent."""
+    """`stop_workspace` has stopped the workspace, which has no agent."""
     FAILED = "failed"
-    """Its agent died or could not start; `status_reason` says why. `resume_workspace` starts a new
-    one."""
+    """The workspace's agent died or could not start; `status_reason` says why. `resume_workspace`
+    starts a new agent."""
     SUSPENDED = "suspended"
-    """It has no agent: it was idle for a long time, or its agent was ended because it did not
-    interrupt a task in time. Its files stay. The next task wakes it."""
+    """The workspace has no agent: it was idle for a long time, or its agent did not interrupt a
+    task in time and was ended. The files stay. The next task starts a new agent."""
     DELETING = "deleting"
-    """`delete_workspace` is removing it, with its tasks, events and files."""
+    """`delete_workspace` is removing the workspace with its tasks, events and files."""
 
 
 class TaskOutcome(StrEnum):
@@ -105,9 +105,9 @@ class TaskOutcome(StrEnum):
     ACCEPTED = "accepted"
     """This call recorded the cancellation."""
     ALREADY_REQUESTED = "already_requested"
-    """It was recorded before; the requester, time and reason of the first call stay."""
+    """An earlier call recorded the cancellation; its requester, time and reason stay."""
     MATCHED = "matched"
-    """A dry run: without it, the call would have recorded the cancellation."""
+    """In a dry run: without `dry_run`, the call would have recorded the cancellation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,29 +118,29 @@ class TaskLimits(Result):
     _message_type: ClassVar[type[Message]] = task_pb2.TaskLimits
 
     max_duration: timedelta | None = None
-    """Since the task was started. More than 0 s. At most 2,592,000 seconds."""
+    """The maximum time since the start of the task. More than 0 s. At most 2,592,000 seconds."""
     max_total_tokens: int | None = None
-    """Input and output tokens of all model calls, checked after each iteration. 1 to
-    1,000,000,000,000."""
+    """The maximum number of input and output tokens of all model calls together, checked after each
+    iteration. 1 to 1,000,000,000,000."""
     force_after: timedelta | None = None
     """Interrupts an iteration that still runs this long after a limit was reached. If None, the
     iteration ends normally. At most 86,400 seconds."""
     max_cost: Decimal | None = None
-    """What all model calls have cost, in USD, checked after each iteration. More than 0. If an
-    agent uses a model without a price, its task is cancelled when the first call of that model is
-    committed. At most 1,000,000 USD."""
+    """The maximum cost of all model calls together, in USD, checked after each iteration. More than
+    0. If an agent uses a model without a price, its task is cancelled when the first call of that
+    model is committed. At most 1,000,000 USD."""
     include_descendants: bool = False
-    """Only for a task without a parent: the other limits count for the task and all its descendants
-    together, and the service cancels all of them. Checked every second, even after the end of the
-    task."""
+    """Only for a task without a parent: the other limits then apply to the task and all its
+    descendants together, and at a limit the service cancels them all. The limits are checked every
+    second, even after the task itself has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFilter(Result):
-    """Which tasks a call is about.
+    """Which tasks a call applies to.
 
-    A task matches if it matches every field that is set. At least one has to be set, and none may
-    be empty: a filter without fields is refused.
+    A task matches if it matches every field that is set. At least one field must be set, and no
+    field may be empty.
     """
 
     _message_type: ClassVar[type[Message]] = workspace_service_pb2.TaskFilter
@@ -172,8 +172,8 @@ class Usage(Result):
     model_calls: int = 0
     tool_calls: int = 0
     cost: Decimal | None = None
-    """What the model calls have cost, in USD: the tokens that the agent has reported, at the prices
-    that the service has. None if it is unknown, because a model had no price."""
+    """The cost of the model calls in USD: the tokens that the agent has reported, at the prices
+    that the service has. None if the cost is unknown because a model had no price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,41 +191,43 @@ class Task(TaskProperties, Result):
     iterations: int = 0
     """Number of committed iterations."""
     max_iterations: int = 0
-    """A task that has not finished after this many iterations ends `failed`."""
+    """The maximum number of iterations. A task that has not finished by then ends `failed`."""
     created_at: datetime | None = None
     started_at: datetime | None = None
-    """When the agent began it; None before that."""
+    """When the agent began the task; None until then."""
     completed_at: datetime | None = None
-    """When it ended; None before that."""
+    """When the task ended; None until then."""
     cancel_requested_at: datetime | None = None
-    """When its cancellation was recorded; None if it was not cancelled."""
+    """When the cancellation of the task was recorded; None if no cancellation is recorded."""
     cancel_requested_by: str | None = None
-    """The user id or API key id of the first requester; `system:limit` for a limit of the task."""
+    """Who first asked for the cancellation: a user id, an API key id, `agent:` and the id of an
+    agent's workspace, or `system:limit`."""
     cancel_reason: str = ""
     """The reason that the first requester gave."""
     cancel_force_at: datetime | None = None
-    """When its iteration is interrupted if it still runs. If None, it is not interrupted."""
+    """The time at which the cancellation interrupts an iteration that is still running. If None, it
+    does not interrupt the iteration."""
     forced: bool = False
-    """True if its last iteration was interrupted."""
+    """True if the last iteration of the task was interrupted."""
     end_reason: str = field(default="", metadata=named("reason"))
-    """Why it ended with this status; human-readable, may be empty."""
+    """Why the task ended with this status; human-readable, may be empty."""
     result: str = ""
     """The agent's final answer or, if the task ended early, the partial result."""
     usage: Usage = field(default_factory=Usage)
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The metadata given to `submit_task`."""
     submitted_by: str | None = None
-    """The user id or API key id of the caller who submitted it, or `agent:` and the id of the
-    workspace of the agent that did."""
+    """Who submitted the task: a user id, an API key id, or `agent:` and the id of an agent's
+    workspace."""
     limits: TaskLimits | None = None
-    """The limits given to `submit_task`; None without any."""
+    """The limits given to `submit_task`; None if none were given."""
     parent_task_id: str | None = None
-    """The task whose child it is; None for none."""
+    """The parent of the task; None if it has no parent."""
     root_task_id: str | None = None
-    """The task at the root of its tree: its own id if it has no parent."""
+    """The task at the root of the tree; the task's own id if it has no parent."""
     iteration_lost: bool = False
-    """True if an iteration was reported or in progress when the agent was lost. The iteration is
-    not on record. `usage` includes what the agent had reported of it."""
+    """True if an iteration was reported or in progress when the agent was lost. That iteration is
+    not in the log. `usage` includes what the agent had reported about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,17 +239,19 @@ class CancelResult(CancelResultProperties, Result):
     workspace_id: str
     outcome: CancelOutcome
     task_id: str | None = None
-    """None if there is no active task."""
+    """The task that the call is about; None if there is no active task."""
     requested_at: datetime | None = None
-    """When the cancellation was recorded; None if none was."""
+    """When the cancellation was recorded; None if no cancellation is recorded."""
     requested_by: str | None = None
-    """The user id or API key id of the first requester."""
+    """Who first asked for the cancellation: a user id, an API key id, `agent:` and the id of an
+    agent's workspace, or `system:limit`."""
     reason: str = ""
     """The reason that the first requester gave."""
     task: Task | None = None
     """The current state of the task."""
     descendants_cancelled: int = 0
-    """With `include_descendants`: the descendants whose cancellation this call recorded."""
+    """With `include_descendants`: the number of descendants whose cancellation this call
+    recorded."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 
@@ -267,19 +271,18 @@ class SubmittedTask(Result):
 
 @dataclass(frozen=True, slots=True)
 class RunningCall(Result):
-    """A model call or a tool call that runs."""
+    """A model call or a tool call that is running."""
 
     _message_type: ClassVar[type[Message]] = task_pb2.RunningCall
 
     phase: TaskPhase
     """`model_call` or `tool_call`."""
     name: str = ""
-    """The name of the model or of the tool. Empty for a model that is not known before it
-    answers."""
+    """The name of the model or of the tool. Empty if the model is not known until it answers."""
     arguments: str = ""
     """The arguments of a tool call, as in ToolCall: the first 4 KiB."""
     duration_ms: int = 0
-    """How long it has run."""
+    """How long the call has run."""
     output: str = ""
     """The last 8 KiB of what a command has printed, or of what a model has written so far. Empty
     for a tool that is not a command, and for a model that does not stream."""
@@ -287,9 +290,9 @@ class RunningCall(Result):
 
 @dataclass(frozen=True, slots=True)
 class CurrentIteration(Result):
-    """What a task does now.
+    """What a task is doing now.
 
-    Its texts are what the agent reports, without the keys of the agent.
+    The texts come from the agent, which removes its own keys from them.
     """
 
     _message_type: ClassVar[type[Message]] = task_pb2.CurrentIteration
@@ -297,12 +300,13 @@ class CurrentIteration(Result):
     workspace_id: str
     task_id: str
     number: int = 0
-    """Counts from 1, as in IterationCompleted. 0 if the task has not begun or has ended."""
+    """The number of the iteration, from 1, as in IterationCompleted. 0 if the task has not begun or
+    has ended."""
     phase: TaskPhase | None = None
-    """The phase of the call that has begun last."""
+    """The phase of the call that began last."""
     calls: tuple[RunningCall, ...] = ()
-    """The calls that run, in the order in which they began, at most 16. Empty while none runs, and
-    if the agent cannot report its calls."""
+    """The running calls in the order in which they began, at most 16. Empty if no call is running,
+    or if the agent cannot report its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,22 +322,23 @@ class Workspace(Result):
     """The name given to `create_workspace`, human-readable."""
     status: WorkspaceStatus = WorkspaceStatus.UNSPECIFIED
     status_reason: str = ""
-    """Why it has this status; human-readable, may be empty."""
+    """Why the workspace has this status; human-readable, may be empty."""
     created_by_user_id: str | None = None
-    """The user who created it; None if it was created with an API key."""
+    """The user who created the workspace; None if it was created with an API key."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
     current_task_id: str | None = None
-    """The task that its agent is working on, or is started for; None if there is none."""
+    """The task that the agent is working on, or is being started for; None if there is none."""
     epoch: int = 0
-    """Counts the starts of its agent, from 1. Calls of agents of older epochs have no effect."""
+    """Counts the agents that were started for the workspace, from 1. Calls of agents of earlier
+    epochs have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry(Result):
-    """One authenticated call of a method that changes something, allowed or refused.
+    """One authenticated call, allowed or refused, of a method that changes something.
 
-    It never changes.
+    An entry never changes.
     """
 
     _message_type: ClassVar[type[Message]] = audit_pb2.AuditEntry
@@ -357,9 +362,10 @@ class AuditEntry(Result):
     task_id: str | None = None
     """The task that the call named or changed; may be None."""
     outcome: str = ""
-    """The outcome of `cancel`, `dry_run` of `cancel_tasks`, `ok`, or the slug of the error.
-    `caller_gone` if the caller went away before the answer. An allowed call whose agent could not
-    be reached has the outcome that was committed."""
+    """How the call ended. Success: the outcome of `cancel`, `dry_run` for a dry run of
+    `cancel_tasks`, otherwise `ok`. Failure: the slug of the error, or `caller_gone` if the caller
+    went away before the answer. If the agent could not be reached, the entry has the outcome that
+    was committed."""
     reason: str = ""
     """The reason that the caller gave."""
     request_id: str = ""
@@ -387,16 +393,17 @@ class CancelTasksResult(Result):
     _message_type: ClassVar[type[Message]] = workspace_service_pb2.CancelTasksResponse
 
     matched: int = 0
-    """The tasks that match and have not ended: the sum of the next three."""
+    """The number of tasks that match and have not ended: the sum of `accepted`, `already_requested`
+    and `remaining`."""
     accepted: int = 0
-    """The tasks whose cancellation this call recorded."""
+    """The number of tasks whose cancellation this call recorded."""
     already_requested: int = 0
-    """The tasks whose cancellation was recorded before."""
+    """The number of tasks whose cancellation an earlier call recorded."""
     remaining: int = 0
-    """The tasks that need a further call."""
+    """The number of tasks that a further call must cancel."""
     results: tuple[CancelledTask, ...] = ()
-    """One for each task: first those that this call was to cancel, then those that were cancelled
-    before, each from the oldest on. At most 1,000."""
+    """One result for each task, at most 1,000: first the tasks that this call was to cancel, then
+    the tasks that earlier calls have cancelled; within each group, the oldest first."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 
@@ -413,11 +420,12 @@ class Hold(Result):
     org_id: str
     on_hold: bool = False
     held_by: str | None = None
-    """The user id or API key id of the caller who put it on hold first; None without a hold."""
+    """The user id or API key id of the caller who put the organization on hold; None if it is not
+    on hold."""
     held_since: datetime | None = None
-    """When it was put on hold; None without a hold."""
+    """When the organization was put on hold; None if it is not on hold."""
     reason: str = ""
-    """The reason that this caller gave."""
+    """The reason that the caller in `held_by` gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,18 +437,19 @@ class HoldResult(Result):
     hold: Hold
     """The hold in force."""
     accepted: int = 0
-    """With `cancel_running`: the tasks whose cancellation this call recorded."""
+    """With `cancel_running`: the number of tasks whose cancellation this call recorded."""
     already_requested: int = 0
-    """The tasks whose cancellation was recorded before and that have not ended."""
+    """With `cancel_running`: the number of tasks that an earlier call has cancelled and that have
+    not ended."""
     remaining: int = 0
-    """The tasks that are not cancelled yet."""
+    """With `cancel_running`: the number of tasks that a further call must cancel."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallerInfo(Result):
-    """Who calls, as the credential of the call says."""
+    """The caller, as its credential describes it."""
 
     _message_type: ClassVar[type[Message]] = caller_pb2.Caller
 

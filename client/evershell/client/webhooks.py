@@ -20,12 +20,13 @@ class DeliveryStatus(StrEnum):
     UNSPECIFIED = "unspecified"
     """A value that this version of the client does not know."""
     PENDING = "pending"
-    """Some events are not delivered yet. They are sent, or sent again, until they are."""
+    """Some events are not delivered yet. The service sends them, and repeats attempts that fail."""
     DELIVERED = "delivered"
     """All events are delivered."""
     FAILED = "failed"
-    """An event could not be delivered for 24 hours, or the webhook is disabled. A new event of the
-    task, or `webhooks.replay`, makes it pending again, unless the webhook is disabled."""
+    """An event could not be delivered for 24 hours, or the webhook is disabled. `webhooks.replay`
+    makes the delivery pending again. So does a new event of the task, unless the webhook is
+    disabled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +48,13 @@ class Webhook(Result):
     description: str = ""
     """Human-readable."""
     created_by: str = ""
-    """The user id or API key id of the caller who created it."""
+    """The user id or API key id of the caller who created the webhook."""
     created_at: datetime | None = None
     previous_secret_expires_at: datetime | None = None
-    """Until when requests are also signed with the secret that was replaced; None if they are
-    not."""
+    """Until when requests are also signed with the previous secret; None if they are not."""
     disabled_at: datetime | None = None
-    """Since when nothing is sent, because the receiver answered 410 Gone; None if events are sent.
-    `webhooks.replay` enables it again."""
+    """When the webhook was disabled because its receiver answered 410 Gone; None if the webhook is
+    enabled. `webhooks.replay` enables it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,9 @@ class CreatedWebhook(Result):
 
     webhook: Webhook
     secret: str = field(default="", repr=False)
-    """Signs the requests to the webhook: `whsec_` and base64, as in Standard Webhooks. Empty in the
-    answer to a repeat of the call: use `webhooks.rotate` if you do not have it."""
+    """The secret that signs the requests to the webhook: `whsec_` and base64, as in Standard
+    Webhooks. Empty in the answer to a repeated call: if you do not have the secret, call
+    `webhooks.rotate`."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 
@@ -91,9 +92,9 @@ class ReplayResult(Result):
     _message_type: ClassVar[type[Message]] = workspace_service_pb2.ReplayWebhookResponse
 
     replayed: int = 0
-    """The deliveries that this call made pending."""
+    """The number of deliveries that this call made pending again."""
     remaining: int = 0
-    """The failed deliveries that need a further call."""
+    """The number of failed deliveries that a further call must replay."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 
@@ -102,8 +103,8 @@ class ReplayResult(Result):
 class WebhookDelivery(Result):
     """How far the events of one task were delivered to one webhook.
 
-    Events are delivered in the order of their `seq`. Those that follow an event that was not
-    delivered wait for it.
+    Events are delivered in the order of their `seq`. An event that could not be delivered holds
+    back the events after it.
     """
 
     _message_type: ClassVar[type[Message]] = webhook_pb2.WebhookDelivery
@@ -113,13 +114,14 @@ class WebhookDelivery(Result):
     task_id: str = ""
     status: DeliveryStatus = DeliveryStatus.UNSPECIFIED
     delivered_seq: int = 0
-    """The events up to this `seq` are delivered, or were not to be delivered."""
+    """Everything that had to be delivered up to this `seq` is delivered."""
     last_seq: int = 0
     """The `seq` of the last event that is to be delivered."""
     attempts: int = 0
-    """Attempts to deliver the next event, all of which have failed. 0 once it is delivered."""
+    """The number of attempts to deliver the next event, all of which have failed. 0 again once that
+    event is delivered."""
     last_error: str = ""
-    """Why the last attempt failed; empty if it did not."""
+    """Why the last attempt failed; empty if it did not fail."""
     last_attempt_at: datetime | None = None
     """When the last attempt ended; None if there was none."""
     next_attempt_at: datetime | None = None

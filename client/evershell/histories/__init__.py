@@ -10,12 +10,12 @@ so the files of several processes of one machine are one history.
     {"at": 1.3, "webhook_id": "wh_1", "delivery": {…}}          an event that a receiver got
 
 For each workspace, search.py looks for an order of the calls in which every answer is right by the
-model in model.py. A call that was answered before another one began comes before it. A task may end
-at any moment, because no call shows when. A call that was answered `unavailable` may have its
-effect until LATE_SECONDS later, and a call without an answer at any later time. streams.py judges
-watchers and webhooks.
+model in model.py. A call that was answered before another call began comes before that call. A task
+may end at any moment, because no call shows when. A call that was answered `unavailable` may have
+its effect until LATE_SECONDS later, and a call without an answer at any later time. streams.py
+judges watchers and webhooks.
 
-A history has to have every call that changes its workspaces. These wrong answers are not found:
+A history must contain every call that changes its workspaces. These wrong answers are not found:
 
 - Calls on several workspaces (holds, CancelTasks, lists, trees) are split: each workspace gets its
   part, with the times of the whole call. So a list may show two workspaces at two moments, and a

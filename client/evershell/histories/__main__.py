@@ -1,4 +1,6 @@
-"""`python -m evershell.histories FILE…`: judges files as one history. Exits 1 if it is wrong."""
+"""`python -m evershell.histories FILE…`: judges files as one history. Exits with 1 if the history
+is wrong.
+"""
 
 import sys
 from pathlib import Path

@@ -8,7 +8,7 @@ from typing import Any
 from evershell.histories.lines import Call, History
 from evershell.histories.model import CANCELLED, TERMINAL, Effect, Fact, Operation
 
-# An organization and a workspace. The workspace is empty for calls that need none.
+# An organization and a workspace. The workspace is empty for calls that do not need one.
 Place = tuple[str, str]
 
 # How long a call may still take effect after an error that leaves its effect open. A call without
@@ -244,7 +244,7 @@ class _Splitter:
             return
         task = str(call.arguments.get("task_id", ""))
         if call.error == _GONE and call.name == "DeleteWorkspace":
-            # To delete a deleted workspace succeeds, so this answer is always wrong.
+            # Deleting a deleted workspace succeeds, so this answer is always wrong.
             self._facts(call, here, Fact("never"))
         elif call.error == "workspace_busy":
             self._facts(call, here, Fact("active", str(call.details.get("task_id", ""))))
@@ -291,7 +291,7 @@ class _Splitter:
                 self._everywhere(call, Effect.RELEASE, is_optional=True)
 
     def _seen(self, place: Place, event: Mapping[str, Any], at: float, source: object) -> None:
-        """Adds what the event says, which is true from then on."""
+        """Adds the facts of the event, which are true from then on."""
         if task := event.get("task_id"):
             fact = Fact("submitted", task)
             if event["type"] == "task_submitted":
@@ -299,7 +299,7 @@ class _Splitter:
             if event["type"] == "task_completed":
                 fact = Fact("ended", task, event["task_completed"]["status"])
             elif event["type"] == "task_cancel_requested":
-                # The task may have ended since, but only as cancelled.
+                # The task may have ended since then, but only as cancelled.
                 fact = Fact("asked or ended", task, CANCELLED)
             self.claims.operations[place].append(Operation(source, at, at, facts=(fact,)))
 

@@ -63,7 +63,7 @@ def _two_ends(operations: Sequence[Operation]) -> Iterator[tuple[str, list[Opera
 
 
 def _with_submission(few: Sequence[Operation], operations: Sequence[Operation]) -> list[Operation]:
-    """Adds the submission of its task to an answer that is wrong by itself."""
+    """If a single answer is wrong by itself, adds the submission of the answer's task."""
     tasks = {task for each in few for task in each.tasks()} if len(few) == 1 else ()
     submissions = [each for each in operations if each.effect is Effect.SUBMIT]
     return [*(each for each in submissions if each.task in tasks), *few]

@@ -66,7 +66,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All calls and deliveries, in the order of time."""
+    """All calls and deliveries, ordered by time."""
 
     calls: list[Call]
     deliveries: list[Delivery]

@@ -55,7 +55,7 @@ class Effect(Enum):
 
 
 class Fact(NamedTuple):
-    """What an answer says about a workspace at one moment."""
+    """A fact that an answer tells about a workspace at one moment."""
 
     # A key of FACTS.
     name: str
@@ -89,7 +89,7 @@ FACTS: Mapping[str, Callable[[State, str], bool]] = {
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """What a call does to one workspace, or says about it: an effect, or facts."""
+    """What a call does to one workspace (an effect), or says about it (facts)."""
 
     # The call, or the event that a watcher or a webhook got.
     source: object
@@ -102,7 +102,9 @@ class Operation:
     is_optional: bool = False
 
     def tasks(self, *, known: bool = False) -> Iterator[str]:
-        """The tasks that it names. With `known`, leaves out tasks that the answer calls missing."""
+        """The tasks that the operation names. With `known`, leaves out tasks that the answer calls
+        missing.
+        """
         if self.task:
             yield self.task
         for fact in self.facts:
@@ -110,7 +112,7 @@ class Operation:
                 yield fact.task
 
     def holds(self, state: State) -> bool:
-        """Whether its facts are true in this state."""
+        """Whether the operation's facts are true in this state."""
         return all(FACTS[name](state, task) for name, task, _ in self.facts)
 
 
@@ -132,8 +134,8 @@ class Tasks:
     status: dict[str, str] = field(default_factory=dict)
     # The tasks that the service itself may cancel.
     limited: frozenset[str] = frozenset()
-    # The tasks without an answered submission, with the end of the first operation that names each.
-    # Tasks whose `seq` is known are in the order of their `seq`.
+    # Maps each task without an answered submission to the end of the first operation that names it.
+    # Tasks whose `seq` is known come in the order of their `seq`.
     orphans: dict[str, float] = field(default_factory=dict)
     seqs: Mapping[str, int] = field(default_factory=dict)
     # How many open or later operations name each task.

@@ -15,7 +15,7 @@ class Recorder:
 
     def __init__(self, path: Path, since: float = 0.0) -> None:
         """Counts times from `since`, which is a time of the monotonic clock."""
-        # Python buffers no line, so none is lost if the process is killed.
+        # Python does not buffer the lines, so no line is lost if the process is killed.
         self._file = path.open("a", buffering=1)
         self._serial = itertools.count(1)
         self._writing = threading.Lock()

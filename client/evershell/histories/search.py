@@ -1,11 +1,11 @@
 """Looks for an order of the operations of a workspace in which every answer is right.
 
-This is the search of Wing and Gong, with the memory of Lowe. It goes through the beginnings and
-ends of operations in the order of time. It keeps pairs: a state, and the set of open operations
-that have had their effect. A pair that two orders reach is followed once. When an operation ends,
-the pairs in which it cannot have had its effect are dropped. If no pair is left, there is no order.
-The costs depend on how many operations overlap: while none is open, the pairs differ only in their
-states.
+This is Wing and Gong's linearizability search with Lowe's memoization. It goes through the
+beginnings and ends of operations in the order of time. It keeps pairs: a state, and the set of open
+operations that have had their effect. A pair that two orders reach is followed only once. When an
+operation ends, the pairs in which it cannot have had its effect are dropped. If no pair is left,
+there is no order. The costs depend on how many operations overlap: while none is open, the pairs
+differ only in their states.
 """
 
 import math
@@ -23,7 +23,7 @@ from evershell.histories.model import (
     possible_tasks,
 )
 
-# A state, and the open operations that have happened, as bits.
+# A state, and the set of open operations that have happened, as a bit mask.
 _Pair = tuple[State, int]
 _NOTHING = Known()
 
@@ -122,7 +122,7 @@ class _Search:
         for new in by_itself(state, self._tasks):
             yield new, self._noted(new, done)
         for group in groups:
-            # Of several operations that do the same, tries only the one that ends first.
+            # If several operations have the same effect, tries only the operation that ends first.
             bit = next((each for each in group if not done & each), 0)
             if not bit:
                 continue
@@ -139,7 +139,9 @@ class _Search:
         return done
 
     def _alike(self) -> Iterator[list[int]]:
-        """Groups the open effects: optional effects that do the same share a group."""
+        """Groups the open effects: optional effects that change the state in the same way share a
+        group.
+        """
         groups: dict[object, list[int]] = {}
         for bit, operation in self._effects.items():
             key: object = (operation.effect, operation.task) if operation.is_optional else bit
@@ -154,7 +156,7 @@ class _Search:
         return sum(bit for bit, each in self._effects.items() if each.is_optional)
 
     def _best(self, pairs: set[_Pair], optional: int) -> set[_Pair]:
-        """Drops each pair for which another one is as good."""
+        """Drops each pair that another pair can replace."""
         by_state: dict[State, list[int]] = {}
         for state, done in pairs:
             by_state.setdefault(state, []).append(done)
@@ -169,7 +171,8 @@ class _Search:
 def _is_as_good(other: int, done: int, optional: int) -> bool:
     """Whether a pair replaces another one with the same state.
 
-    At least the same required operations have happened, and no additional optional ones.
+    In the other pair, at least the same required operations have happened, and no additional
+    optional operations.
     """
     return not done & ~optional & ~other and not other & optional & ~done
 
@@ -196,7 +199,7 @@ def _tasks(operations: Iterable[Operation], known: Known) -> Tasks:
 
 
 def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
-    """Reduces answers that no order explains to a smallest part that no order explains.
+    """Reduces a set of answers that no order explains to a smallest part that no order explains.
 
     The calls of the other answers still count: they may have had their effects.
     """

@@ -8,7 +8,7 @@ from typing import Any
 from evershell.histories.claims import Seen
 from evershell.histories.lines import Call, Delivery, History
 
-# A rule, and what contradicts it.
+# A rule, and the operations that contradict it.
 Contradiction = tuple[str, list[object]]
 _Key = tuple[str, int]
 
@@ -26,7 +26,7 @@ class _Entry:
 
 
 def contradictions(history: History) -> Iterator[Contradiction]:
-    """Yields what watchers and webhooks must not have got."""
+    """Yields the contradictions in what watchers and webhooks got."""
     logs: dict[str, dict[int, _Entry]] = defaultdict(dict)
     for call in history.calls:
         if call.messages:

@@ -60,11 +60,11 @@ type Request = { $typeName?: string; taskId?: string; wait?: { seconds?: bigint;
 type Unary = (request: Request, options: CallOptions) => Promise<unknown>;
 
 /**
- * A client of an evershell service, over gRPC-Web. It has a method for each RPC, which throws
- * CallError, and the two below.
+ * A client of an evershell service, over gRPC-Web. It has a method for each RPC, and the two methods
+ * below. A call that fails throws CallError.
  *
- * A call is repeated, within `timeoutMs` (10 s), while the service is unavailable or limits the
- * rate, if the repeat has no other effect. A cancellation that names no task is never repeated.
+ * Within `timeoutMs` (10 s), a call is repeated while the service is unavailable or its rate limit is
+ * exceeded, if a repeat has no second effect. A cancellation that names no task is never repeated.
  */
 export interface Client extends Calls {}
 
@@ -104,7 +104,7 @@ export class Client {
       const request = { workspaceId, reason, wait, ...(result ? { taskId: result.taskId } : first) };
       try {
         const answer = await this.cancelTask(request, { signal });
-        // Later calls repeat the first one, so its outcome is kept.
+        // Later calls repeat the first one, so the outcome of the first call is kept.
         const { outcome, descendantsCancelled } = result ?? answer;
         result = { ...answer, outcome, descendantsCancelled };
         failingSince = undefined;
@@ -112,7 +112,7 @@ export class Client {
         if (!(thrown instanceof CallError)) throw thrown;
         const { code, details } = thrown;
         if (code === "agent_unreachable" && details.intentRecorded && details.taskId) {
-          // Whether this call or an earlier one recorded it is not known.
+          // It is not known whether this call or an earlier one recorded the cancellation.
           const outcome = Outcome.already_requested;
           result ??= create(CancelTaskResponseSchema, { workspaceId, taskId: details.taskId, outcome });
           failingSince = undefined;

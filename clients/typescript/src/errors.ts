@@ -39,7 +39,7 @@ export class CallError extends Error {
     super(message, { cause });
   }
 
-  /** The error that a call of Connect has thrown. */
+  /** Converts what a call of Connect has thrown. */
   static from(thrown: unknown): CallError {
     const error = ConnectError.from(thrown);
     if (error.cause instanceof CallError) return error.cause;
@@ -52,7 +52,7 @@ export class CallError extends Error {
       : new CallError(codeOf(error), error.rawMessage, undefined, id, info !== undefined, thrown);
   }
 
-  /** The error that is the last message of a stream. */
+  /** Converts the error in the last message of a stream. */
   static ofStream({ code, message, details, requestId }: ErrorMessage): CallError {
     const name = Error_ErrorCode[code] ?? "";
     return new CallError(isErrorCode(name) ? name : "internal", message, detailsOf(details ?? {}), requestId);

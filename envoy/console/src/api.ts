@@ -35,9 +35,10 @@ export const api = createClient<paths>({
 });
 api.use(authorize);
 
-// Envoy renews a session whose access token has expired, with the next call. Calls in parallel would
-// use the refresh token more than once, and the provider may then revoke the session. So the calls of
-// all tabs are made one after another, from shortly before the expiry until one has renewed the session.
+// When the access token of a session has expired, Envoy renews the session with the next call.
+// Parallel calls would use the refresh token more than once, and the provider might then revoke the
+// session. So the calls of all tabs are made one after another, from shortly before the expiry
+// until a call has renewed the session.
 export async function fetchInTurn(request: Request): Promise<Response> {
   if (!isExpiring()) return fetch(request);
   return navigator.locks.request("evershell-session", { signal: request.signal }, async () => {
@@ -73,7 +74,7 @@ export function noAnswer(error: unknown): unknown {
   return new Failure(NO_CONNECTION, "The service did not answer.", "", 0);
 }
 
-// Converts an answer with an error to a Failure. After a 401, the user has to sign in again.
+// Converts an answer with an error to a Failure. After a 401, the user must sign in again.
 export function refusal(response: Response, body: unknown, usedToken: string): Failure {
   const envelope = withVisibleDirections((body ?? {}) as Partial<Schemas["ErrorEnvelope"]>).error;
   const failure = new Failure(

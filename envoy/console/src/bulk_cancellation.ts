@@ -11,7 +11,7 @@ import { count } from "./text";
 // How many times a call that the service could not answer is repeated.
 const ATTEMPTS = 6;
 const FOLLOW_MS = 1_000;
-// The most tasks that a filter can name.
+// The maximum number of tasks that a filter can name.
 const MOST_IDS = 1_000;
 
 export type Result = Schemas["CancelTasksResult"];
@@ -22,7 +22,7 @@ export interface BulkState {
   // The first failure. The cancellation does not continue until the person repeats it.
   readonly failure: Failure | null;
   readonly accepted: number;
-  // Tasks whose cancellation was recorded before.
+  // Tasks that had been cancelled before this cancellation.
   readonly before: number;
   // How long it took to record all cancellations; null until then.
   readonly recordedMs: number | null;
@@ -35,16 +35,16 @@ export interface BulkState {
 // The tasks that match and have not ended.
 export interface Counted {
   readonly matched: number;
-  // Of these, the tasks that are cancelled already.
+  // The matching tasks that are already cancelled.
   readonly before: number;
-  // At most 1,000 for each 1,000 ids.
+  // At most 1,000 results for each 1,000 ids.
   readonly results: readonly Result[];
 }
 
 // The last time that this tab began to cancel all tasks.
 export const lastStop = signal<BulkCancellation | null>(null);
 
-// Counts the tasks with these ids, or all tasks, and cancels none. Throws Failure.
+// Counts the tasks with these ids, or all tasks, without cancelling them. Throws Failure.
 export async function countTasks(
   taskIds: readonly string[] | null,
   signal: AbortSignal,
@@ -120,7 +120,7 @@ export class BulkCancellation {
       let isFirst = true;
       await eachBatch({ ...part, ...cancelFields(this.options) }, (answer) => {
         const known = this.state.peek();
-        // Later answers count the tasks of earlier ones as recorded before.
+        // Later answers count the tasks that earlier answers accepted as recorded before.
         const before = isFirst ? known.before + answer.already_requested : known.before;
         isFirst = false;
         this.change({ accepted: known.accepted + answer.accepted, before });
@@ -166,7 +166,7 @@ async function eachBatch(
     const answer = await untilAnswered(() => read(api.POST("/v1/tasks/cancel", { body })));
     onAnswer(answer);
     remaining = answer.remaining;
-    // Other transactions have locked what remains.
+    // Other transactions have locked the remaining tasks.
     if (remaining > 0 && answer.accepted === 0) await pause(FOLLOW_MS, new AbortController().signal);
   }
 }

@@ -7,7 +7,7 @@ import { FailureNote } from "./failure";
 import { Name } from "./name";
 import { count, seconds } from "./text";
 
-// The tasks that are listed by name.
+// The maximum number of tasks that are listed by name.
 const LISTED = 20;
 const ORDER = ["hold", "cancel", "follow", "done"] as const;
 

@@ -31,9 +31,9 @@ export function CancelDialog({ title, children, onCancel, onClose }: Props) {
 }
 
 interface FormProps {
-  // Put after the fields.
+  // Shown after the fields.
   children: ComponentChildren;
-  // Put before the choices.
+  // Shown before the choices.
   confirmation?: ComponentChildren;
   onCancel: (options: CancelOptions) => void;
 }

@@ -11,7 +11,8 @@ import { describe, type Progress, progressOf } from "./progress";
 import { between, duration, elapsed, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
-// If an agent interrupts its iteration this late, the service ends the agent's work.
+// If an agent has not interrupted its iteration this long after the deadline, the service ends the
+// agent's work.
 const FORCE_MARGIN_MS = 2_000;
 
 export function Cancellation({ open }: { open: OpenWorkspace }) {
@@ -193,7 +194,7 @@ function useTick(isOn: boolean): void {
   }, [isOn]);
 }
 
-// The log announces the events; this announces what only the answer says.
+// The log announces its events. This function announces what only the answer to the call says.
 function useAnnouncedChanges(progress: Progress, call: CancelCall | null): void {
   const outcome = call?.outcome ?? "";
   const isRecorded = progress.requestedAt !== null;

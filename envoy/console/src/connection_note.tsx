@@ -15,7 +15,7 @@ export function ConnectionNote() {
   );
 }
 
-// Not part of the alert: a screen reader would say it every second.
+// The time is not part of the alert: a screen reader would announce it every second.
 function Age() {
   if (!lastAnswer.value) return null;
   const age = elapsed(now.value - lastAnswer.value);

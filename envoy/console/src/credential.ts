@@ -25,7 +25,7 @@ async function follow(signal: AbortSignal): Promise<void> {
     try {
       caller.value = await read(api.GET("/v1/caller", { signal }));
     } catch {
-      // The pages say that the service does not answer.
+      // Nothing to do: the pages say that the service does not answer.
       await pause(REPEAT_MS, signal);
     }
   }

@@ -5,7 +5,7 @@ import { useLayoutEffect, useRef } from "preact/hooks";
 interface Props {
   title: string;
   children: ComponentChildren;
-  // Called by Escape. Without it, the dialog cannot be left.
+  // Called when Escape is pressed. Without this function, Escape does not close the dialog.
   onClose?: (() => void) | undefined;
 }
 

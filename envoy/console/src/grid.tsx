@@ -1,5 +1,5 @@
-// The rows of the list. Only those in view are in the document, so that thousands of rows scroll
-// smoothly. All rows have the same height, so their positions need no library.
+// The rows of the list. Only the rows in view are in the document, so that thousands of rows scroll
+// smoothly. All rows have the same height, so their positions are computed without a library.
 import { computed, signal } from "@preact/signals";
 import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
@@ -43,7 +43,8 @@ const activeIndex = computed(() => {
 // Whether the active row gets the focus when it is drawn next.
 const isDue = signal(false);
 
-// Gives the focus to the first row, or to the row that had it before. Returns whether there is one.
+// Gives the focus to the first row, or to the row that had it before. Returns whether the list has
+// such a row.
 export function enter(isFirst: boolean): boolean {
   const list = shown.peek();
   const row = isFirst ? list[0] : list.find((each) => each.workspace.id === active.peek());

@@ -21,7 +21,7 @@ export async function followHold(signal: AbortSignal): Promise<void> {
       const found = await read(api.GET("/v1/hold", { signal }));
       if (changes === before) hold.value = found;
     } catch {
-      // The list and the page of a workspace say that the service does not answer.
+      // Nothing to do: the list and the page of a workspace say that the service does not answer.
     }
     await pause(FOLLOW_MS, signal);
   }

@@ -1,4 +1,5 @@
-// Keys of a whole page. They do nothing while a person types, or while a dialog is open.
+// Keyboard shortcuts of a whole page. They do nothing while a person types, or while a dialog is
+// open.
 import { useLayoutEffect } from "preact/hooks";
 
 export function useKeys(actions: Record<string, () => void>): void {

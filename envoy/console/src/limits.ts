@@ -33,7 +33,7 @@ export function isByLimit(cancel: Schemas["CancelIntent"]): boolean {
 
 const REQUESTER = "system:limit";
 
-// A duration in JSON is a number of seconds that ends in s.
+// A duration in JSON is a number of seconds, followed by `s`.
 function duration(text: string): string {
   const seconds = Number.parseFloat(text);
   return seconds < 60 ? `${number(seconds)} s` : elapsed(seconds * 1_000);

@@ -6,11 +6,11 @@ export interface Progress {
   // When the cancellation was recorded; null if none was.
   requestedAt: string | null;
   cancel: Schemas["CancelIntent"] | null;
-  // When the iteration is interrupted; null if it is not.
+  // When the iteration is interrupted; null if it is not to be interrupted.
   forceAt: string | null;
   // The iteration that was in flight, once it has ended.
   iteration: WorkspaceEvent | null;
-  // Whether the task ended during an iteration that is not on record.
+  // Whether the task ended during an iteration that is not in the log.
   isLost: boolean;
   end: Schemas["TaskCompleted"] | null;
   endedAt: string | null;

@@ -1,5 +1,5 @@
-// What a task does now: the phase of its iteration, and the calls that run, with the end of their
-// output.
+// What a task is doing now: the phase of its iteration, and the running calls, with the end of
+// their output.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { api, read, type Schemas, type Task } from "./api";
 import { now, serverNow } from "./clock";

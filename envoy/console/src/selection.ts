@@ -62,8 +62,8 @@ export const counts = computed<ReadonlyMap<Filter, number>>(() => {
   return new Map([...found].filter(([each, all]) => all > 0 || each === "all" || each === filter.value));
 });
 
-// The workspaces whose tasks "Cancel these" cancels: the selected ones, or those that the list shows
-// if it shows a part.
+// The workspaces whose tasks "Cancel these" cancels: the selected ones or, if the list shows only a
+// part, the ones that it shows.
 export const targets = computed<readonly Row[]>(() => {
   const isPart = text.value.trim() !== "" || filter.value !== "all";
   const meant = chosen.value.size

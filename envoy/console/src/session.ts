@@ -3,15 +3,15 @@ import { signal } from "@preact/signals";
 import type { Schemas } from "./api";
 import type { Failure } from "./failure";
 
-// The token, or COOKIES; empty before the user has signed in. It is in memory only, so that it never
-// is on the disk: browsers write sessionStorage to it. After a reload the user signs in again, with
-// the browser's password manager if it has the token.
+// The token, or COOKIES; empty before the user has signed in. It is only in memory, because
+// browsers write sessionStorage to the disk. After a reload the user signs in again, with the
+// browser's password manager if it has the token.
 export const token = signal("");
 
 // Stands for a session of an identity provider: its tokens are in cookies that no script can read.
 export const COOKIES = "cookies";
 
-// Where such a session begins and ends; empty without a provider.
+// Where a session of an identity provider begins and ends; empty if there is no provider.
 export interface Provider {
   sign_in?: string;
   sign_out?: string;

@@ -14,7 +14,7 @@ import { useFollowedList } from "./workspaces";
 export function StopPage() {
   const heading = useRef<HTMLHeadingElement>(null);
   useEffect(() => heading.current?.focus(), []);
-  // For the names of the tasks.
+  // The list has the names that the page shows for the tasks.
   useFollowedList();
   const bulk = lastStop.value;
   const begin = (options: CancelOptions, hold: boolean) => {

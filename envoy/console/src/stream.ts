@@ -11,7 +11,7 @@ import { withVisibleDirections } from "./text";
 // The service sends a comment after 15 s without an event. A connection that is silent for longer
 // is lost, even if the browser has not noticed.
 const SILENCE_MS = 25_000;
-// Statuses at which trying again changes nothing.
+// Statuses after which a retry would fail as well.
 const FINAL = [400, 403, 404];
 
 export interface Follower {

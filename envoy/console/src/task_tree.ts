@@ -13,7 +13,7 @@ const ENDED_MS = 10_000;
 const MOST = 200;
 
 export class TaskTree {
-  // The newest ones, the newest first.
+  // The newest tasks of the tree, newest first.
   readonly tasks = signal<readonly Task[]>([]);
   readonly hasMore = signal(false);
   // The last cancellation that failed.
@@ -27,7 +27,7 @@ export class TaskTree {
         await this.refresh(signal);
         failures = 0;
       } catch {
-        // The page of the workspace shows that the service does not answer.
+        // Nothing to do: the page of the workspace shows that the service does not answer.
         failures += 1;
       }
       const isOpen = this.tasks.peek().some((each) => !each.completed_at);

@@ -1,7 +1,7 @@
-// How values are written on the pages.
+// Formats values for the pages.
 import type { Schemas } from "./api";
 
-// Making a format takes longer than using it.
+// The formats are kept, because making a format takes longer than using it.
 const TIME = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
 const DATE_AND_TIME = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 

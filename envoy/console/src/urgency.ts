@@ -26,8 +26,8 @@ export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
   return found;
 }
 
-// The order in which a person looks at workspaces: those with a problem, then those whose task has
-// run for the longest, then the others, newest change first.
+// The order in which a person looks at workspaces: first the workspaces with a problem, then the
+// workspaces whose tasks have run for the longest time, then all others, newest change first.
 export function urgency(row: Row): number {
   const { workspace, since } = row;
   const [trouble] = troublesOf(row);

@@ -30,7 +30,7 @@ export class TaskDeliveries {
         await this.refresh(signal);
         failures = 0;
       } catch {
-        // The page of the workspace shows that the service does not answer.
+        // Nothing to do: the page of the workspace shows that the service does not answer.
         failures += 1;
       }
       const isPending = this.deliveries.peek().some((each) => each.status === "pending");

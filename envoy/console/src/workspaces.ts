@@ -25,7 +25,7 @@ const SHARE = 0.5;
 
 export interface Row {
   workspace: Workspace;
-  // The number of its page in the list.
+  // The number of the workspace's page in the list.
   page: number;
   // The current task; null if there is none, or it has not been read yet.
   task: Task | null;
@@ -44,7 +44,7 @@ const known = new Map<string, Row>();
 let tasks: ReadonlyMap<string, Task> = new Map();
 // The token of each page that has been read.
 let tokens = [""];
-// Whether the rows will be published.
+// Whether the rows will be published at the next drawing.
 let isDue = false;
 let publishedAt = 0;
 

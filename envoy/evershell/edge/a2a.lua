@@ -1,5 +1,5 @@
--- Puts the HTTP status and the error of an answer into place on the routes of A2A. Runs after the
--- transcoder, instead of envelope.lua.
+-- Sets the HTTP status and the error of an answer on the routes of A2A. Runs after the transcoder,
+-- instead of envelope.lua.
 --
 -- A2A writes an error as a google.rpc.Status (https://google.aip.dev/193). The server has put it and
 -- its HTTP status into two headers, which the header_mutation filter removes. The edge's own errors

@@ -1,4 +1,4 @@
--- Puts the HTTP status and the error envelope of an answer into place. Runs after the transcoder.
+-- Sets the HTTP status and the error envelope of an answer. Runs after the transcoder.
 --
 -- A success costs a few look-ups: its grpc-status is in the trailers, which this filter does not
 -- read. There is no function for requests, so Envoy runs no Lua for them.
@@ -40,8 +40,8 @@ local function name_invalid_value(handle)
   end
 end
 
--- Says whether to repeat a call that failed without an answer of the service. An answer of the
--- service says so itself. The metadata of the route says whether the call can be repeated.
+-- Tells the caller whether to repeat a call that failed without an answer of the service. An answer
+-- of the service says so itself. The metadata of the route says whether the call can be repeated.
 local function advise(handle, headers, status)
   local repeatable = handle:metadata():get("repeatable")
   if repeatable == false then

@@ -37,7 +37,8 @@ class Console:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on(
             "console",
-            # A browser logs each answer with an error, which a test may have provoked.
+            # A browser logs each answer with an error status. A test may have provoked such an
+            # answer.
             lambda message: (
                 self.problems.append(message.text)
                 if message.type in ("error", "warning")

@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 
 class Named:
-    """Workspaces with a name in common, by which the list is filtered."""
+    """Workspaces whose names have a part in common, by which the list is filtered."""
 
     def __init__(self, stack: Stack, name: str) -> None:
         self.stack = stack
@@ -63,11 +63,11 @@ def test_what_is_wrong_is_first(console: Console, stack: Stack, named: Named) ->
     expect(console.rows.nth(1).locator(".cost")).to_have_text("$1.50")
     expect(console.rows.nth(2).locator(".badge")).to_have_text("over its limit")
     eventually(lambda: names(console) == wanted, 30)
-    # A chip shows only the workspaces with its problem.
+    # A chip filters the list for the workspaces with the chip's problem.
     console.page.get_by_role("button", name="cancelling too long").click()
     expect(console.rows).to_have_count(1)
     assert names(console) == ["late"]
-    # One call reads all tasks.
+    # The list reads all tasks with one call.
     assert not [each.url for each in console.requests if "/tasks/" in each.url]
 
 

@@ -1,4 +1,4 @@
-"""The page that stops everything offers what the credential may do."""
+"""The page that stops everything offers only what the credential permits."""
 
 import re
 

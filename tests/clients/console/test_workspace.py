@@ -26,7 +26,7 @@ def test_times_are_those_of_the_service(
     console.cancel()
     waiting = console.cancellation.locator(".step.now")
     expect(waiting).to_contain_text(re.compile(r"in flight [\d.]+ m?s"))
-    # A time that stood still would be wrong too.
+    # The shown time must also advance.
     expect(waiting).to_contain_text(re.compile(r"in flight [1-9]\d*\.\d s"))
     gate.open()
     expect(console.step("Cancelled")).to_be_visible()
@@ -39,7 +39,7 @@ def test_an_iteration_is_interrupted_at_once(
     task_id = workspace.begin(gate.command)
     console.show(workspace)
     console.cancel()
-    # There is nothing to cancel again.
+    # The task cannot be cancelled a second time.
     expect(console.page.get_by_role("button", name=re.compile("^Cancel"))).to_have_count(0)
     console.cancellation.get_by_role("button", name="Interrupt it now").click()
     expect(console.step("Cancelled, interrupted")).to_be_visible()

@@ -19,7 +19,7 @@ RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
 SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", RUNBOOKS, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# The names in expressions of a metric of each type.
+# The names under which a metric of each type appears in expressions.
 SUFFIXES = {
     "counter": ("_total",),
     "histogram": ("_bucket", "_count", "_sum"),
@@ -33,7 +33,7 @@ OUTCOMES = re.compile(r'outcome[=!]~"([^"]*)"')
 
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
-    """The names of the series of all programs."""
+    """The names of the series that all programs export."""
     metrics = Metrics()
     metrics.watch_pool(dict)
     metrics.watch_log(lambda: 0)
@@ -102,7 +102,7 @@ def test_the_page_of_the_objectives_has_the_expressions_of_rules_and_dashboard()
     targets = [target["expr"] for panel in PANELS for target in panel["targets"]]
     for query, recorded in zip(queries, ("cancel_task_errors", "cancel_signals_late"), strict=True):
         share = " ".join(query.split())
-        # Only the alerts need the floors of the rates.
+        # Only the alerts need lower bounds for the rates.
         rule = RECORDED[f"evershell:{recorded}:ratio_rate1h"]
         without_floor = re.sub(r"clamp_min\((.*?\)), 0\.0?1\)", r"\1", rule)
         assert share == without_floor.replace("[1h]", "[30d]")

@@ -12,20 +12,20 @@ from markdown_it.token import Token
 
 from tests.support.stack import ROOT
 
-# As GitHub does it: letters, digits, hyphens and underscores remain.
+# GitHub's rule for anchors: letters, digits, hyphens and underscores remain.
 _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
 # What a link to a file of code can name.
 _NAME = {
     ".py": re.compile(r"^ *(?:async )?(?:def|class) (\w+)", re.MULTILINE),
     ".sql": re.compile(r"\b(?:FUNCTION|INDEX|CONSTRAINT) (\w+)"),
 }
-# A rule of tests/faults/mutations, or a history of tests/histories/test_wrong.py.
+# The name of a rule in tests/faults/mutations, or of a history in tests/histories/test_wrong.py.
 _RULE = re.compile(r'\brule\(\s*"([^"]+)"|^    "([^"]+)": \($', re.MULTILINE)
 _ID = re.compile(r'<a id="([^"]+)"></a>')
 
 
 def documents() -> list[Path]:
-    """The Markdown files under version control, and the new ones."""
+    """The Markdown files under version control, and new Markdown files."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     found = (ROOT / name for name in listed.stdout.split())

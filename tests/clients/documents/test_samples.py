@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_samples_pass_mypy_strict(tmp_path: Path) -> None:
     for page in PAGES:
         for number, block in enumerate(documents.blocks(page.read_text())):
-            # A block with a reason is only a part of a program.
+            # A block that gives a reason for not being run is only a part of a program.
             if block.language == "python" and not block.reason:
                 (tmp_path / f"{page.stem.replace('-', '_')}_{number}.py").write_text(block.text)
     checked = subprocess.run(

@@ -17,13 +17,17 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy(ThreadingTCPServer):
-    """Forwards connections, and cuts the first ones after this many bytes of their answers."""
+    """Forwards connections. Cuts the first connections, each after a given number of bytes of its
+    answers.
+    """
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, target: tuple[str, int], limits: Sequence[int], token: str) -> None:
-        """With a token, adds it to each request: a browser's EventSource cannot send one."""
+        """If there is a token, adds the token to each request: a browser's EventSource cannot send
+        one.
+        """
         super().__init__(("127.0.0.1", 0), _Connection)
         self.target = target
         self.limits = itertools.chain(limits, itertools.repeat(None))
@@ -37,7 +41,7 @@ class Proxy(ThreadingTCPServer):
         self._sockets: set[socket.socket] = set()
 
     def unplug(self) -> None:
-        """Cuts all connections. New ones are closed at once."""
+        """Cuts all connections. From then on, new connections are closed at once."""
         with self._plug:
             self._is_plugged_in = False
             for each in self._sockets:
@@ -49,7 +53,9 @@ class Proxy(ThreadingTCPServer):
 
     @contextmanager
     def connected(self, *ends: socket.socket) -> Iterator[bool]:
-        """Lets `unplug` cut a connection inside the block. Yields False if it has already."""
+        """Lets `unplug` cut a connection inside the block. Yields False if the proxy is already
+        unplugged.
+        """
         with self._plug:
             self._sockets.update(ends)
             is_plugged_in = self._is_plugged_in
@@ -82,7 +88,7 @@ class _Connection(BaseRequestHandler):
             answers.join()
 
     def _noted(self, request: bytes) -> bytes:
-        # A body may come on its own.
+        # A body may arrive without its headers.
         if re.match(rb"[A-Z]+ \S+ HTTP/1", request):
             found = re.search(rb"(?i)\r\nlast-event-id: *(\S+)", request)
             self.server.last_ids.append(found[1].decode() if found else None)
@@ -97,7 +103,7 @@ class _Connection(BaseRequestHandler):
                 if limit is not None and received >= limit:
                     self.request.sendall(part[: len(part) - (received - limit)])
                     self.server.cuts += 1
-                    # Without this, the client would see an end instead of a reset.
+                    # Without this option, the client would see an end instead of a reset.
                     self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                     self.request.shutdown(socket.SHUT_RD)
                     return

@@ -25,7 +25,7 @@ class Asked:
 
     method: str
     principal: Principal | None
-    # None: a workspace and a task that do not exist.
+    # None stands for a workspace and a task that do not exist.
     target: int | None
 
 
@@ -36,11 +36,13 @@ class Checking:
     world: World
     server: Running
     targets: list[Target] = field(default_factory=list)
-    # The task of each of the first workspaces; workspaces that calls create have none.
+    # The tasks of the first workspaces, in the same order. Workspaces that calls create have no
+    # task.
     tasks: list[str] = field(default_factory=list)
     tokens: dict[Principal, str] = field(default_factory=dict)
     made: int = 0
-    # Requests that must have an entry, and calls without a credential that may have none.
+    # The requests that must have an entry, and the number of calls without a credential, which may
+    # have none.
     expected: set[str] = field(default_factory=set)
     unauthenticated: int = 0
 
@@ -143,7 +145,7 @@ class Checking:
         assert entry.outcome == _outcome(asked.method, seen)
 
     async def count(self) -> None:
-        """No call has left a second entry, and no read has left one."""
+        """Checks that each call has left at most one entry, and that reads have left none."""
 
         async def recorded() -> list[AuditEntry]:
             return [each for each in await self._all() if each.outcome != "unauthenticated"]

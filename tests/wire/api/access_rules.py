@@ -15,7 +15,9 @@ METHODS = sorted(method.name for method in _SERVICE.methods)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method needs. Any one of the scopes is enough; without any, no scope is needed."""
+    """What a method needs. Any one of the scopes is enough. If there are none, every caller may
+    call.
+    """
 
     scopes: tuple[str, ...]
     # Whether the request names a workspace, so that `:own` is limited to its creator.
@@ -39,7 +41,7 @@ def _rule(method: Any) -> Rule:
     return Rule(
         tuple(access.scopes),
         on_workspace="workspace_id" in method.input_type.fields_by_name,
-        # REST offers the methods that change nothing with GET, or not at all.
+        # Over REST, a method that changes nothing is called with GET, or is not offered.
         audited=options.Extensions[annotations_pb2.http].WhichOneof("pattern") not in (None, "get"),
         has_own=not access.without_own,
         also=access.also,
@@ -65,10 +67,10 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Principal:
-    """Who calls. An API key belongs to no user, and no credential belongs to no organization."""
+    """A caller. An API key has no user; every credential has an organization."""
 
     org_id: str
-    # None for an API key.
+    # The user's id; None for an API key.
     user_id: str | None
     scopes: frozenset[str]
     actor_id: str
@@ -86,7 +88,7 @@ class Target:
 
 
 def refusal(method: str, principal: Principal | None, target: Target | None) -> str:
-    """The slug with which the call is refused; empty if it is allowed.
+    """The slug with which the call is refused; empty if the call is allowed.
 
     `target` is None if the request names no workspace.
     """
@@ -110,7 +112,7 @@ def required(method: str, principal: Principal) -> set[str]:
     """The scopes that a permission_denied of this method names."""
     scopes, own = RULES[method].scopes, RULES[method].own_scopes
     if set(scopes) <= principal.scopes:
-        # Only the other scope is missing.
+        # The caller lacks only the second required scope.
         return {RULES[method].also, f"{RULES[method].also}:own"}
     # A caller with an `:own` form was refused because someone else created the workspace.
     return set(scopes) if own & principal.scopes else set(scopes) | own

@@ -81,7 +81,7 @@ DETAILS = (
 def bearer(token: str = SECRET, **more: str) -> Metadata:
     """Metadata with this token. `more` is further metadata; underscores stand for hyphens.
 
-    A call with a request id is one that the edge passes on.
+    A call with a request id is a call that the edge has passed on.
     """
     if "x_request_id" in more:
         more.setdefault("x_evershell_host", "x")
@@ -163,7 +163,7 @@ class Running:
     port: int
     server: Server
     stub: "workspace_service_pb2_grpc.WorkspaceServiceAsyncStub"
-    # The entries that the calls did not store themselves.
+    # The queue of audit entries that the calls did not store themselves.
     audit: FakeAuditQueue
     webhooks: FakeWebhookStore
 

@@ -46,7 +46,9 @@ async def test_a_task_has_what_rest_shows(a2a: A2A) -> None:
 
 
 async def test_a_cancelled_task_works_until_its_end_is_committed(a2a: A2A) -> None:
-    """A repeat meanwhile changes nothing. After the end, a task cannot be cancelled."""
+    """Until then, a repeated cancellation changes nothing. After the end, a task cannot be
+    cancelled.
+    """
     first = await a2a.cancel(reason="wrong branch")
     assert first.status.state == a2a_pb2.TASK_STATE_WORKING
     facts = MessageToDict(first.metadata)
@@ -123,7 +125,7 @@ async def test_other_errors_keep_the_slug(a2a: A2A) -> None:
 
 
 async def test_a_subscription_begins_with_the_task_and_ends_with_it(a2a: A2A) -> None:
-    """Events of the log before the subscription are in the task."""
+    """The task includes the events that came before the subscription."""
     await a2a.world.commit(a2a.workspace.id, a2a.task.id, iteration(1, content="I look"))
     stream = aiter(
         a2a.stub.SubscribeToTask(a2a_pb2.SubscribeToTaskRequest(**a2a.named), metadata=headers())

@@ -155,7 +155,7 @@ async def test_a_message_can_bring_its_push_configuration(a2a: A2A) -> None:
 
 
 async def test_a_push_notification_has_one_update(a2a: A2A) -> None:
-    """The update about the end consists of the task with its result."""
+    """The update about the end contains the task with its result."""
     await a2a.world.end(a2a.workspace.id, a2a.task.id, result="found")
     bodies = [
         json.loads(payload(event)[1])

@@ -16,11 +16,11 @@ from tests.wire.api.access_rules import METHODS, RULES, TEMPLATES, Principal
 from tests.wire.api.running import running
 
 SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"]
-# The organization and the creator of each.
+# The organization and the creator of each workspace.
 WORKSPACES = (("org_a", "user_1"), ("org_a", "user_2"), ("org_a", None), ("org_b", "user_1"))
 TARGETS = (*range(len(WORKSPACES)), None)
 SCOPES = sorted({scope for rule in RULES.values() for scope in rule.scopes})
-# None of them grants anything here.
+# None of these scopes grants anything here.
 NO_SCOPES = ("*", "workspace:*", "workspace", "workspace:write:all", "WORKSPACE:READ", "tasks:read")
 KEYS = {f"sk_{org}_{template}": (org, template) for org in ORGS for template in TEMPLATES}
 

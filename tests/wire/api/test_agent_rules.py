@@ -21,7 +21,7 @@ def _commit(task_id: str, *events: TaskEvent) -> CommitEventsRequest:
     return CommitEventsRequest(task_id=task_id, events=events)
 
 
-# One invalid iteration. tests/unit/core/test_agent_rules.py covers the others.
+# One invalid iteration. tests/unit/core/test_agent_rules.py covers the other rules.
 ITERATION = TaskEvent(iteration_completed={"number": 1, "model_call": {"input_tokens": -1}})  # type: ignore[arg-type]
 BREACHES: dict[str, Callable[[str], tuple[str, Message]]] = {
     "an address": lambda task: ("Register", RegisterRequest(address="169.254.169.254:80")),

@@ -42,7 +42,7 @@ async def entry_of(server: Running) -> AuditEntry:
 async def test_every_allowed_call_leaves_an_entry_with_its_change(
     server: Running, world: World
 ) -> None:
-    """The test fails for a new method that is not added here."""
+    """The test fails if a new method is not added here."""
     metadata = bearer(x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
     made = await server.stub.CreateWorkspace(messages.CreateWorkspaceRequest(), metadata=metadata)
     idle = await world.add()
@@ -177,7 +177,7 @@ async def test_a_caller_who_goes_away_leaves_an_uncertain_entry(
         await waiting
     await eventually_async(lambda: server.audit.entries)
     (entry,) = server.audit.entries
-    # The store has the entry already, under the same id.
+    # The store already has an entry with the same id.
     (accepted,) = await stored(world)
     assert (entry.id, entry.outcome) == (accepted.id, "caller_gone")
     assert (accepted.outcome, server.audit.uncertain) == ("accepted", {entry.id})
@@ -188,7 +188,7 @@ async def test_a_flood_of_unauthenticated_calls_leaves_few_entries(server: Runni
     calls = [server.raw(PUBLIC + "CancelTask", bearer("sk_unknown")) for _ in range(200)]
     await asyncio.gather(*calls)
     await eventually_async(lambda: len(server.audit.entries) + server.audit.lost == 200)
-    # A burst of 20, and 20 a second.
+    # The limit is a burst of 20, and then 20 a second.
     assert 20 <= len(server.audit.entries) <= 20 * (1 + time.monotonic() - began)
 
 

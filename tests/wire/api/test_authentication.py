@@ -1,4 +1,4 @@
-"""Which credential opens which service."""
+"""Which credential is valid for which service."""
 
 import json
 from typing import Any
@@ -67,7 +67,9 @@ async def test_a_second_credential_is_refused(server: Running) -> None:
 
 @pytest.mark.parametrize("name", ["x-evershell-org", "x-evershell-actor", "x-evershell-scopes"])
 async def test_a_header_changes_nobodys_identity(server: Running, world: World, name: str) -> None:
-    """A caller of one organization names another one, with its own good credential."""
+    """A caller with a valid credential of one organization names another organization in the
+    headers.
+    """
     foreign = await world.add(org_id="org_b")
     request = CancelTaskRequest(workspace_id=foreign.id)
     for value in ("org_b", "user_1", "workspace:write"):
@@ -78,7 +80,7 @@ async def test_a_header_changes_nobodys_identity(server: Running, world: World, 
 async def test_a_call_knows_its_organization(
     server: Running, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store divides what calls wait for among organizations."""
+    """The store needs the organization of a call, because organizations take turns."""
     known: list[str] = []
     read = world.store.list_workspaces
 
@@ -133,7 +135,7 @@ async def test_a_bootstrap_token_is_spent_when_the_agent_registers(
     server: Running, world: World
 ) -> None:
     made = await world.add(WorkspaceStatus.PROVISIONING)
-    # An answer may be lost, so the agent can ask again.
+    # The first answer may be lost, so the agent can repeat the call.
     for _ in range(2):
         seen = await server.raw(INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
         assert isinstance(seen, bytes)

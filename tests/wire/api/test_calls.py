@@ -126,7 +126,7 @@ async def test_the_server_reads_at_most_a_batch_ahead_of_a_slow_watcher(
     call = server.stub.WatchEvents(request, metadata=bearer())
     stream = aiter(call)
     seqs = [(await anext(stream)).event.seq]
-    # These calls give the server time to read on; the log has 24 MB.
+    # These calls give the server time to read more of the log, which has 24 MB.
     for _ in range(50):
         await server.stub.GetWorkspace(
             messages.GetWorkspaceRequest(workspace_id=busy.id), metadata=bearer()

@@ -50,8 +50,8 @@ class Probe(Interceptor):
     def __init__(self) -> None:
         self.wrapped: Counter[str] = Counter()
         self.calls: list[Call] = []
-        # The values in the core: the trace, the bound of a wait, and the rest of an hour since the
-        # arrival of the call.
+        # What the core sees: the trace, the time limit of a wait, and what is left of an hour since
+        # the call arrived.
         self.seen: list[tuple[str, float, float]] = []
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
@@ -98,7 +98,7 @@ async def test_every_method_of_every_service_passes_every_interceptor(
             # `Reading` refuses the request, which is not a message.
             assert Failed.of(raised.value).slug == "validation_error", path
         assert len(probe.calls) == len(PATHS)
-        # Nothing was composed again for these calls.
+        # The handlers of these calls were not composed again.
         assert dict(probe.wrapped) == dict.fromkeys(PATHS, 1)
 
 
@@ -112,7 +112,7 @@ def test_a_server_with_a_service_that_has_no_kind_of_credential_cannot_be_made()
 
 
 async def test_a_call_without_a_trace_or_a_deadline_has_neither(world: World, probe: Probe) -> None:
-    """A call that has both leaves nothing behind for the next one."""
+    """An earlier call with a trace and a deadline leaves nothing behind for the next call."""
     traced = bearer(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
     async with running(world) as server:
         listing: Any = server.channel.unary_unary(f"{PUBLIC}ListWorkspaces")
@@ -121,7 +121,7 @@ async def test_a_call_without_a_trace_or_a_deadline_has_neither(world: World, pr
     (trace_id, bounded, _), (*plain, left_seconds) = probe.seen
     assert trace_id == "a" * 32 and bounded < 60
     assert plain == ["", 3600.0]
-    # The time of arrival is known nevertheless.
+    # The time of arrival is known even without a deadline.
     assert left_seconds < 3600.0
     assert [call.trace_id for call in probe.calls] == ["a" * 32, ""]
 

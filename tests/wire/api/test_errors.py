@@ -73,7 +73,7 @@ def failure_of(slug: Slug) -> Failure:
     return Failure(slug, f"It is {slug}.", workspace_id="ws_1", status="x", count=2)
 
 
-# A call, its metadata, and whether a repeat of it has no other effect.
+# A call, its metadata, and whether the call can be repeated without a second effect.
 REPEATS = [
     ("CancelTask", messages.CancelTaskRequest(workspace_id="ws_1"), {}, False),
     ("CancelTask", messages.CancelTaskRequest(workspace_id="ws_1", task_id="task_1"), {}, True),
@@ -130,7 +130,7 @@ async def test_each_slug_has_its_status_and_details_over_grpc(
 async def test_each_slug_has_its_status_and_envelope_over_rest(
     server: Running, store: FailingStore, slug: Slug
 ) -> None:
-    """Envoy takes all that it needs from the trailers."""
+    """The trailers contain everything that Envoy needs."""
     store.error = lambda: failure_of(slug)
     seen = await failed(server, x_evershell_edge="rest")
     assert seen.trailers["x-evershell-status"] == str(TABLE[slug][1])
@@ -275,7 +275,7 @@ async def test_a_call_that_its_caller_has_reset_gets_no_status() -> None:
     call = Call(cast(grpc.aio.ServicerContext[Any, Any], Context()), {}, "id", is_rest=True)
     task = asyncio.ensure_future(Errors().wrap(method, refused)(call))
     await asyncio.sleep(0)
-    # gRPC does this when it reports the reset.
+    # gRPC cancels the task when it reports the reset.
     task.cancel()
     await asyncio.wait([task])
     assert (task.cancelled(), sent) == (True, [])
@@ -305,6 +305,6 @@ async def test_a_caller_that_goes_while_a_message_is_sent_is_no_error(
         if is_reported:
             task.cancel()
         await asyncio.wait([task])
-    # Without a report, it was a defect.
+    # A cancellation that gRPC has not reported is a defect.
     assert task.cancelled() is is_reported
     assert [bool(logs), bool(sent)] == [not is_reported] * 2

@@ -65,7 +65,7 @@ async def test_each_event_has_its_seq_and_its_type(server: Running, world: World
 
 
 def test_no_parser_sees_another_line_end() -> None:
-    """Some parsers split lines wherever Unicode does."""
+    """Some parsers split lines at every line separator of Unicode."""
     text = "".join(map(chr, [*range(0x100), 0x2028, 0x2029]))
     payload = {"description": text, "max_iterations": 1, "submitted_by": ""}
     event = Event(
@@ -79,7 +79,7 @@ def test_no_parser_sees_another_line_end() -> None:
 
 
 async def test_the_first_message_opens_an_empty_stream(server: Running, world: World) -> None:
-    """Without it, a browser would not know for 15 s whether it is connected."""
+    """Without this message, a browser would not know for 15 s whether it is connected."""
     idle = await world.add()
     first = await stream(server, idle.id).read()
     assert first == HttpBody(content_type="text/event-stream", data=b"retry: 1000\n")
@@ -94,7 +94,7 @@ async def test_a_quiet_stream_sends_comments(
     await call.read()
     text = "".join([(await call.read()).data.decode() for _ in range(2)])
     assert text == ": heartbeat\n: heartbeat\n"
-    # A library does not report it as an event.
+    # Libraries do not report a comment as an event.
     assert [event.data for event in parsed(f"id: 1\ndata: x\n\n{text}{text}")] == ["x"]
 
 
@@ -104,7 +104,7 @@ async def test_a_quiet_stream_sends_comments(
 async def test_a_stream_resumes_after_the_last_id(
     server: Running, world: World, after: int, last_id: str, expected: int
 ) -> None:
-    """A browser sends the URL of its first call again, with the header."""
+    """To resume, a browser repeats the URL of its first call with the header `last-event-id`."""
     busy, running = await world.add_busy()
     await world.commit(busy.id, running.id, iteration(1))
     call = stream(server, busy.id, after, last_event_id=last_id)

@@ -20,7 +20,7 @@ METHODS = [
     path.rpartition("/")[2]
     for path in sorted(public_methods(with_effect=True, services=[WORKSPACE_SERVICE]))
 ]
-# More than any text may have, and within the size limit of the method.
+# More characters than any text may have, but within the size limit of the method.
 LONG = {"SubmitTask": 120_000}
 USUAL_LONG = 15_000
 OF_KIND = ("null", "wrong type", "empty", "repeated", "unknown", "too long")
@@ -44,8 +44,8 @@ ACCEPTED = {
     ("SubmitTask", "metadata", "empty"): SAME_AS_ABSENT,
     ("SubmitTask", "limits", "empty"): SAME_AS_ABSENT,
 }
-# Over gRPC, a field of another wire type is an unknown field. Of a value that is sent twice, the
-# last one counts (protobuf, "Encoding"); no generated code sends one twice.
+# Over gRPC, a field of another wire type is an unknown field. If a value is sent twice, the last
+# one counts (protobuf, "Encoding"); generated code never sends a value twice.
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Cell:
     """A value for one field of a method."""
 
     method: str
-    # The path of the field: its name, or the name of its message and its own.
+    # The path of the field: its name, or the name of its message and the name of the field.
     path: tuple[str, ...]
     kind: str
     # The body, as a caller of REST sends it.
@@ -140,7 +140,7 @@ def valid(field: FieldDescriptor) -> str:
 
 
 def body(method: str, path: tuple[str, ...], inner: str) -> str:
-    """The body of a request that needs nothing else. `inner` has the field in question."""
+    """The body of a valid request. `inner` has the field in question."""
     for name in reversed(path[:-1]):
         inner = f'{{"{name}": {inner}}}'
     needed = dict(NEEDED.get(method, {}))
@@ -179,7 +179,7 @@ async def check(server: Running, cell: Cell) -> None:
 @pytest.mark.parametrize("method", METHODS)
 async def test_an_unknown_field_is_refused_over_grpc(server: Running, method: str) -> None:
     for unknown in (b"\xfa\x07\x01a", b"\x0d\x00\x00\x00\x00"):
-        # A field that no request has, and the first field with another wire type.
+        # The bytes of a field that no request has, and of the first field with another wire type.
         seen = await server.raw(
             f"/evershell.workspace.v1.WorkspaceService/{method}", bearer(HOLDER), unknown
         )

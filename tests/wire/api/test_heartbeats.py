@@ -1,4 +1,4 @@
-"""Heartbeats on the server: heartbeats of idle agents are handled together."""
+"""The server handles the heartbeats of idle agents together."""
 
 import asyncio
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ GATHER_SECONDS = 0.5
 
 
 class Clock:
-    """The clock of the event loop, which the test sets, and until when each heartbeat waits."""
+    """The clock of the event loop, which the test sets. Records until when each heartbeat waits."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -81,7 +81,7 @@ async def test_a_text_comes_back_as_it_was_sent(
         messages.ListAuditEntriesRequest(workspace_id=idle.id, rpc="CancelTask"), metadata=metadata
     )
     assert [each.reason for each in audit.entries] == [text]
-    # One line a call, and none that the text has made.
+    # There is one line for each call; the text has not added a line.
     assert {line["outcome"] for line in await calls(lines, 5)} == {"ok"}
 
 
@@ -130,5 +130,5 @@ async def test_a_text_in_a_header_is_one_value(
     (entry,) = await world.store.list_audit_entries(permission(), AuditFilter(), None, 9)
     assert (entry.request_id, entry.trace_id) == (text, "")
     assert (entry.org_id, entry.outcome) == (ORG, "no_active_task")
-    # Only what stands after the last comma, which the edge adds.
+    # The log has only the part after the last comma, which the edge adds.
     assert entry.client_address == text.rpartition(",")[2].strip()

@@ -1,4 +1,6 @@
-"""The log line of each call: its fields, its sampling, and that it cannot fail a call."""
+"""The log line of each call: its fields and its sampling. A failure to write the line does not make
+the call fail.
+"""
 
 import asyncio
 from collections.abc import Iterator

@@ -183,7 +183,7 @@ def test_a_limit_is_counted_once_by_its_name(
     locked = replace(locked, task=task)
     events: list[AgentEvent] = [iteration(1), TaskEnded(status=TaskStatus.COMPLETED)]
     metrics.committed(task_lifecycle.commit(locked, 1, task.id, events, NOW))
-    # A caller has cancelled it before, so the limit cancels nothing.
+    # A caller has already cancelled the task, so the limit does not cancel it again.
     cancelled = replace(locked, task=replace(task, cancel=intent()))
     metrics.committed(task_lifecycle.commit(cancelled, 1, task.id, events, NOW))
     lost = replace(locked, task=replace(task, usage=Usage(input_tokens=5, cost_nanos=None)))

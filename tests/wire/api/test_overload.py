@@ -31,7 +31,7 @@ SUBMIT = messages.SubmitTaskRequest(workspace_id="ws_1", description="x")
 LIST = messages.ListTasksRequest(workspace_id="ws_1")
 WATCH = messages.WatchEventsRequest(workspace_id="ws_1")
 DELAY_TASK = "queueing-delay"
-# In the order in which they are refused.
+# The classes of calls, in the order in which a worker that is behind refuses them.
 CLASSES: list[list[tuple[str, Message]]] = [
     [(PUBLIC + "ListTasks", LIST), (PUBLIC + "WatchEvents", WATCH)],
     [(PUBLIC + "SubmitTask", SUBMIT)],
@@ -67,7 +67,7 @@ def delay(clock: Clock) -> QueueingDelay:
 
 
 def measure(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
-    """A measurement that finds this wait."""
+    """A measurement with this wait as its result."""
     delay.begin()
     clock.seconds += seconds
     delay.end()
@@ -120,7 +120,7 @@ def test_the_first_calls_after_a_pause_are_served(delay: QueueingDelay, clock: C
 
 
 def test_a_measurement_in_progress_counts(delay: QueueingDelay, clock: Clock) -> None:
-    """A worker that begins no call at all notices that it is behind."""
+    """A worker that does not begin any call notices that it is behind."""
     delay.begin()
     clock.seconds += 2.1
     assert refused(delay) == [Priority.AGENTS, Priority.OTHERS, Priority.LAST]
@@ -212,7 +212,7 @@ async def test_a_refused_call_has_no_effect_and_no_entry(
     after = await world.store.get_task(busy.id, task.id)
     assert after is not None and after.cancel is None
     assert not server.audit.entries and not world.agents.cancelled
-    # A worker that keeps up again serves calls.
+    # A worker that is no longer behind serves calls.
     measure(delay, clock, 0.01)
     seen = await server.raw(PUBLIC + "CancelTask", bearer(), request.SerializeToString())
     assert isinstance(seen, bytes)
@@ -258,7 +258,7 @@ async def test_a_call_whose_caller_has_gone_does_no_work(
     path: str,
     is_reset: bool,
 ) -> None:
-    """The deadline passes, or the caller resets the call, while it waits for the worker."""
+    """The deadline passes, or the caller resets the call, while the call waits for the worker."""
     busy, task = await world.add_busy()
     asked: list[None] = []
     monkeypatch.setattr(world.store, "_answer", lambda: asked.append(None))
@@ -335,7 +335,7 @@ async def test_a_worker_that_ends_its_measurements_refuses_no_call(
     delay: QueueingDelay, clock: Clock
 ) -> None:
     probe = DelayProbe(delay)
-    # A server that answers nothing.
+    # A server that never answers.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with background.running(probe.run(f"127.0.0.1:{silent.getsockname()[1]}"), "probe"):
             await settle()

@@ -53,7 +53,7 @@ async def call(server: Running, request: Request, token: str = "") -> Any:
 
 @pytest.mark.parametrize("named", ["a\0b", "\n", "'", "", "x" * 129])
 async def test_a_token_names_an_id(server: Running, world: World, named: str) -> None:
-    """Anyone can compute the checksum."""
+    """Anyone can compute the checksum of a token, so the id in it must be checked."""
     listed = b"ListWorkspacesRequest org_a "
     checksum = hashlib.sha256(listed + named.encode()).digest()[:6]
     token = urlsafe_b64encode(checksum + named.encode()).decode().rstrip("=")
@@ -71,7 +71,8 @@ async def test_a_token_continues_its_list_and_no_other(
     for name, (make, items) in lists.items():
         first = await call(server, make(page_size=1))
         tokens[name] = first.next_page_token
-        # Another size, and another caller of the organization, may continue it.
+        # A call with another page size, or by another caller of the organization, may continue the
+        # list.
         rest = await call(server, make(page_size=200, page_token=tokens[name]), OBSERVER)
         whole = await call(server, make(page_size=200))
         assert [*getattr(first, items), *getattr(rest, items)] == list(getattr(whole, items)), name

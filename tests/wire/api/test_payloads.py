@@ -1,4 +1,4 @@
-"""Payloads become the same messages as by ParseDict, for any content.
+"""Payloads become the same messages as with ParseDict, whatever they contain.
 
 PostgreSQL stores no lone surrogates, and ParseDict itself fails on some of them.
 """

@@ -18,7 +18,8 @@ async def test_public_calls_are_refused_while_the_worker_is_not_ready(
 
     assert isinstance(await get(), bytes)
     await server.server.set_serving(serving=False)
-    # Unknown credentials are refused like this too, because they could not be looked up.
+    # Calls with unknown credentials get the same refusal, because the credentials could not be
+    # looked up.
     for credential in (SECRET, "unknown"):
         refused = await get(credential)
         assert isinstance(refused, Failed)

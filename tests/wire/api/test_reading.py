@@ -37,7 +37,7 @@ CANCEL, LIST = f"{PUBLIC}CancelTask", f"{PUBLIC}ListWorkspaces"
 CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
 PROMPT_SECONDS = 30.0
 BODIES = shares.Kind.BODIES
-# The method of WorkspaceService that needs the same scopes.
+# Methods of A2A, each with the method of WorkspaceService that needs the same scopes.
 A2A_LIKE = {
     "SendMessage": "SubmitTask",
     "SendStreamingMessage": "SubmitTask",
@@ -138,7 +138,7 @@ async def test_agents_may_send_larger_requests(server: Running) -> None:
 async def test_an_agent_is_served_one_call_at_a_time_and_few_wait(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other calls wait unread, and a new one is refused. Heartbeats have their own turns."""
+    """The other calls wait unread, and a new call is refused. Heartbeats are served separately."""
     monkeypatch.setattr(reading, "MAX_WAITING_CALLS", 3)
     entered, go_on = list[str](), asyncio.Event()
     transition = world.store.transition
@@ -175,7 +175,8 @@ async def test_an_agent_that_sends_fast_waits_for_its_next_turn(
     began = time.monotonic()
     for _ in range(3):
         await server.raw(commit, agent, unknown_field(500_000))
-    # Two half seconds. A worker without the limit needs a hundredth of it.
+    # The limit makes the calls take two half seconds. Without it, a worker needs a hundredth of
+    # that time.
     assert time.monotonic() - began >= 1.0
 
 
@@ -191,7 +192,7 @@ async def test_a_request_that_does_not_arrive_in_time_is_refused(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
-    # The second one needs the place of the first one.
+    # The second request needs the place of the first one.
     monkeypatch.setattr(shares, "SHARES", dict.fromkeys(shares.Kind, shares.Share(1, 1, 1)))
     seen = await Incomplete(server, CANCEL, bearer()).failure()
     assert (seen.code, seen.slug) == (grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
@@ -202,7 +203,9 @@ async def test_a_request_that_does_not_arrive_in_time_is_refused(
 async def test_slow_requests_beyond_a_share_are_refused_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quick requests of the same credential are served, and slow ones of another."""
+    """Quick requests of the same credential are served, and so are slow requests of another
+    credential.
+    """
     few = {**shares.SHARES, shares.Kind.BODIES: shares.Share(9, 3, 2)}
     monkeypatch.setattr(shares, "SHARES", few)
     metrics = Metrics()
@@ -215,7 +218,7 @@ async def test_slow_requests_beyond_a_share_are_refused_at_once(
         assert [each.slug for each in refused] == ["rate_limited"] * 3
         assert all("RetryInfo" in each.details for each in refused)
         assert await server.raw(LIST, bearer()) == b""
-        # The organization has one more place.
+        # The organization's share has one more place.
         others = [Incomplete(server, LIST, bearer(READER)) for _ in range(2)]
         failures += [asyncio.create_task(each.failure()) for each in others]
         await eventually_async(lambda: in_flight(metrics) == 3)
@@ -232,7 +235,7 @@ async def test_slow_cancellations_have_places_of_their_own(
     monkeypatch.setattr(shares, "SHARES", none)
     seen = await Incomplete(server, CANCEL, bearer()).failure()
     assert seen.slug == "rate_limited" and "slow bodies of cancellations" in seen.message
-    # It may name no task.
+    # The refused cancellation may name no task, so it must not be repeated.
     assert "RetryInfo" not in seen.details and "retry-after" not in seen.trailers
 
 

@@ -36,7 +36,7 @@ async def ask(
         ),
         ("grpc.reflection.v1.ServerReflection", "grpc/reflection/v1/reflection.proto"),
         ("grpc.health.v1.Health", "grpc_health/v1/health.proto"),
-        # Clients read the details of an error with it.
+        # Clients need this message to read the details of an error.
         ("google.rpc.RetryInfo", "google/rpc/error_details.proto"),
     ],
 )

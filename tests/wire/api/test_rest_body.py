@@ -74,7 +74,7 @@ def test_the_path_stands_beside_the_body() -> None:
         assert raised.value.details["fields"] == {name: "has another value than in the path"}
 
 
-# tests/wire/api/test_field_table.py has what every field refuses.
+# tests/wire/api/test_field_table.py tests what every field refuses.
 @pytest.mark.parametrize(
     ("kind", "body", "field"),
     [
@@ -90,7 +90,7 @@ def test_the_path_stands_beside_the_body() -> None:
             '{"filter": {"workspace_ids": ["ws_1", null]}}',
             "filter.workspace_ids[1]",
         ),
-        # Next to another field, it would select more tasks.
+        # An empty field next to another field would select more tasks.
         (
             CancelTasksRequest,
             '{"filter": {"submitted_by": "u", "task_ids": []}}',
@@ -114,7 +114,7 @@ def test_the_path_stands_beside_the_body() -> None:
         (CancelTaskRequest, '{"wait": "10"}', "wait"),
         (CancelTaskRequest, '{"force_after": "\\"}}"}', "force_after"),
         (HoldOrgRequest, '{"cancel_running": "true"}', "cancel_running"),
-        # To read all of them would take the time of other calls.
+        # Reading all of them would delay other calls.
         (CancelTaskRequest, '{"reason": [' + "{}," * 100 + "{}]}", "body"),
         (CancelTaskRequest, "[" * 100_000, "body"),
         (CancelTaskRequest, '{"wait": ' + "9" * 10_000 + "}", "body"),

@@ -1,4 +1,4 @@
-"""A server without rooms, or without one of them."""
+"""A server without optional rooms, or without one of them."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ async def test_the_methods_of_a_room_that_was_removed_are_unimplemented(
     async with running(world, rooms=()) as server:
         answer = await server.raw(method, bearer(a2a_version="1.0"), request)
         assert isinstance(answer, Failed)
-        # Without details of the service, by which the edge knows it.
+        # The answer has no details of the service. The edge recognizes it by that.
         assert (answer.code, answer.status) == (grpc.StatusCode.UNIMPLEMENTED, None)
         assert "x-evershell-error" not in answer.trailers
     async with running(world) as server:
@@ -36,7 +36,7 @@ async def test_the_methods_of_a_room_that_was_removed_are_unimplemented(
 
 
 async def test_a2a_without_webhooks_refuses_push_configurations(world: World) -> None:
-    """A message with one begins no task."""
+    """A message with a push configuration does not begin a task."""
     idle = await world.add()
     config = a2a_pb2.TaskPushNotificationConfig(tenant=idle.id, task_id="task_1", url="https://a.b")
     configuration = {"task_push_notification_config": config}

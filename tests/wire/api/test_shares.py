@@ -24,7 +24,7 @@ from tests.support.world import World, caller
 from tests.wire.api.running import READER, FailingStore, bearer, running
 
 FEW = Share(total=6, organization=4, credential=2)
-# A method of each kind. The kinds of bodies have no method.
+# A method for each kind of calls. The kinds for bodies have no method.
 METHODS = {
     Kind.FIRST: "GetTask",
     Kind.READS: "ListWorkspaces",
@@ -134,7 +134,9 @@ def test_cancellations_and_what_tells_whether_they_worked_are_of_the_first_kind(
 
 
 def test_the_edge_has_the_same_classes() -> None:
-    """The routes of gRPC name the methods. The routes of REST have the same classes."""
+    """Compares the routes of gRPC, which name the methods. The routes of REST have the same
+    classes.
+    """
     generated = json.loads(edge_file("routes.json").read_text())
     routes = {each["match"].get("path"): each["route"] for each in generated["grpc_routes"][5:]}
     every = public_methods(with_effect=True) | public_methods(with_effect=False)

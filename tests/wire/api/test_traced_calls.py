@@ -1,4 +1,4 @@
-"""Which calls get a span, and what their spans say."""
+"""Which calls get a span, and what the spans contain."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 # The refill of the token bucket in envoy/unsolicited_calls.yaml.
 _PER_SECOND = 20
-# No line is longer, even with every field at its maximum length.
+# The maximum length of a line, with every field at its maximum length.
 _LINE_BYTES = 2_000
 CANCEL = "/v1/workspaces/{}/task/cancel"
 
@@ -35,7 +35,7 @@ def quiet_edge(
     with running_edge(
         short_directory(tmp_path_factory), _stub_and_address[1], logs_all=False
     ) as running:
-        # The calls of the start are in the log before a test counts lines.
+        # The calls that the start of the edge makes are in the log before a test counts lines.
         started = Log(running, from_start=True)
         eventually(
             lambda: (
@@ -135,7 +135,7 @@ def health(edge: RunningEdge, client: httpx.Client) -> int:
 
 
 def preflights(edge: RunningEdge, client: httpx.Client) -> int:
-    """Successes of the edge's own, on the path of a gRPC method."""
+    """Calls on the path of a gRPC method that the edge itself answers with a success."""
     headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
     path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
     for _ in range(200):
@@ -186,7 +186,7 @@ def test_every_answer_of_a_worker_is_logged(
         (True, 503, "Unavailable"): 60,
         (False, 200, "OK"): 60,
         (False, 200, "Unavailable"): 120,
-        # 60 of them succeeded over gRPC-Web, whose status is then in the body.
+        # 60 of these calls succeeded over gRPC-Web; the gRPC status of a success is in the body.
         (False, 200, "Unknown"): 120,
     }
 

@@ -81,7 +81,7 @@ def exchange(edge: RunningEdge, sent: bytes) -> Answer:
 
 
 def assert_logged(edge: RunningEdge, answer: Answer) -> None:
-    """The edge logs the request id, even of a request that it could not read."""
+    """Checks that the edge logs the request id, even of a request that it could not read."""
     request_id = answer.header("x-request-id")
     assert request_id
     log = edge.settings.admin_socket.parent / "envoy.log"

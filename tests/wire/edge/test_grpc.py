@@ -50,7 +50,7 @@ def test_a_client_at_the_port_of_rest_learns_the_port_of_grpc(edge: RunningEdge)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
     port = edge.settings.grpc_port
     assert raised.value.details() == f"This port serves REST; gRPC has port {port}."
-    # Other clients get the error of REST.
+    # Clients that do not speak gRPC get the error of REST.
     answer = httpx.post(
         f"{edge.rest_url}/evershell.workspace.v1.WorkspaceService/CancelTask", trust_env=False
     )
@@ -141,7 +141,7 @@ def grpc_status(edge: RunningEdge, header: str, value: bytes) -> Any:
     [
         ("grpc-timeout", ["abc", "", "1", "1x", "-1S", "999999999S", "1S "]),
         ("grpc-encoding", ["foo", "GZIP", "gzip,"]),
-        # These have no meaning in a request, and are removed.
+        # These headers have no meaning in a request, and are removed.
         ("grpc-previous-rpc-attempts", ["x"]),
         ("grpc-retry-pushback-ms", ["x"]),
         ("grpc-status", ["x"]),
@@ -246,7 +246,7 @@ def metadata_of(error: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "metadata", "can_repeat"),
     [
-        # The edge does not know whether it names a task.
+        # The edge does not know whether the call names a task.
         ("CancelTask", (), False),
         ("StopWorkspace", (), False),
         ("DeleteWorkspace", (), True),

@@ -15,7 +15,7 @@ from tests.support.edge.stub import Stub
 from tests.support.metrics import read
 from tests.support.waiting import eventually
 
-# The limit of envoy.yaml.
+# The limit on connections in envoy.yaml.
 CONNECTIONS = 64
 METRIC = re.compile(r"\benvoy_\w+(?=\{)")
 
@@ -50,7 +50,7 @@ def has_metrics(edge: RunningEdge) -> bool:
 def test_silent_connections_are_few_and_callers_cancel(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Such connections do not count towards the limits on connections of callers and on memory,
+    """Silent connections do not count towards the limits on connections of callers and on memory,
     only towards the limit on files.
     """
     soon = {'"idle_timeout": "10s"': '"idle_timeout": "2s"'}

@@ -62,7 +62,8 @@ def test_the_answer_to_head_has_the_length_and_not_the_body(
     edge: RunningEdge, workspace_id: str
 ) -> None:
     path = f"/v1/workspaces/{workspace_id}"
-    # On HTTP/2 the client fails if it receives a body. On HTTP/1.1 it could not tell.
+    # Over HTTP/2, the client fails if it receives a body. Over HTTP/1.1, it would not notice the
+    # body.
     with httpx.Client(
         base_url=edge.rest_url, http1=False, http2=True, trust_env=False, timeout=15
     ) as client:
@@ -83,7 +84,7 @@ def test_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: Stub) 
             if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))
         ]
         lines = answer.iter_lines()
-        # The stub holds the second message back until the first has arrived.
+        # The stub holds back the second message until the first message has arrived.
         assert [next(lines) for _ in range(2)] == ["retry: 1000", "event: task_started"]
         first = json.loads(next(lines).removeprefix("data: "))
         assert first["event"]["seq"] == "5"

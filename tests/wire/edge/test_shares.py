@@ -24,7 +24,7 @@ from tests.support.waiting import eventually, eventually_async
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 HEALTH = "/grpc.health.v1.Health/Check"
 METHOD = "/evershell.workspace.v1.WorkspaceService/CancelTask"
-# The limit of envoy.yaml for each of the two.
+# The limit in envoy.yaml for reflection and for health.
 PLACES = 64
 EXCESS = 16
 OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
@@ -32,7 +32,8 @@ OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 async def reflects(channel: grpc.aio.Channel) -> bool:
     """Whether reflection answers."""
-    # The only message is sent with the call: a later one fails if the call was already refused.
+    # The only message is sent with the call: sending a message later fails if the call was already
+    # refused.
     call: Any = channel.unary_stream(
         REFLECTION,
         reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -58,7 +59,9 @@ async def is_healthy(channel: grpc.aio.Channel) -> bool:
 
 
 def hold(channel: grpc.aio.Channel, method: str, count: int) -> list[Any]:
-    """Calls that are not answered. Each ends after 5 s, or at once if there is no place for it."""
+    """Holds calls that are not answered. Each call ends after 5 s, or at once if there is no place
+    for it.
+    """
     if method == HEALTH:
         health = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service="waits")
@@ -131,7 +134,7 @@ class Multiplexed:
         self.protocol = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
         self.protocol.initiate_connection()
         self._flush()
-        # The edge sends its limit first.
+        # The edge first sends its limit on streams.
         self.receive()
 
     def call(self) -> None:
@@ -170,7 +173,7 @@ class Multiplexed:
 def test_a_connection_has_as_many_calls_as_it_may_and_others_cancel(
     edge: RunningEdge, stub: Stub, is_rest: bool, limit: int
 ) -> None:
-    """All calls of a class go over one connection to the worker, which none of them blocks."""
+    """All calls of a class go over one connection to the worker. No call blocks this connection."""
     port = edge.settings.rest_port if is_rest else edge.settings.grpc_port
     with closing(Multiplexed(port, is_rest=is_rest)) as full:
         for _ in range(limit):
@@ -180,7 +183,7 @@ def test_a_connection_has_as_many_calls_as_it_may_and_others_cancel(
         eventually(lambda: len(stub.seen) == limit)
         assert edge.stat("cluster.control_plane.upstream_rq_active") == limit
         assert httpx.post(edge.rest_url + CANCEL, trust_env=False).status_code == 202
-        # One for each of the classes of calls with a time limit.
+        # One connection for each class of calls with a time limit.
         assert edge.stat("cluster.control_plane.upstream_cx_active") <= 2
         stub.release.set()
         ended = 0

@@ -115,13 +115,13 @@ def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
     renewed = get(provided, "/v1/workspaces/ws_1", cookies=refresh)
     assert renewed.status_code == 200
     assert renewed.cookies["evershell-session"]
-    # Not for a page of another site.
+    # Cookies do not count for a page of another site.
     assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies
 
 
 @pytest.mark.parametrize("changes", [{}, {"url": "https://evil.example/"}])
 def test_the_way_back_leads_to_the_console(provided: RunningEdge, changes: dict[str, str]) -> None:
-    """Nothing authenticates the URL in `state`."""
+    """The URL in `state` is not authenticated, so it must not lead to another site."""
     signed_in = sign_in(provided, **changes)
     assert (signed_in.status_code, signed_in.headers["location"]) == (302, "/console")
     assert signed_in.cookies["evershell-session"]
@@ -133,7 +133,7 @@ def test_cookies_do_not_count_if_one_of_several_headers_names_another_site(
 ) -> None:
     with httpx.Client(base_url=provided.rest_url, trust_env=False) as client:
         headers = [("cookie", OLD_COOKIES), *(("sec-fetch-site", site) for site in sites)]
-        # The filter, which would refuse the old session, is passed.
+        # The call passes the filter, which would refuse the old session.
         assert client.get("/v1/workspaces/ws_1", headers=headers).status_code == 200
 
 
@@ -170,7 +170,7 @@ def test_a_stranger_writes_nothing_into_the_log_of_the_edge(provided: RunningEdg
             answer = get(provided, f"/console/signed-in?{httpx.QueryParams(query)}", "cross-site")
             assert answer.status_code < 500
     path = provided.settings.admin_socket.parent / "envoy.log"
-    # The line of a later call is there.
+    # Waits until the log has the line of a later call.
     eventually(lambda: answer.headers["x-request-id"] in path.read_text())
     log = path.read_text()
     assert "\x1b" not in log
@@ -190,7 +190,7 @@ def test_only_loggers_that_callers_cannot_reach_are_on(provided: RunningEdge) ->
 
 def test_only_the_owner_can_read_the_secret_in_the_configuration(tmp_path: Path) -> None:
     path = tmp_path / "envoy.yaml"
-    # The file of a version that wrote no secret.
+    # The file of an earlier version, which did not write a secret.
     path.touch(mode=0o644)
     edge = Edge(8080, 8081, ["127.0.0.1:50051"], tmp_path / "admin.sock", provider=PROVIDER)
     render(edge, path)

@@ -22,7 +22,7 @@ CANCEL = "/v1/workspaces/ws_1/task/cancel"
 
 @dataclass(frozen=True)
 class Pki:
-    """The certificates of the edge and of a caller, and the authority that issued each."""
+    """The certificates of the edge and of a caller, and the authorities that issued them."""
 
     authority: Authority
     edge: Certificate
@@ -51,7 +51,7 @@ def tls_edge(
 
 
 def files(pki: Pki, certificate: Certificate | None) -> dict[str, Any]:
-    """The arguments of a client that has this certificate."""
+    """The arguments for a client with this certificate."""
     own = (
         {"cert_file": certificate.cert_file, "key_file": certificate.key_file}
         if certificate

@@ -1,6 +1,5 @@
-"""Tests that the tables of cases cannot express.
-
-HTTP/2 frame by frame, the access log, and an overloaded edge.
+"""Edge tests that do not fit into the tables of cases. HTTP/2 frame by frame, the access log, and
+an overloaded edge.
 """
 
 import json

@@ -29,7 +29,7 @@ def main() -> None:
             Tls(files.cert_file, files.key_file, authority.ca_file),
         ):
             workers = ["127.0.0.1:50051", "[::1]:50052", f"unix:{directory}/worker.sock"]
-            # Each with and without spans and sign-in.
+            # Each configuration is validated with and without spans and sign-in.
             for endpoint, provider in (("", None), ("https://collector.example:4318", PROVIDER)):
                 edge = Edge(
                     *(8080, 8081, workers, directory / "admin.sock"),

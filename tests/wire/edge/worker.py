@@ -15,7 +15,7 @@ from typing import IO
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.stack import ROOT
 
-# The grace for calls. Less than the stub may take to stop.
+# The grace period for calls. It is shorter than the stub may take to stop.
 GRACE_SECONDS = 14.0
 
 

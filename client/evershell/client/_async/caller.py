@@ -116,14 +116,15 @@ class AsyncCaller:
             credential: The credential of its calls.
             timeout: The limit of each call with its retries, in seconds or as a timedelta. It
                 also replaces the `timeouts` of this client.
-            timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
+            timeouts: Like `timeout`, for single methods, by name: `{"CancelTask": 2}`.
             max_retries: How often a call that may be repeated is repeated; 0 for never.
             traceparent: The W3C trace context of its calls. Without it, a call belongs to the
                 current span of OpenTelemetry, if the program uses that.
             metadata: Headers for its calls, in addition to the headers of this client, for example
                 for a proxy. The service ignores names that it does not know.
-            on_answer: Called with the Answer to each attempt of a call, even a failed one, except
-                of `watch`: its request id and its metadata. It must not block or raise.
+            on_answer: Called with the Answer to each attempt of a call, even a failed attempt, but
+                not for `watch`. The Answer has the request id and the metadata. It must not block
+                or raise.
 
         Raises:
             ConfigurationError: An option is not valid.

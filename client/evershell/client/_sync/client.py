@@ -12,9 +12,9 @@ class Client(TaskCalls):
             client.cancel("ws_…", reason="it has gone wrong")
 
     Reads, submissions, creations, and cancellations that name their task are repeated if the
-    service is unavailable or has refused the call for its rate limit, after the pause that the
-    service asks for. A stop or a resumption is repeated only after a refusal for its rate limit,
-    which has no effect. A cancellation without a task id is never repeated.
+    service is unavailable or has refused the call because of a rate limit, after the pause that the
+    service asks for. A stop or a resumption is repeated only after such a refusal, because a
+    refused call has no effect. A cancellation without a task id is never repeated.
 
     Args:
         url: Where the service listens for gRPC: `https://host:port`, or `http://host:port` for
@@ -23,19 +23,19 @@ class Client(TaskCalls):
         credential: An API key, a session token, or a callable that returns one and is called before
             each call. Default: the variable EVERSHELL_API_KEY.
         timeout: The limit of each call with its retries, in seconds or as a timedelta.
-        timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
+        timeouts: Like `timeout`, for single methods, by name: `{"CancelTask": 2}`.
         max_retries: How often a call that may be repeated is repeated; 0 for never.
         metadata: Headers that are added to each call. The service ignores names that it does not
             know.
-        on_answer: Called with the Answer to each attempt of a call, even a failed one, except of
-            `watch`: its request id and its metadata. It must not block or raise.
+        on_answer: Called with the Answer to each attempt of a call, even a failed attempt, but not
+            for `watch`. The Answer has the request id and the metadata. It must not block or raise.
         ca_file: A PEM file with the authorities to trust instead of the system's.
         cert_file: A PEM file with a client certificate, for a service that asks for one.
-        key_file: The PEM file with its key.
+        key_file: The PEM file with the key of the client certificate.
         interceptors: gRPC client interceptors, for example to measure calls.
 
     Raises:
-        ConfigurationError: There is no address or no credential, or one is not valid.
+        ConfigurationError: The address or the credential is missing, or an option is not valid.
     """
 
     @property

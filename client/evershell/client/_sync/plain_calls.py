@@ -46,34 +46,33 @@ class PlainCalls(Caller):
     ) -> SubmittedTask:
         """Submits a task to the agent of a workspace.
 
-        Effect: the service records the task and delivers it to the agent. Follow it with `watch` or
-        `get_task`. A suspended workspace gets a new agent: the call waits for it, at most until its
-        deadline, then answers with the task as it is.
+        Effect: the service records the task and delivers it to the agent. Follow the task with
+        `watch` or `get_task`. A suspended workspace gets a new agent: the call waits for the agent,
+        but not longer than its own deadline, and then answers with the current state of the task.
 
-        Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-        has ended `delivery_failed`. org_on_hold while the organization is on hold.
-        idempotency_conflict if the key belongs to another request.
+        Errors: workspace_busy if the workspace already has a task. If the call fails with
+        agent_unreachable, the task has ended `delivery_failed`. org_on_hold while the organization
+        is on hold. idempotency_conflict if another request has already used the key.
 
-        Tree: with `parent_task_id`, the task is a child of that task. task_not_found if the
-        organization has no such task, parent_not_running if it has ended or is being cancelled, and
-        tree_limit_reached for more than 16 levels or more than 1,000 descendants of the root that
-        have not ended.
+        Tree: with `parent_task_id`, the task is a child of that task. The call fails with
+        task_not_found if the organization has no such task, with parent_not_running if the parent
+        has ended or is being cancelled, and with tree_limit_reached if the tree would have more
+        than 16 levels, or its root more than 1,000 descendants that have not ended.
 
-        Needs tasks:write, or tasks:write:own and to be the creator of the workspace. A child also
-        needs workspace:write, or workspace:write:own and to be the creator of the parent's
-        workspace.
+        Needs tasks:write, or tasks:write:own if the caller created the workspace. A child also
+        needs workspace:write, or workspace:write:own if the caller created the parent's workspace.
 
         Args:
             workspace_id: The id of the workspace.
-            description: What to do. The model `scripted` runs its lines as shell commands. 1 to
-                100,000 characters.
-            metadata: For the caller's own use. At most 32 entries, keys of 1 to 64 characters,
-                values of at most 512.
-            max_iterations: A task that has not finished after this many iterations ends `failed`. 1
-                to 1,000, by default 100.
-            limits: When the service itself cancels the task.
-            parent_task_id: Makes the task a child of this task, which has not ended and is not
-                being cancelled. The parent is in another workspace of the organization.
+            description: What the agent is to do. The model `scripted` runs each line as a shell
+                command. 1 to 100,000 characters.
+            metadata: Names and values for the caller's own use. At most 32 entries, keys of 1 to 64
+                characters, values of at most 512.
+            max_iterations: The maximum number of iterations. A task that has not finished by then
+                ends `failed`. 1 to 1,000, by default 100.
+            limits: The limits at which the service itself cancels the task.
+            parent_task_id: Makes the task a child of this task. The parent must be in another
+                workspace of the organization. It must neither have ended nor have been cancelled.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
                 API key with this key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
@@ -83,7 +82,8 @@ class PlainCalls(Caller):
 
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
-            TaskNotFoundError: The workspace has no such task, or the organization no such parent.
+            TaskNotFoundError: The workspace has no such task, or the organization has no such
+                parent task.
             WorkspaceStoppedError: The workspace is stopped or stopping.
             WorkspaceFailedError: The workspace's agent died or could not start.
             WorkspaceDeletingError: The workspace is being deleted.
@@ -91,12 +91,12 @@ class PlainCalls(Caller):
             WorkspaceBusyError: The workspace already has a task.
             AgentUnreachableError: The workspace's agent did not answer in time; a recorded
                 cancellation is delivered later.
-            IdempotencyConflictError: The idempotency key belongs to another request of the caller,
-                within the last 24 hours.
+            IdempotencyConflictError: The caller has already used the idempotency key for another
+                request within the last 24 hours.
             OrgOnHoldError: The organization is on hold, so it gets no new task and no new agent.
             ParentNotRunningError: The parent of a submitted task has ended, or is being cancelled.
-            TreeLimitReachedError: The tree has as many levels, or as many tasks that have not
-                ended, as it may have.
+            TreeLimitReachedError: The tree already has the maximum number of levels, or of tasks
+                that have not ended.
             CallError: Any other failure.
         """
         return self._call(
@@ -116,9 +116,9 @@ class PlainCalls(Caller):
     def get_task(self, workspace_id: str, task_id: str) -> Task:
         """Reads one task.
 
-        Errors: task_not_found includes tasks of another workspace.
+        Errors: task_not_found also if the task belongs to another workspace.
 
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
         Args:
             workspace_id: The id of the workspace.
@@ -129,32 +129,34 @@ class PlainCalls(Caller):
 
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
-            TaskNotFoundError: The workspace has no such task, or the organization no such parent.
+            TaskNotFoundError: The workspace has no such task, or the organization has no such
+                parent task.
             CallError: Any other failure.
         """
         return self._call(call("GetTask", only(Task), workspace_id=workspace_id, task_id=task_id))
 
     def get_current_iteration(self, workspace_id: str, task_id: str) -> CurrentIteration:
-        """Reads what a task does now: the calls that run in its current iteration, since when, and
-        the end of their output so far.
+        """Reads what a task is doing now: the running calls of its current iteration, how long each
+        has run, and the last part of its output so far.
 
         Effect: none. The service asks the agent, and stores nothing.
 
-        Errors: task_not_found includes tasks of another workspace. agent_unreachable if the agent
-        does not answer within 2 s.
+        Errors: task_not_found also if the task belongs to another workspace. agent_unreachable if
+        the agent does not answer within 2 s.
 
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
         Args:
             workspace_id: The id of the workspace.
             task_id: The id of the task.
 
         Returns:
-            CurrentIteration: What a task does now.
+            CurrentIteration: What a task is doing now.
 
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
-            TaskNotFoundError: The workspace has no such task, or the organization no such parent.
+            TaskNotFoundError: The workspace has no such task, or the organization has no such
+                parent task.
             AgentUnreachableError: The workspace's agent did not answer in time; a recorded
                 cancellation is delivered later.
             CallError: Any other failure.
@@ -178,21 +180,22 @@ class PlainCalls(Caller):
         page_size: int | None = None,
         page_token: str | None = None,
     ) -> Pages[Task]:
-        """Lists the tasks of a workspace or of a tree, or all tasks of the organization that have
-        not ended, newest first.
+        """Lists tasks, newest first: the tasks of a workspace or a tree, the children of a task, or
+        the organization's tasks that have not ended.
 
-        Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks
-        in workspaces that the caller created.
+        Effect: none. If the caller has only workspace:read:own, a list across several workspaces
+        has only the tasks in workspaces that the caller created.
 
-        Errors: workspace_not_found includes workspaces of another organization.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
 
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
         Args:
             workspace_id: Only tasks of this workspace. May be None if `root_task_id`,
                 `parent_task_id` or `active` is set.
             parent_task_id: Only the children of this task.
-            root_task_id: Only this task and its descendants, if it is the root of its tree.
+            root_task_id: Only the tasks of the tree that has this task as its root: the root and
+                all its descendants.
             active: Only tasks that have not ended.
             page_size: The number of items in one answer, 1 to 200. None for the default, 50.
             page_token: The `next_page_token` of the previous page. None begins with the first page.
@@ -229,17 +232,18 @@ class PlainCalls(Caller):
 
         Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
 
-        Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key
-        belongs to another request. workspace_not_found if the workspace of the first call was
-        deleted since.
+        Errors: org_on_hold while the organization is on hold. idempotency_conflict if another
+        request has already used the key. workspace_not_found if the call is a repeat and the
+        workspace has been deleted since the first call.
 
         Needs workspace:write or workspace:write:own.
 
         Args:
             name: Human-readable. At most 200 characters.
-            description: What its agent does, for the agent card of A2A. At most 2,000 characters.
-            skills: The skills on the agent card: a description for each name. At most 32 entries,
-                keys of 1 to 64 characters, values of at most 512.
+            description: What the workspace's agent does, for its A2A agent card. At most 2,000
+                characters.
+            skills: The skills on the agent card: the name and the description of each. At most 32
+                entries, keys of 1 to 64 characters, values of at most 512.
             public_card: Whether anyone may read the agent card, without a credential.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
                 API key with this key and the same request has no effect and gets the first answer.
@@ -250,8 +254,8 @@ class PlainCalls(Caller):
 
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
-            IdempotencyConflictError: The idempotency key belongs to another request of the caller,
-                within the last 24 hours.
+            IdempotencyConflictError: The caller has already used the idempotency key for another
+                request within the last 24 hours.
             OrgOnHoldError: The organization is on hold, so it gets no new task and no new agent.
             CallError: Any other failure.
         """
@@ -270,9 +274,9 @@ class PlainCalls(Caller):
     def get_workspace(self, workspace_id: str) -> Workspace:
         """Reads one workspace.
 
-        Errors: workspace_not_found includes workspaces of another organization.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
 
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
         Args:
             workspace_id: The id of the workspace.
@@ -291,8 +295,8 @@ class PlainCalls(Caller):
     ) -> Pages[Workspace]:
         """Lists the workspaces of the caller's organization, newest first.
 
-        Effect: none. With workspace:read:own alone, the list has only the workspaces that the
-        caller created.
+        Effect: none. If the caller has only workspace:read:own, the list has only the workspaces
+        that the caller created.
 
         Needs workspace:read or workspace:read:own.
 
@@ -316,9 +320,9 @@ class PlainCalls(Caller):
 
         Idempotency: a call on a stopping or stopped workspace changes nothing and succeeds.
 
-        Errors: workspace_failed if its agent died or could not start.
+        Errors: workspace_failed if the workspace's agent died or could not start.
 
-        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+        Needs workspace:write, or workspace:write:own if the caller created the workspace.
 
         Args:
             workspace_id: The id of the workspace.
@@ -342,10 +346,10 @@ class PlainCalls(Caller):
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
 
         Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is
-        on hold, even for a workspace that is up.
+        on hold, even if the workspace already has an agent.
 
-        Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the
-        creator of the workspace.
+        Needs workspace:write or tasks:write. If the caller created the workspace, the `:own` form
+        of either is enough.
 
         Args:
             workspace_id: The id of the workspace.
@@ -367,14 +371,15 @@ class PlainCalls(Caller):
 
         Effect: a running task is cancelled with the reason `workspace deleted`, and its iteration
         is interrupted after 10 s. The workspace is `deleting` until its agent has ended and
-        everything is removed, and then gone. Entries of the audit log stay. Children of its tasks
-        in other workspaces run on.
+        everything is removed; then the workspace is gone. Its entries in the audit log stay.
+        Children of its tasks, which are in other workspaces, keep running.
 
-        Idempotency: a repeated call changes nothing and succeeds, also after the workspace is gone.
+        Idempotency: a repeated call changes nothing and succeeds, even after the workspace is gone.
 
-        Errors: workspace_not_found includes workspaces of another organization, deleted or not.
+        Errors: workspace_not_found also if the workspace belongs to another organization, even if
+        it was deleted.
 
-        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+        Needs workspace:write, or workspace:write:own if the caller created the workspace.
 
         Args:
             workspace_id: The id of the workspace.
@@ -401,25 +406,27 @@ class PlainCalls(Caller):
         page_size: int | None = None,
         page_token: str | None = None,
     ) -> Pages[AuditEntry]:
-        """Lists the audit log, newest first: who changed what, or was refused.
+        """Lists the entries of the audit log, newest first: who changed what, and who was refused.
 
-        Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
-        answered, and the entry of a refused call within a second.
+        Effect: none. Idempotency: a read. The entry of an allowed call is listed as soon as the
+        call is answered. The entry of a refused call is listed within a second.
 
-        Errors: workspace_not_found includes workspaces of another organization.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
 
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
 
         Args:
             workspace_id: Only calls on this workspace.
-            task_id: Only calls that name or changed this task.
-            actor_id: A user id or an API key id. At most 255 characters.
-            rpc: For example `CancelTask`. At most 255 characters.
-            outcome: For example `accepted` or `permission_denied`. At most 255 characters.
-            start_time: Only calls from this time on, to the millisecond. A time without a zone is
-                local time.
-            end_time: Only calls before this time, to the millisecond. A time without a zone is
-                local time.
+            task_id: Only calls that named or changed this task.
+            actor_id: Only calls of this actor, for example a user id or an API key id. At most 255
+                characters.
+            rpc: Only calls of this RPC, for example `CancelTask`. At most 255 characters.
+            outcome: Only calls with this outcome, for example `accepted` or `permission_denied`. At
+                most 255 characters.
+            start_time: Only calls that arrived at this time or later, to the millisecond. A time
+                without a zone is local time.
+            end_time: Only calls that arrived before this time, to the millisecond. A time without a
+                zone is local time.
             page_size: The number of items in one answer, 1 to 200. None for the default, 50.
             page_token: The `next_page_token` of the previous page. None begins with the first page.
 
@@ -446,24 +453,25 @@ class PlainCalls(Caller):
         )
 
     def hold(self, *, reason: str = "", cancel_running: bool = False) -> HoldResult:
-        """Puts the caller's organization on hold: it gets no new task and no new agent until
-        `release`.
+        """Puts the caller's organization on hold: until `release`, it gets no new tasks and no new
+        agents.
 
         Effect: from the answer on, `submit_task`, `create_workspace` and `resume_workspace` answer
-        org_on_hold. Calls that were committed before stay in effect. Tasks that run go on;
-        cancelling, stopping and reading work. With `cancel_running`, all tasks of the organization
-        are then cancelled, as by `cancel_tasks` with the same reason. If there is no time for all
-        of them, `remaining` is not 0: call again.
+        org_on_hold. Calls that were committed before stay in effect. Running tasks continue, and
+        calls that cancel, stop or read still work. With `cancel_running`, the call then cancels all
+        tasks of the organization, as `cancel_tasks` does, with the same reason. If the call runs
+        out of time before all tasks are cancelled, `remaining` is not 0: call again.
 
-        Idempotency: while the organization is on hold, a call does not change the hold: its caller,
-        time and reason stay. With `cancel_running`, it cancels what still runs.
+        Idempotency: while the organization is on hold, a further call does not change the caller,
+        the time and the reason of the hold. With `cancel_running`, it cancels the tasks that are
+        not cancelled yet.
 
         Needs org:hold, and workspace:write for `cancel_running`.
 
         Args:
-            reason: Human-readable. `get_hold` and the refused calls show it. At most 500
-                characters.
-            cancel_running: Cancels all tasks that have not ended.
+            reason: Why the organization is put on hold, human-readable. `get_hold` and the errors
+                of refused calls show it. At most 500 characters.
+            cancel_running: Also cancels all tasks of the organization that have not ended.
 
         Returns:
             HoldResult: The answer to `hold`.
@@ -493,7 +501,7 @@ class PlainCalls(Caller):
         return self._call(call("ReleaseOrg", only(Hold)))
 
     def get_hold(self) -> Hold:
-        """Reads whether the caller's organization is on hold, and since when, by whom and why.
+        """Reads whether the caller's organization is on hold, since when, by whom and why.
 
         Needs workspace:read or workspace:read:own.
 
@@ -506,12 +514,12 @@ class PlainCalls(Caller):
         return self._call(call("GetHold", only(Hold)))
 
     def get_caller(self) -> CallerInfo:
-        """Reads who calls, and what the credential allows.
+        """Reads who the caller is, and what its credential allows.
 
         Needs no scope.
 
         Returns:
-            CallerInfo: Who calls, as the credential of the call says.
+            CallerInfo: The caller, as its credential describes it.
 
         Raises:
             CallError: The call has failed.

@@ -18,7 +18,7 @@ from evershell.client.types import CancelResult, CancelTasksResult, Task, TaskFi
 
 
 class TaskCalls(PlainCalls):
-    """The calls about tasks that do more than ask and answer."""
+    """The calls about tasks that do more than send a request and return the answer."""
 
     def cancel(
         self,
@@ -41,12 +41,13 @@ class TaskCalls(PlainCalls):
                 refused.
             reason: Human-readable; at most 500 characters. Recorded in the task and its events.
             wait: Answers when the task has ended, but no later than this: 0 to 30 seconds. It is
-                added to the client's timeout. If the time is over, the result has the task as it is
-                then; `cancel_and_wait` has no such limit.
+                added to the client's timeout. When this time is over, the result has the task as it
+                is then; `cancel_and_wait` has no such limit.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
-                86,400 seconds. None interrupts no iteration.
-            include_descendants: Cancels every descendant that has not ended too, even if the task
-                itself has ended. If the caller may not cancel one of them, nothing is cancelled.
+                86,400 seconds. None does not interrupt the iteration.
+            include_descendants: Also cancels the descendants that have not ended, even if the task
+                itself has ended. If the caller may not cancel one of these tasks, none is
+                cancelled.
 
         Returns:
             The outcome, who asked first, and the task.
@@ -54,7 +55,7 @@ class TaskCalls(PlainCalls):
         Raises:
             AgentUnreachableError: The cancellation is recorded and will be delivered, but the agent
                 did not answer. Do not repeat the call without `error.task_id`.
-            WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
+            WorkspaceNotFoundError, TaskNotFoundError: No workspace or no task has this id.
             WorkspaceProvisioningError, WorkspaceStoppedError, WorkspaceFailedError: No task can run
                 in this state.
             CallError: Any other failure.
@@ -84,9 +85,9 @@ class TaskCalls(PlainCalls):
                 refused.
             reason: Human-readable; at most 500 characters.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
-                86,400 seconds. None interrupts no iteration.
-            include_descendants: Cancels every descendant that has not ended too. The call waits
-                only for the end of the task.
+                86,400 seconds. None does not interrupt the iteration.
+            include_descendants: Also cancels the descendants that have not ended. The call waits
+                only for the end of the task itself.
             timeout: How long to wait for the end, in seconds or as a timedelta. None waits as long
                 as it takes: the service ends every accepted cancellation in bounded time.
 
@@ -184,16 +185,17 @@ class TaskCalls(PlainCalls):
         Give either `filter` or `all`: a call with neither, with both or with an empty filter is
         refused.
 
-        At most 1,000 tasks, the oldest first: call again until `remaining` is 0, or use
-        `cancel_all_tasks`. With `:own` permissions, only tasks in the caller's workspaces match.
+        A call cancels at most 1,000 tasks, the oldest first: call again until `remaining` is 0, or
+        use `cancel_all_tasks`. With `:own` permissions, only tasks in the caller's workspaces
+        match.
 
         Args:
             filter: Which tasks.
             all: Every task.
             reason: Human-readable; at most 500 characters. Recorded in the tasks and their events.
             force_after: Interrupts iterations that still run this long after the call: 0 to 86,400
-                seconds. None interrupts no iteration.
-            dry_run: Counts the tasks and cancels none.
+                seconds. None does not interrupt the iteration.
+            dry_run: Only reports the tasks that match, and does not cancel them.
 
         Returns:
             The counts, and the outcome for each task.

@@ -45,18 +45,18 @@ class Webhooks:
     ) -> CreatedWebhook:
         """Creates a webhook: an address to which the events of the caller's organization are sent.
 
-        Effect: from the answer on, every event of its types is sent to `url`, at least once, and
-        for each task in the order of `seq`. The answer has the secret with which requests are
-        signed; no other answer has it. If the caller has only workspace:read:own, only events of
-        workspaces that the caller created are sent.
+        Effect: from the answer on, every event of the types in `event_types` is sent to `url` at
+        least once. The events of each task are sent in the order of `seq`. The answer contains the
+        secret that signs the requests; no later answer contains it. If the caller has only
+        workspace:read:own, only events of workspaces that the caller created are sent.
 
-        Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key
-        belongs to another request.
+        Errors: too_many_webhooks if the organization already has 20 webhooks. idempotency_conflict
+        if another request has already used the key.
 
         Needs webhooks:write, and workspace:read or workspace:read:own.
 
         Args:
-            url: Where events are sent: an https URL without user name, password and fragment. 1 to
+            url: Where events are sent: an https URL without a user name, password or fragment. 1 to
                 2,000 characters.
             event_types: The types of the events to send. At most 20.
             description: Human-readable. At most 200 characters.
@@ -68,10 +68,10 @@ class Webhooks:
             CreatedWebhook: The answer to `webhooks.create`.
 
         Raises:
-            IdempotencyConflictError: The idempotency key belongs to another request of the caller,
-                within the last 24 hours.
-            TooManyWebhooksError: The organization, or the task, has as many webhooks as it may
-                have.
+            IdempotencyConflictError: The caller has already used the idempotency key for another
+                request within the last 24 hours.
+            TooManyWebhooksError: The organization or the task already has the maximum number of
+                webhooks.
             CallError: Any other failure.
         """
         return self._caller._call(
@@ -88,8 +88,8 @@ class Webhooks:
     def list(self) -> tuple[Webhook, ...]:
         """Lists the webhooks of the caller's organization, newest first.
 
-        Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
-        created.
+        Effect: none. If the caller has only workspace:read:own, the list has only the webhooks that
+        the caller created.
 
         Needs workspace:read or workspace:read:own.
 
@@ -104,15 +104,15 @@ class Webhooks:
     def delete(self, webhook_id: str) -> Webhook:
         """Deletes a webhook. The answer is the webhook as it was.
 
-        Effect: nothing more is sent to it, except by attempts that have begun. Its deliveries are
-        removed.
+        Effect: no more events are sent to the webhook, except by attempts that have already begun.
+        Its deliveries are removed.
 
-        Idempotency: a repeat answers webhook_not_found.
+        Idempotency: a repeated call fails with webhook_not_found.
 
-        Errors: webhook_not_found includes webhooks of another organization.
+        Errors: webhook_not_found also if the webhook belongs to another organization.
 
-        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
-        creator of the webhook.
+        Needs webhooks:write and workspace:read. If the caller created the webhook,
+        workspace:read:own is enough in place of workspace:read.
 
         Args:
             webhook_id: The id of the webhook.
@@ -127,18 +127,20 @@ class Webhooks:
         return self._caller._call(call("DeleteWebhook", only(Webhook), webhook_id=webhook_id))
 
     def rotate(self, webhook_id: str) -> RotatedSecret:
-        """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
+        """Replaces the secret of a webhook.
+
+        The answer contains the new secret; no later answer contains it.
 
         Effect: for 24 hours, requests are signed with the new secret and with the previous one.
 
         Idempotency: each call makes a new secret. While the previous secret still signs, a further
-        call replaces only the newest secret, so a receiver that has the previous one loses no
-        event.
+        call replaces only the newest secret, so a receiver that still has the previous secret does
+        not lose events.
 
-        Errors: webhook_not_found includes webhooks of another organization.
+        Errors: webhook_not_found also if the webhook belongs to another organization.
 
-        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
-        creator of the webhook.
+        Needs webhooks:write and workspace:read. If the caller created the webhook,
+        workspace:read:own is enough in place of workspace:read.
 
         Args:
             webhook_id: The id of the webhook.
@@ -155,22 +157,23 @@ class Webhooks:
         )
 
     def replay(self, webhook_id: str, *, task_id: str | None = None) -> ReplayResult:
-        """Sends again what could not be delivered to a webhook.
+        """Resends the events that could not be delivered to a webhook.
 
-        Effect: its failed deliveries, or only the one of a task, are pending again, from the first
-        event that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
-        deliveries; call again until `remaining` is 0.
+        Effect: the failed deliveries of the webhook, or only the delivery of `task_id`, become
+        pending again. Each continues with the first event that was not delivered. A disabled
+        webhook is enabled. A call replays at most 1,000 deliveries; call again until `remaining` is
+        0.
 
         Idempotency: deliveries that have not failed do not change.
 
-        Errors: webhook_not_found includes webhooks of another organization.
+        Errors: webhook_not_found also if the webhook belongs to another organization.
 
-        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
-        creator of the webhook.
+        Needs webhooks:write and workspace:read. If the caller created the webhook,
+        workspace:read:own is enough in place of workspace:read.
 
         Args:
             webhook_id: The id of the webhook.
-            task_id: Replays only the delivery of this task. If None, all failed deliveries.
+            task_id: Replays only the delivery of this task. If None, replays all failed deliveries.
 
         Returns:
             ReplayResult: The answer to `webhooks.replay`.
@@ -189,12 +192,12 @@ class Webhooks:
         )
 
     def deliveries(self, workspace_id: str, task_id: str) -> tuple[WebhookDelivery, ...]:
-        """Lists the deliveries of a task's events: one for each webhook that gets events of the
-        task, the newest webhook first. A delivery is listed for 30 days after its last event.
+        """Lists the deliveries of a task's events: one delivery for each webhook that gets events
+        of the task, newest webhook first. A delivery is listed for 30 days after its last event.
 
-        Errors: task_not_found includes tasks of another workspace.
+        Errors: task_not_found also if the task belongs to another workspace.
 
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
         Args:
             workspace_id: The id of the workspace.
@@ -205,7 +208,8 @@ class Webhooks:
 
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
-            TaskNotFoundError: The workspace has no such task, or the organization no such parent.
+            TaskNotFoundError: The workspace has no such task, or the organization has no such
+                parent task.
             CallError: Any other failure.
         """
         return self._caller._call(

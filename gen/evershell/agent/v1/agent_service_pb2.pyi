@@ -31,18 +31,20 @@ class Signal(_message.Message):
     id: _builtins.int
     """Unique within the stream."""
     token: _builtins.str
-    """The signal token of the current minute. The metadata of the call has one too:
+    """The signal token of the current minute. The metadata of the call also has a signal token:
     `authorization: Bearer <token>`.
     """
     traceparent: _builtins.str
     """The trace that the signal belongs to (W3C Trace Context); empty for none."""
     @_builtins.property
     def start_task(self) -> Global___Assignment:
-        """A task. The agent commits `task_started`, then begins it."""
+        """The task to start. The agent commits `task_started`, then begins the task."""
 
     @_builtins.property
     def cancel_task(self) -> Global___CancelTask:
-        """The cancellation of a task is recorded. No further iteration of it starts."""
+        """The task to cancel, whose cancellation is recorded. The agent starts no further iteration of
+        it.
+        """
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ Global___Signal: _TypeAlias = Signal  # noqa: Y015
 
 @_typing.final
 class Acknowledgement(_message.Message):
-    """Says that a signal has arrived. Does not wait for its effect."""
+    """Says that a signal has arrived. The agent does not wait for the effect of the signal."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -76,13 +78,13 @@ class Acknowledgement(_message.Message):
     id: _builtins.int
     """The id of the signal."""
     known: _builtins.bool
-    """Whether the agent has the task of the signal. For a start, false while it works on another task.
-    For a cancellation, whether it works on the task and will end it.
+    """After `start_task`: whether the agent has the task; false while it works on another task. After
+    `cancel_task`: whether the agent works on the task and will end it.
     """
     task_id: _builtins.str
     """The task that the agent works on; empty if it is idle."""
     phase: _task_pb2.Task.Phase.ValueType
-    """The part of the iteration that it is in."""
+    """What the current iteration is doing."""
     def __init__(
         self,
         *,
@@ -114,7 +116,7 @@ class Assignment(_message.Message):
     description: _builtins.str
     max_iterations: _builtins.int
     iterations: _builtins.int
-    """Number of iterations that are already committed."""
+    """Number of iterations of the task that are already committed."""
     @_builtins.property
     def cancellation(self) -> Global___Cancellation:
         """Set if a cancellation of the task is recorded."""
@@ -146,8 +148,8 @@ class Cancellation(_message.Message):
     FORCE_AFTER_MS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     force_after_ms: _builtins.int
-    """How long after this message the current iteration is interrupted. If absent, it is not
-    interrupted.
+    """How long after the arrival of this message the agent interrupts the current iteration. If
+    absent, the agent does not interrupt it.
     """
     def __init__(
         self,
@@ -214,11 +216,11 @@ class CurrentIteration(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """Counts from 1. 0 if the agent does not work on the task."""
+    """The number of the iteration, from 1. 0 if the agent does not work on the task."""
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.RunningCall]:
-        """The calls that run, at most 16, in the order in which they began. The service cuts longer texts and
-        lists.
+        """The running calls, at most 16, in the order in which they began. The service cuts lists and
+        texts that are longer than allowed.
         """
 
     def __init__(

@@ -29,8 +29,8 @@ class AgentServiceStub:
     """Served by the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
-    late or repeated therefore does no harm.
+    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
+    signals are therefore harmless.
     """
 
     def __init__(self, channel):
@@ -55,17 +55,18 @@ class AgentServiceServicer:
     """Served by the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
-    late or repeated therefore does no harm.
+    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
+    signals are therefore harmless.
     """
 
     def Signals(self, request_iterator, context):
         """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
-        A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
-        it has ended. Several workers can each have a stream.
-        Effect: the effect of each signal.
-        Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
+        A worker opens the stream with its first signal to the agent and keeps it open. If the stream
+        ends, the worker opens a new one. Several workers can each have a stream.
+        Effect: of each signal, as described at its field.
+        Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
+        deadline applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -73,7 +74,8 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCurrentIteration(self, request, context):
-        """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+        """Reads which calls of a task are running. An agent that does not support this answers
+        UNIMPLEMENTED.
 
         Effect: none. Idempotency: a read.
         Errors: UNAUTHENTICATED if the call has no valid signal token.
@@ -107,8 +109,8 @@ class AgentService:
     """Served by the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
-    late or repeated therefore does no harm.
+    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
+    signals are therefore harmless.
     """
 
     @staticmethod

@@ -30,8 +30,8 @@ class AgentServiceStub:
     """Served by the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
-    late or repeated therefore does no harm.
+    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
+    signals are therefore harmless.
     """
 
     @_typing.overload
@@ -41,14 +41,16 @@ class AgentServiceStub:
     Signals: _grpc.StreamStreamMultiCallable[_agent_service_pb2.Signal, _agent_service_pb2.Acknowledgement]
     """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
-    A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
-    it has ended. Several workers can each have a stream.
-    Effect: the effect of each signal.
-    Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
+    A worker opens the stream with its first signal to the agent and keeps it open. If the stream
+    ends, the worker opens a new one. Several workers can each have a stream.
+    Effect: of each signal, as described at its field.
+    Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
+    deadline applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
     GetCurrentIteration: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetCurrentIterationRequest, _agent_service_pb2.CurrentIteration]
-    """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+    """Reads which calls of a task are running. An agent that does not support this answers
+    UNIMPLEMENTED.
 
     Effect: none. Idempotency: a read.
     Errors: UNAUTHENTICATED if the call has no valid signal token.
@@ -59,22 +61,24 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Served by the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
-    late or repeated therefore does no harm.
+    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
+    signals are therefore harmless.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Signals: _aio.StreamStreamMultiCallable[_agent_service_pb2.Signal, _agent_service_pb2.Acknowledgement]  # type: ignore[assignment]
     """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
-    A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
-    it has ended. Several workers can each have a stream.
-    Effect: the effect of each signal.
-    Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
+    A worker opens the stream with its first signal to the agent and keeps it open. If the stream
+    ends, the worker opens a new one. Several workers can each have a stream.
+    Effect: of each signal, as described at its field.
+    Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
+    deadline applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
     GetCurrentIteration: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetCurrentIterationRequest, _agent_service_pb2.CurrentIteration]  # type: ignore[assignment]
-    """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+    """Reads which calls of a task are running. An agent that does not support this answers
+    UNIMPLEMENTED.
 
     Effect: none. Idempotency: a read.
     Errors: UNAUTHENTICATED if the call has no valid signal token.
@@ -84,8 +88,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
-    late or repeated therefore does no harm.
+    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
+    signals are therefore harmless.
     """
 
     @_abc_1.abstractmethod
@@ -96,10 +100,11 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.Acknowledgement], _abc.AsyncIterator[_agent_service_pb2.Acknowledgement]]:
         """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
-        A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
-        it has ended. Several workers can each have a stream.
-        Effect: the effect of each signal.
-        Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
+        A worker opens the stream with its first signal to the agent and keeps it open. If the stream
+        ends, the worker opens a new one. Several workers can each have a stream.
+        Effect: of each signal, as described at its field.
+        Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
+        deadline applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """
 
@@ -109,7 +114,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.GetCurrentIterationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.CurrentIteration, _abc.Awaitable[_agent_service_pb2.CurrentIteration]]:
-        """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+        """Reads which calls of a task are running. An agent that does not support this answers
+        UNIMPLEMENTED.
 
         Effect: none. Idempotency: a read.
         Errors: UNAUTHENTICATED if the call has no valid signal token.

@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Directive(_message.Message):
-    """What the agent has to do, according to the database."""
+    """What the agent must do, according to the database."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -37,13 +37,13 @@ class Directive(_message.Message):
     nothing.
     """
     lease_ms: _builtins.int
-    """How long the agent's lease still lasts, counted from the time when the agent sent the call. A
-    heartbeat that comes early does not renew the lease, so this is often less than
-    `lease_length_ms`. 0 in the reply to CommitEvents, which does not renew the lease.
+    """How long the agent's lease lasts, counted from when the agent sent the call. A heartbeat that
+    comes early does not renew the lease, so this is often less than `lease_length_ms`. 0 in the
+    reply to CommitEvents, which does not renew the lease.
     """
     lease_length_ms: _builtins.int
-    """The length of a lease that has just been renewed. The agent sends several heartbeats within
-    this time. 0 from an earlier control plane, whose `lease_ms` is this length.
+    """The full length of a lease, from its renewal on. The agent sends several heartbeats within this
+    time. 0 from an earlier version of the control plane, which has this length in `lease_ms`.
     """
     @_builtins.property
     def task(self) -> _agent_service_pb2.Assignment:
@@ -110,7 +110,7 @@ class RegisterRequest(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """The address of AgentService for the control plane: an IP address and a port."""
+    """The IP address and port at which the control plane can call AgentService."""
     pid: _builtins.int
     version: _builtins.str
     """The version of the agent's program, for the log of the control plane."""
@@ -204,9 +204,9 @@ class CommitEventsRequest(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEvent]: ...
     @_builtins.property
     def open_iteration(self) -> Global___OpenIteration:
-        """The iteration that runs after these events. An agent reports it before a tool call begins, and waits
-        for the reply. If the agent is then lost, what the iteration has used still counts. A repeat, and an
-        iteration that is committed, have no effect.
+        """The iteration that is running after these events. An agent reports it before a tool call
+        begins, and waits for the reply. If the agent is then lost, the usage of the iteration still
+        counts. Reporting the same iteration again, or one that is committed, has no effect.
         """
 
     def __init__(
@@ -237,7 +237,7 @@ class OpenIteration(_message.Message):
     """As in IterationCompleted: one more than the number of iterations that are committed."""
     @_builtins.property
     def model_call(self) -> _event_pb2.ModelCall:
-        """Without `content`."""
+        """The model call, without `content`."""
 
     @_builtins.property
     def started_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartedCall]:
@@ -270,7 +270,7 @@ class StartedCall(_message.Message):
     id: _builtins.str
     name: _builtins.str
     arguments: _builtins.str
-    """As in ToolCall: the first 4 KiB."""
+    """The arguments, as in ToolCall: the first 4 KiB."""
     def __init__(
         self,
         *,
@@ -420,11 +420,11 @@ class SubmitChildRequest(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     parent_task_id: _builtins.str
     idempotency_key: _builtins.str
-    """1 to 64 characters. A repeat has the same one."""
+    """1 to 64 characters. A repeated call has the same key."""
     workspace_id: _builtins.str
     """The workspace of the child."""
     description: _builtins.str
-    """The other fields are as in SubmitTaskRequest."""
+    """This field and the following ones are as in SubmitTaskRequest."""
     max_iterations: _builtins.int
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...

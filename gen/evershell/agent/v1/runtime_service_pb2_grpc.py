@@ -27,26 +27,28 @@ if _version_not_supported:
 
 
 class RuntimeServiceStub:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
-    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
-    secret that it gets at its start.
+    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
+    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
+    gets when it starts.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
-    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
-    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
-    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
-    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
-    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
-    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
+    calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
+    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
+    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
+    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
+    the slug of the error in error.proto.
 
-    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
-    organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. In addition to the errors that every call can
-    return, they return parent_not_running if the task is not the agent's current one or the epoch is
-    over; workspace_not_found and permission_denied for the workspace of the child.
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
+    the same organization as its parent, in a workspace with the same creator: either the same user
+    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
+    addition to the errors that every call can return, they return parent_not_running if the parent
+    is not the agent's current task or the epoch is over, and workspace_not_found and
+    permission_denied for the workspace of the child.
     """
 
     def __init__(self, channel):
@@ -93,44 +95,47 @@ class RuntimeServiceStub:
 
 
 class RuntimeServiceServicer:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
-    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
-    secret that it gets at its start.
+    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
+    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
+    gets when it starts.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
-    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
-    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
-    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
-    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
-    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
-    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
+    calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
+    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
+    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
+    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
+    the slug of the error in error.proto.
 
-    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
-    organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. In addition to the errors that every call can
-    return, they return parent_not_running if the task is not the agent's current one or the epoch is
-    over; workspace_not_found and permission_denied for the workspace of the child.
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
+    the same organization as its parent, in a workspace with the same creator: either the same user
+    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
+    addition to the errors that every call can return, they return parent_not_running if the parent
+    is not the agent's current task or the epoch is over, and workspace_not_found and
+    permission_denied for the workspace of the child.
     """
 
     def Bootstrap(self, request, context):
-        """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+        """Returns the whole spec of an agent that was started with a `bootstrap_token` instead of its
         secrets.
 
-        The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-        token, so a tool that finds it later cannot use it.
+        The call carries the bootstrap token instead of a runtime token. Register invalidates the
+        bootstrap token, so a tool that finds it later cannot use it.
         Effect: none.
         Idempotency: the answer is the same until the agent registers, except for a certificate.
-        Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
+        Errors: unauthenticated also if the agent has already registered, or if the token's epoch is
+        over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Register(self, request, context):
-        """Announces that the agent is up, and its address.
+        """Announces that the agent is ready, and at which address.
 
         Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
         Idempotency: an agent can register again in the same epoch.
@@ -143,9 +148,9 @@ class RuntimeServiceServicer:
     def Heartbeat(self, request, context):
         """Renews the lease.
 
-        Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+        Effect: the lease is renewed if enough of it has passed, and the agent's task and phase are
         recorded.
-        Idempotency: the last call applies.
+        Idempotency: a later call replaces an earlier one.
         Errors: only the ones that every call can return.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -156,11 +161,11 @@ class RuntimeServiceServicer:
         """Commits events of a task, and what the current iteration has used so far.
 
         Effect: the events are appended to the log of the workspace, in order and in one transaction.
-        `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
-        Idempotency: an event that is already committed (the start, the number of an iteration, the
-        end) is acknowledged and not appended again. The agent repeats a commit until it is
-        acknowledged.
-        Errors: invalid_state if the number of an iteration is not the next one.
+        `open_iteration` is stored with the task and replaces an earlier one; its usage counts.
+        Idempotency: an event that is already committed is acknowledged and not appended again. The
+        start and the end of a task, and the number of an iteration, identify an event. The agent
+        repeats a commit until it is acknowledged.
+        Errors: invalid_state if the number of a new iteration does not follow the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +188,7 @@ class RuntimeServiceServicer:
 
         Effect: none.
         Idempotency: a read.
-        Errors: task_not_found if it is not a child of the task.
+        Errors: task_not_found if the requested task is not a child of the current task.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,26 +253,28 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RuntimeService:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
-    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
-    secret that it gets at its start.
+    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
+    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
+    gets when it starts.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
-    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
-    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
-    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
-    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
-    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
-    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
+    calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
+    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
+    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
+    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
+    the slug of the error in error.proto.
 
-    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
-    organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. In addition to the errors that every call can
-    return, they return parent_not_running if the task is not the agent's current one or the epoch is
-    over; workspace_not_found and permission_denied for the workspace of the child.
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
+    the same organization as its parent, in a workspace with the same creator: either the same user
+    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
+    addition to the errors that every call can return, they return parent_not_running if the parent
+    is not the agent's current task or the epoch is over, and workspace_not_found and
+    permission_denied for the workspace of the child.
     """
 
     @staticmethod

@@ -28,26 +28,28 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RuntimeServiceStub:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
-    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
-    secret that it gets at its start.
+    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
+    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
+    gets when it starts.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
-    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
-    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
-    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
-    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
-    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
-    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
+    calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
+    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
+    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
+    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
+    the slug of the error in error.proto.
 
-    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
-    organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. In addition to the errors that every call can
-    return, they return parent_not_running if the task is not the agent's current one or the epoch is
-    over; workspace_not_found and permission_denied for the workspace of the child.
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
+    the same organization as its parent, in a workspace with the same creator: either the same user
+    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
+    addition to the errors that every call can return, they return parent_not_running if the parent
+    is not the agent's current task or the epoch is over, and workspace_not_found and
+    permission_denied for the workspace of the child.
     """
 
     @_typing.overload
@@ -55,17 +57,18 @@ class RuntimeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RuntimeServiceAsyncStub: ...
     Bootstrap: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.BootstrapRequest, _runtime_service_pb2.BootstrapResponse]
-    """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+    """Returns the whole spec of an agent that was started with a `bootstrap_token` instead of its
     secrets.
 
-    The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-    token, so a tool that finds it later cannot use it.
+    The call carries the bootstrap token instead of a runtime token. Register invalidates the
+    bootstrap token, so a tool that finds it later cannot use it.
     Effect: none.
     Idempotency: the answer is the same until the agent registers, except for a certificate.
-    Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
+    Errors: unauthenticated also if the agent has already registered, or if the token's epoch is
+    over.
     """
     Register: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]
-    """Announces that the agent is up, and its address.
+    """Announces that the agent is ready, and at which address.
 
     Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
     Idempotency: an agent can register again in the same epoch.
@@ -74,20 +77,20 @@ class RuntimeServiceStub:
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]
     """Renews the lease.
 
-    Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+    Effect: the lease is renewed if enough of it has passed, and the agent's task and phase are
     recorded.
-    Idempotency: the last call applies.
+    Idempotency: a later call replaces an earlier one.
     Errors: only the ones that every call can return.
     """
     CommitEvents: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]
     """Commits events of a task, and what the current iteration has used so far.
 
     Effect: the events are appended to the log of the workspace, in order and in one transaction.
-    `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
-    Idempotency: an event that is already committed (the start, the number of an iteration, the
-    end) is acknowledged and not appended again. The agent repeats a commit until it is
-    acknowledged.
-    Errors: invalid_state if the number of an iteration is not the next one.
+    `open_iteration` is stored with the task and replaces an earlier one; its usage counts.
+    Idempotency: an event that is already committed is acknowledged and not appended again. The
+    start and the end of a task, and the number of an iteration, identify an event. The agent
+    repeats a commit until it is acknowledged.
+    Errors: invalid_state if the number of a new iteration does not follow the last one.
     """
     SubmitChild: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.SubmitChildRequest, _task_pb2.Task]
     """Submits a child of the agent's current task, as WorkspaceService.SubmitTask does for a caller.
@@ -102,7 +105,7 @@ class RuntimeServiceStub:
 
     Effect: none.
     Idempotency: a read.
-    Errors: task_not_found if it is not a child of the task.
+    Errors: task_not_found if the requested task is not a child of the current task.
     """
     CancelChild: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.CancelChildRequest, _task_pb2.Task]
     """Cancels a child of the agent's current task, as WorkspaceService.CancelTask does for a caller.
@@ -115,41 +118,44 @@ class RuntimeServiceStub:
 
 @_typing.type_check_only
 class RuntimeServiceAsyncStub(RuntimeServiceStub):
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
-    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
-    secret that it gets at its start.
+    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
+    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
+    gets when it starts.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
-    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
-    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
-    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
-    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
-    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
-    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
+    calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
+    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
+    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
+    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
+    the slug of the error in error.proto.
 
-    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
-    organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. In addition to the errors that every call can
-    return, they return parent_not_running if the task is not the agent's current one or the epoch is
-    over; workspace_not_found and permission_denied for the workspace of the child.
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
+    the same organization as its parent, in a workspace with the same creator: either the same user
+    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
+    addition to the errors that every call can return, they return parent_not_running if the parent
+    is not the agent's current task or the epoch is over, and workspace_not_found and
+    permission_denied for the workspace of the child.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Bootstrap: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.BootstrapRequest, _runtime_service_pb2.BootstrapResponse]  # type: ignore[assignment]
-    """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+    """Returns the whole spec of an agent that was started with a `bootstrap_token` instead of its
     secrets.
 
-    The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-    token, so a tool that finds it later cannot use it.
+    The call carries the bootstrap token instead of a runtime token. Register invalidates the
+    bootstrap token, so a tool that finds it later cannot use it.
     Effect: none.
     Idempotency: the answer is the same until the agent registers, except for a certificate.
-    Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
+    Errors: unauthenticated also if the agent has already registered, or if the token's epoch is
+    over.
     """
     Register: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]  # type: ignore[assignment]
-    """Announces that the agent is up, and its address.
+    """Announces that the agent is ready, and at which address.
 
     Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
     Idempotency: an agent can register again in the same epoch.
@@ -158,20 +164,20 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     Heartbeat: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Renews the lease.
 
-    Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+    Effect: the lease is renewed if enough of it has passed, and the agent's task and phase are
     recorded.
-    Idempotency: the last call applies.
+    Idempotency: a later call replaces an earlier one.
     Errors: only the ones that every call can return.
     """
     CommitEvents: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]  # type: ignore[assignment]
     """Commits events of a task, and what the current iteration has used so far.
 
     Effect: the events are appended to the log of the workspace, in order and in one transaction.
-    `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
-    Idempotency: an event that is already committed (the start, the number of an iteration, the
-    end) is acknowledged and not appended again. The agent repeats a commit until it is
-    acknowledged.
-    Errors: invalid_state if the number of an iteration is not the next one.
+    `open_iteration` is stored with the task and replaces an earlier one; its usage counts.
+    Idempotency: an event that is already committed is acknowledged and not appended again. The
+    start and the end of a task, and the number of an iteration, identify an event. The agent
+    repeats a commit until it is acknowledged.
+    Errors: invalid_state if the number of a new iteration does not follow the last one.
     """
     SubmitChild: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.SubmitChildRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Submits a child of the agent's current task, as WorkspaceService.SubmitTask does for a caller.
@@ -186,7 +192,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
 
     Effect: none.
     Idempotency: a read.
-    Errors: task_not_found if it is not a child of the task.
+    Errors: task_not_found if the requested task is not a child of the current task.
     """
     CancelChild: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.CancelChildRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Cancels a child of the agent's current task, as WorkspaceService.CancelTask does for a caller.
@@ -198,26 +204,28 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     """
 
 class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
-    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
-    secret that it gets at its start.
+    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
+    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
+    gets when it starts.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
-    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
-    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
-    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
-    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
-    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
-    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
+    calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
+    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
+    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
+    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
+    the slug of the error in error.proto.
 
-    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
-    organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. In addition to the errors that every call can
-    return, they return parent_not_running if the task is not the agent's current one or the epoch is
-    over; workspace_not_found and permission_denied for the workspace of the child.
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
+    the same organization as its parent, in a workspace with the same creator: either the same user
+    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
+    addition to the errors that every call can return, they return parent_not_running if the parent
+    is not the agent's current task or the epoch is over, and workspace_not_found and
+    permission_denied for the workspace of the child.
     """
 
     @_abc_1.abstractmethod
@@ -226,14 +234,15 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.BootstrapRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.BootstrapResponse, _abc.Awaitable[_runtime_service_pb2.BootstrapResponse]]:
-        """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+        """Returns the whole spec of an agent that was started with a `bootstrap_token` instead of its
         secrets.
 
-        The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-        token, so a tool that finds it later cannot use it.
+        The call carries the bootstrap token instead of a runtime token. Register invalidates the
+        bootstrap token, so a tool that finds it later cannot use it.
         Effect: none.
         Idempotency: the answer is the same until the agent registers, except for a certificate.
-        Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
+        Errors: unauthenticated also if the agent has already registered, or if the token's epoch is
+        over.
         """
 
     @_abc_1.abstractmethod
@@ -242,7 +251,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.RegisterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.RegisterResponse, _abc.Awaitable[_runtime_service_pb2.RegisterResponse]]:
-        """Announces that the agent is up, and its address.
+        """Announces that the agent is ready, and at which address.
 
         Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
         Idempotency: an agent can register again in the same epoch.
@@ -257,9 +266,9 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runtime_service_pb2.HeartbeatResponse, _abc.Awaitable[_runtime_service_pb2.HeartbeatResponse]]:
         """Renews the lease.
 
-        Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+        Effect: the lease is renewed if enough of it has passed, and the agent's task and phase are
         recorded.
-        Idempotency: the last call applies.
+        Idempotency: a later call replaces an earlier one.
         Errors: only the ones that every call can return.
         """
 
@@ -272,11 +281,11 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Commits events of a task, and what the current iteration has used so far.
 
         Effect: the events are appended to the log of the workspace, in order and in one transaction.
-        `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
-        Idempotency: an event that is already committed (the start, the number of an iteration, the
-        end) is acknowledged and not appended again. The agent repeats a commit until it is
-        acknowledged.
-        Errors: invalid_state if the number of an iteration is not the next one.
+        `open_iteration` is stored with the task and replaces an earlier one; its usage counts.
+        Idempotency: an event that is already committed is acknowledged and not appended again. The
+        start and the end of a task, and the number of an iteration, identify an event. The agent
+        repeats a commit until it is acknowledged.
+        Errors: invalid_state if the number of a new iteration does not follow the last one.
         """
 
     @_abc_1.abstractmethod
@@ -303,7 +312,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: none.
         Idempotency: a read.
-        Errors: task_not_found if it is not a child of the task.
+        Errors: task_not_found if the requested task is not a child of the current task.
         """
 
     @_abc_1.abstractmethod

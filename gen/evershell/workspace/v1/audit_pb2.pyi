@@ -19,7 +19,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AuditEntry(_message.Message):
-    """One authenticated call of a method that changes something, allowed or refused. It never changes."""
+    """One authenticated call, allowed or refused, of a method that changes something. An entry never
+    changes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -55,9 +57,9 @@ class AuditEntry(_message.Message):
     task_id: _builtins.str
     """The task that the call named or changed; may be empty."""
     outcome: _builtins.str
-    """The outcome of CancelTask, `dry_run` of CancelTasks, `ok`, or the slug of the error.
-    `caller_gone` if the caller went away before the answer. An allowed call whose agent could not be reached has the outcome that
-    was committed.
+    """How the call ended. Success: the outcome of CancelTask, `dry_run` for a dry run of CancelTasks,
+    otherwise `ok`. Failure: the slug of the error, or `caller_gone` if the caller went away before
+    the answer. If the agent could not be reached, the entry has the outcome that was committed.
     """
     reason: _builtins.str
     """The reason that the caller gave."""

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Caller(_message.Message):
-    """Who calls, as the credential of the call says."""
+    """The caller, as its credential describes it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

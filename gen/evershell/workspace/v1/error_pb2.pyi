@@ -54,8 +54,8 @@ class Error(_message.Message):
         belongs to another organization.
         """
         task_not_found: Error._ErrorCode.ValueType  # 5
-        """The workspace has no such task, or the organization no such parent. Example: the task belongs
-        to another workspace.
+        """The workspace has no such task, or the organization has no such parent task. Example: the
+        task belongs to another workspace.
         """
         workspace_stopped: Error._ErrorCode.ValueType  # 6
         """The workspace is stopped or stopping. Example: a cancellation after StopWorkspace."""
@@ -115,7 +115,7 @@ class Error(_message.Message):
         headers_too_large: Error._ErrorCode.ValueType  # 23
         """The headers are too large or too many. Example: a cookie of 100 KiB."""
         idempotency_conflict: Error._ErrorCode.ValueType  # 24
-        """The idempotency key belongs to another request of the caller, within the last 24 hours.
+        """The caller has already used the idempotency key for another request within the last 24 hours.
         Example: a second SubmitTask with the key of the first and another description.
         """
         org_on_hold: Error._ErrorCode.ValueType  # 25
@@ -127,16 +127,16 @@ class Error(_message.Message):
         another organization.
         """
         too_many_webhooks: Error._ErrorCode.ValueType  # 31
-        """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
-        an organization with 20 webhooks.
+        """The organization or the task already has the maximum number of webhooks. Example:
+        CreateWebhook in an organization with 20 webhooks.
         """
         parent_not_running: Error._ErrorCode.ValueType  # 32
         """The parent of a submitted task has ended, or is being cancelled. Example: an agent submits a
         child after CancelTask with `include_descendants` for its own task.
         """
         tree_limit_reached: Error._ErrorCode.ValueType  # 33
-        """The tree has as many levels, or as many tasks that have not ended, as it may have. Example: the
-        1,001st descendant of a root while none of them has ended.
+        """The tree already has the maximum number of levels, or of tasks that have not ended. Example:
+        the 1,001st descendant of a root while none of them has ended.
         """
         task_not_cancelable: Error._ErrorCode.ValueType  # 40
         """Only the methods of A2A answer with the slugs from here to version_not_supported.
@@ -145,7 +145,7 @@ class Error(_message.Message):
         ended `completed`.
         """
         unsupported_operation: Error._ErrorCode.ValueType  # 41
-        """This service does not do what the request asks for. Example: a second message to a task."""
+        """This service does not support what the request asks for. Example: a second message to a task."""
         push_notification_not_supported: Error._ErrorCode.ValueType  # 44
         """This service sends no push notifications. Example: CreateTaskPushNotificationConfig to a service
         without webhooks.
@@ -155,14 +155,14 @@ class Error(_message.Message):
         text/plain. Example: a message with a file.
         """
         version_not_supported: Error._ErrorCode.ValueType  # 43
-        """The version of A2A is not 1.0. Example: a call without the header `A2A-Version`, which means
-        0.3.
+        """The version of A2A is not 1.0. Example: a call without the header `A2A-Version`, which counts
+        as version 0.3.
         """
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
-        """The closed set of error slugs. Only this enum binds a slug to its gRPC code, its HTTP status and
-        the RPCs that answer with it: the service, the edge, the client and the documents read the options
-        below. To add a slug, add one entry with its comment here and run `make gen`.
+        """The closed set of error slugs. The gRPC code and the HTTP status of a slug, and the RPCs that
+        answer with it, are written only here: the service, the edge, the clients and the documents
+        read the options below. To add a slug, add one entry with its comment here and run `make gen`.
         """
 
     error_code_unspecified: Error.ErrorCode.ValueType  # 0
@@ -181,8 +181,8 @@ class Error(_message.Message):
     belongs to another organization.
     """
     task_not_found: Error.ErrorCode.ValueType  # 5
-    """The workspace has no such task, or the organization no such parent. Example: the task belongs
-    to another workspace.
+    """The workspace has no such task, or the organization has no such parent task. Example: the
+    task belongs to another workspace.
     """
     workspace_stopped: Error.ErrorCode.ValueType  # 6
     """The workspace is stopped or stopping. Example: a cancellation after StopWorkspace."""
@@ -242,7 +242,7 @@ class Error(_message.Message):
     headers_too_large: Error.ErrorCode.ValueType  # 23
     """The headers are too large or too many. Example: a cookie of 100 KiB."""
     idempotency_conflict: Error.ErrorCode.ValueType  # 24
-    """The idempotency key belongs to another request of the caller, within the last 24 hours.
+    """The caller has already used the idempotency key for another request within the last 24 hours.
     Example: a second SubmitTask with the key of the first and another description.
     """
     org_on_hold: Error.ErrorCode.ValueType  # 25
@@ -254,16 +254,16 @@ class Error(_message.Message):
     another organization.
     """
     too_many_webhooks: Error.ErrorCode.ValueType  # 31
-    """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
-    an organization with 20 webhooks.
+    """The organization or the task already has the maximum number of webhooks. Example:
+    CreateWebhook in an organization with 20 webhooks.
     """
     parent_not_running: Error.ErrorCode.ValueType  # 32
     """The parent of a submitted task has ended, or is being cancelled. Example: an agent submits a
     child after CancelTask with `include_descendants` for its own task.
     """
     tree_limit_reached: Error.ErrorCode.ValueType  # 33
-    """The tree has as many levels, or as many tasks that have not ended, as it may have. Example: the
-    1,001st descendant of a root while none of them has ended.
+    """The tree already has the maximum number of levels, or of tasks that have not ended. Example:
+    the 1,001st descendant of a root while none of them has ended.
     """
     task_not_cancelable: Error.ErrorCode.ValueType  # 40
     """Only the methods of A2A answer with the slugs from here to version_not_supported.
@@ -272,7 +272,7 @@ class Error(_message.Message):
     ended `completed`.
     """
     unsupported_operation: Error.ErrorCode.ValueType  # 41
-    """This service does not do what the request asks for. Example: a second message to a task."""
+    """This service does not support what the request asks for. Example: a second message to a task."""
     push_notification_not_supported: Error.ErrorCode.ValueType  # 44
     """This service sends no push notifications. Example: CreateTaskPushNotificationConfig to a service
     without webhooks.
@@ -282,8 +282,8 @@ class Error(_message.Message):
     text/plain. Example: a message with a file.
     """
     version_not_supported: Error.ErrorCode.ValueType  # 43
-    """The version of A2A is not 1.0. Example: a call without the header `A2A-Version`, which means
-    0.3.
+    """The version of A2A is not 1.0. Example: a call without the header `A2A-Version`, which counts
+    as version 0.3.
     """
 
     CODE_FIELD_NUMBER: _builtins.int
@@ -319,7 +319,9 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class ErrorDetails(_message.Message):
-    """The fields that the `details` of an error can have. The example of each code shows which it has."""
+    """The fields that the `details` of an error can have. The example of each error code shows which
+    fields it has.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -361,13 +363,17 @@ class ErrorDetails(_message.Message):
     HOLD_REASON_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     resource_type: _builtins.str
-    """The slugs that end in `_not_found`: `workspace`, `task` or `webhook`."""
+    """Errors that end in `_not_found`: the type of the missing resource, `workspace`, `task` or
+    `webhook`.
+    """
     resource_name: _builtins.str
-    """The slugs that end in `_not_found`: the id that does not exist."""
+    """Errors that end in `_not_found`: the id of the missing resource."""
     workspace_id: _builtins.str
-    """The workspace whose state does not allow the call, or that has no such task."""
+    """The workspace whose state does not allow the call, or in which the task was not found."""
     status: _builtins.str
-    """The status of that workspace, or of the parent."""
+    """The status of the workspace in `workspace_id`. parent_not_running: the status of the parent
+    task.
+    """
     task_id: _builtins.str
     """workspace_busy: the task that runs. agent_unreachable: the task of the call. parent_not_running:
     the parent. tree_limit_reached: the root of the tree, or the parent.
@@ -381,24 +387,24 @@ class ErrorDetails(_message.Message):
     limit_burst: _builtins.int
     """rate_limited: the calls that the limit allows at once."""
     idempotency_key: _builtins.str
-    """idempotency_conflict: the key of the other request."""
+    """idempotency_conflict: the idempotency key of this call, which another request has already used."""
     org_id: _builtins.str
     """org_on_hold and too_many_webhooks: the organization."""
     held_by: _builtins.str
-    """org_on_hold: the user id or API key id of the caller who put it on hold."""
+    """org_on_hold: the user id or API key id of the caller who put the organization on hold."""
     held_since: _builtins.str
-    """org_on_hold: when it was put on hold."""
+    """org_on_hold: when the organization was put on hold."""
     hold_reason: _builtins.str
-    """org_on_hold: the reason that this caller gave."""
+    """org_on_hold: the reason that the caller in `held_by` gave."""
     limit: _builtins.int
-    """too_many_webhooks and tree_limit_reached: how many there may be."""
+    """too_many_webhooks and tree_limit_reached: the limit that the call would exceed."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """validation_error: what is wrong with each field."""
 
     @_builtins.property
     def required(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """permission_denied: the scopes, any one of which would be enough."""
+        """permission_denied: the scopes of which any one would be enough."""
 
     def __init__(
         self,
@@ -511,27 +517,29 @@ class ErrorRule(_message.Message):
     edge_only: _builtins.bool
     """Whether only the edge answers with this slug."""
     fallback: _builtins.bool
-    """Whether this slug represents its gRPC code and its HTTP status in an answer that names no slug.
-    It does so only if no slug has the same name as the gRPC code.
+    """Whether this slug is given to an answer that has the slug's gRPC code or HTTP status but does
+    not name a slug. A slug with the same name as the gRPC code takes precedence.
     """
     details: _builtins.str
-    """The `details` of the example in the documents, as JSON; empty if it has none."""
+    """The `details` of the example in the documents, as JSON; empty if the example has none."""
     no_retry: _builtins.bool
-    """Whether an automatic repeat of any call with this error is wrong: it would fail again. REST
-    answers then carry `x-should-retry: false`, as do all errors of a call whose repeat could have
-    another effect (EdgeRule.repeat).
+    """Whether it is always wrong to repeat a call automatically after this error, because it would
+    fail again. REST answers then carry `x-should-retry: false`, as do all errors of a call whose
+    repeat could have another effect (EdgeRule.repeat).
     """
     action: _builtins.str
-    """What a caller does about it, for the documents."""
+    """What a caller should do after the error, for the documents."""
     a2a: _builtins.str
-    """The error type of A2A that it is, as the `reason` of ErrorInfo; empty if A2A has none."""
+    """The A2A error type that corresponds to the slug, which is the `reason` of ErrorInfo; empty if
+    there is none.
+    """
     a2a_only: _builtins.bool
     """Whether only the methods of A2A answer with this slug."""
     every_call: _builtins.bool
-    """Whether every call can be answered with it. The edge's own errors occur only over REST."""
+    """Whether every call can be answered with this slug. The edge's own errors occur only over REST."""
     @_builtins.property
     def rpcs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The RPCs of WorkspaceService that answer with it."""
+        """The RPCs of WorkspaceService that can answer with this slug."""
 
     def __init__(
         self,

@@ -51,9 +51,9 @@ class Event(_message.Message):
     """Says which payload is set."""
     workspace_id: _builtins.str
     task_id: _builtins.str
-    """Empty for events of the workspace itself."""
+    """The task of the event; empty for events of the workspace itself."""
     request_id: _builtins.str
-    """The id of the call that caused it; empty if the agent or the fleet controller caused it."""
+    """The id of the call that caused the event; empty if the agent or the fleet controller caused it."""
     trace_id: _builtins.str
     """The W3C trace id of the call, 32 hex digits; empty if the call had no trace. The events that an
     agent commits belong to the trace of SubmitTask and, once CancelTask has signalled the agent,
@@ -114,8 +114,8 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class EventType(_message.Message):
-    """The scope of the enum. Its values have the names of Event's payload fields, and a message cannot
-    contain a name twice.
+    """Contains the enum of the types of events. The enum is not in Event, because its values have the
+    names of Event's payload fields, and a message cannot contain a name twice.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -139,7 +139,7 @@ class EventType(_message.Message):
         task_limit_approached: EventType._Type.ValueType  # 10
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
-        """The type of an event, which has the name of its payload."""
+        """The type of an event: the name of its payload."""
 
     type_unspecified: EventType.Type.ValueType  # 0
     workspace_provisioned: EventType.Type.ValueType  # 1
@@ -263,9 +263,9 @@ class TaskSubmitted(_message.Message):
     max_iterations: _builtins.int
     submitted_by: _builtins.str
     parent_task_id: _builtins.str
-    """The task whose child it is; empty for none."""
+    """The parent of the task; empty if it has no parent."""
     root_task_id: _builtins.str
-    """The task at the root of its tree; empty if it has no parent."""
+    """The task at the root of the tree; empty if the task has no parent."""
     def __init__(
         self,
         *,
@@ -306,9 +306,9 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class IterationCompleted(_message.Message):
-    """A model call has ended, and its tool calls if it made some. A tool call is never recorded without its
-    result.
-    An iteration whose model call was interrupted has no tool call and is the last of its task.
+    """A model call and the tool calls that it asked for have ended. A tool call is never recorded
+    without its result. An iteration whose model call was interrupted has no tool calls and is the
+    last iteration of its task.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -327,8 +327,8 @@ class IterationCompleted(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """If there are several tool calls, all of them, including the first, in the order in which they
-        began. Otherwise empty. Several may have run at the same time.
+        """If there are several tool calls: all of them, including the first, in the order in which they
+        began. Otherwise empty. Tool calls may have run at the same time.
         """
 
     def __init__(
@@ -360,7 +360,7 @@ class ModelCall(_message.Message):
     class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ModelCall._Status.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         status_unspecified: ModelCall._Status.ValueType  # 0
-        """Recorded by a release without this field; the model replied."""
+        """Recorded by an earlier release, which did not have this field; the model replied."""
         completed: ModelCall._Status.ValueType  # 1
         """The model replied."""
         interrupted: ModelCall._Status.ValueType  # 2
@@ -370,7 +370,7 @@ class ModelCall(_message.Message):
         """How a model call ended."""
 
     status_unspecified: ModelCall.Status.ValueType  # 0
-    """Recorded by a release without this field; the model replied."""
+    """Recorded by an earlier release, which did not have this field; the model replied."""
     completed: ModelCall.Status.ValueType  # 1
     """The model replied."""
     interrupted: ModelCall.Status.ValueType  # 2
@@ -394,24 +394,24 @@ class ModelCall(_message.Message):
     empty if the endpoint does not stream.
     """
     input_tokens: _builtins.int
-    """Tokens as reported by the endpoint; 0 if it reported none. Most endpoints report tokens only at
-    the end of an answer.
+    """Input tokens as reported by the endpoint; 0 if it reported none. Most endpoints report tokens
+    only at the end of an answer.
     """
     output_tokens: _builtins.int
     duration_ms: _builtins.int
     status: Global___ModelCall.Status.ValueType
     cached_input_tokens: _builtins.int
-    """Parts of `input_tokens` that have their own price, as far as they were reported: tokens read
-    from a cache, tokens written to a cache, tokens written to a cache that keeps them for an hour,
-    and audio.
-    """
+    """The part of `input_tokens` that was read from a cache; absent if it was not reported."""
     cache_write_tokens: _builtins.int
+    """The part of `input_tokens` that was written to a cache; absent if it was not reported."""
     cache_write_1h_tokens: _builtins.int
-    """A part of `cache_write_tokens`."""
+    """The part of `cache_write_tokens` that the cache keeps for an hour; absent if not reported."""
     input_audio_tokens: _builtins.int
+    """The part of `input_tokens` that was audio; absent if it was not reported."""
     reasoning_tokens: _builtins.int
-    """Parts of `output_tokens`."""
+    """The part of `output_tokens` that was reasoning; absent if it was not reported."""
     output_audio_tokens: _builtins.int
+    """The part of `output_tokens` that was audio; absent if it was not reported."""
     def __init__(
         self,
         *,
@@ -508,26 +508,26 @@ class ToolResult(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         status_unspecified: ToolResult._Status.ValueType  # 0
         exited: ToolResult._Status.ValueType  # 1
-        """It ran until it exited; `exit_code` has its exit code."""
+        """The tool ran until it exited; `exit_code` has its exit code."""
         timed_out: ToolResult._Status.ValueType  # 2
-        """It reached its time limit and was ended."""
+        """The call reached its time limit and was ended."""
         interrupted: ToolResult._Status.ValueType  # 3
-        """A forced cancellation interrupted it."""
+        """A forced cancellation interrupted the call."""
         not_run: ToolResult._Status.ValueType  # 4
-        """It could not be run; `output` says why."""
+        """The tool could not be run; `output` says why."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
         """How a tool call ended."""
 
     status_unspecified: ToolResult.Status.ValueType  # 0
     exited: ToolResult.Status.ValueType  # 1
-    """It ran until it exited; `exit_code` has its exit code."""
+    """The tool ran until it exited; `exit_code` has its exit code."""
     timed_out: ToolResult.Status.ValueType  # 2
-    """It reached its time limit and was ended."""
+    """The call reached its time limit and was ended."""
     interrupted: ToolResult.Status.ValueType  # 3
-    """A forced cancellation interrupted it."""
+    """A forced cancellation interrupted the call."""
     not_run: ToolResult.Status.ValueType  # 4
-    """It could not be run; `output` says why."""
+    """The tool could not be run; `output` says why."""
 
     STATUS_FIELD_NUMBER: _builtins.int
     EXIT_CODE_FIELD_NUMBER: _builtins.int
@@ -558,8 +558,8 @@ Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
 
 @_typing.final
 class TaskLimitApproached(_message.Message):
-    """The task has used 80 % of a limit of tokens or cost, and has not reached it. There is at most one such
-    event for each limit of a task.
+    """The task has used at least 80 % of a limit of tokens or cost, but has not reached the limit.
+    There is at most one such event for each limit of a task.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -570,7 +570,9 @@ class TaskLimitApproached(_message.Message):
     limit: _builtins.str
     """The name of the field in TaskLimits: `max_total_tokens` or `max_cost`."""
     used: _builtins.str
-    """What the task has used, and the limit, as decimal numbers: of tokens, or of USD."""
+    """How much the task has used, as a decimal number: of tokens, or of USD. `maximum` has the limit,
+    in the same unit.
+    """
     maximum: _builtins.str
     def __init__(
         self,
@@ -627,12 +629,14 @@ class CancelIntent(_message.Message):
     """`session`, `api_key`, `agent` or `system`."""
     reason: _builtins.str
     force_requested_by: _builtins.str
-    """Who set `force_at`, possibly in a later call, as in `requested_by`."""
+    """Who set `force_at`, possibly in a later call. It has the form of `requested_by`."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def force_at(self) -> _timestamp_pb2.Timestamp:
-        """When the iteration is interrupted if it still runs. If absent, it is not interrupted."""
+        """The time at which the cancellation interrupts an iteration that is still running. If absent, it
+        does not interrupt the iteration.
+        """
 
     def __init__(
         self,
@@ -665,21 +669,21 @@ class TaskCompleted(_message.Message):
     class _WorkStoppedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TaskCompleted._WorkStopped.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         work_stopped_unspecified: TaskCompleted._WorkStopped.ValueType  # 0
-        """It was not recorded, by a release without this field."""
+        """Recorded by an earlier release, which did not have this field."""
         yes: TaskCompleted._WorkStopped.ValueType  # 1
-        """All of them have ended."""
+        """All processes have ended."""
         unknown: TaskCompleted._WorkStopped.ValueType  # 2
-        """Some may still run: their machine could not be asked."""
+        """Some processes may still run: their machine could not be asked."""
 
     class WorkStopped(_WorkStopped, metaclass=_WorkStoppedEnumTypeWrapper):
         """Whether every process that a task started is known to have ended."""
 
     work_stopped_unspecified: TaskCompleted.WorkStopped.ValueType  # 0
-    """It was not recorded, by a release without this field."""
+    """Recorded by an earlier release, which did not have this field."""
     yes: TaskCompleted.WorkStopped.ValueType  # 1
-    """All of them have ended."""
+    """All processes have ended."""
     unknown: TaskCompleted.WorkStopped.ValueType  # 2
-    """Some may still run: their machine could not be asked."""
+    """Some processes may still run: their machine could not be asked."""
 
     STATUS_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
@@ -692,21 +696,21 @@ class TaskCompleted(_message.Message):
     ITERATION_LOST_FIELD_NUMBER: _builtins.int
     status: _task_pb2.Task.Status.ValueType
     forced: _builtins.bool
-    """True if its last iteration was interrupted."""
+    """True if the last iteration of the task was interrupted."""
     iterations: _builtins.int
     result: _builtins.str
     """The agent's final answer or, if the task ended early, the partial result."""
     reason: _builtins.str
-    """Why it ended with this status, human-readable."""
+    """Why the task ended with this status, human-readable."""
     work_stopped: Global___TaskCompleted.WorkStopped.ValueType
     """Whether every process that the task started is known to have ended."""
     iteration_lost: _builtins.bool
-    """True if the task ended during an iteration that is not on record. As in Task."""
+    """True if the task ended during an iteration that is not in the log."""
     @_builtins.property
     def usage(self) -> _task_pb2.Usage: ...
     @_builtins.property
     def cancel(self) -> Global___CancelIntent:
-        """Set if its cancellation was recorded."""
+        """Set if a cancellation of the task was recorded."""
 
     def __init__(
         self,

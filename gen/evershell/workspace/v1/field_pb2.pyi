@@ -20,8 +20,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Deprecation(_message.Message):
-    """Since when an RPC or a field is deprecated, and how long it works: days as YYYY-MM-DD, in UTC. It also
-    needs protobuf's option `deprecated`. docs/versions.md says what callers see.
+    """Since when an RPC or a field is deprecated, and until when it works at least: days as YYYY-MM-DD,
+    in UTC. The RPC or field also needs protobuf's option `deprecated`. docs/versions.md says what
+    callers see.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -29,9 +30,9 @@ class Deprecation(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     SUNSET_FIELD_NUMBER: _builtins.int
     since: _builtins.str
-    """It is deprecated from this day on."""
+    """The first day of the deprecation."""
     sunset: _builtins.str
-    """It works until this day, or longer."""
+    """The last day on which the RPC or field is sure to work."""
     def __init__(
         self,
         *,
@@ -48,8 +49,8 @@ Global___Deprecation: _TypeAlias = Deprecation  # noqa: Y015
 
 @_typing.final
 class FieldRule(_message.Message):
-    """What a field may hold. The service and the OpenAPI document read it: `make gen` writes the limits
-    of requests into a Python module, from which the service takes them.
+    """What a field may hold. The OpenAPI document and the service use these rules: `make gen` writes
+    the limits of request fields into a Python module, which the service reads.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -64,24 +65,24 @@ class FieldRule(_message.Message):
     DEPRECATION_FIELD_NUMBER: _builtins.int
     NONE_IF_EMPTY_FIELD_NUMBER: _builtins.int
     always_set: _builtins.bool
-    """Replies always have this field. The document lists it as required, as it does every field without
-    presence.
+    """Replies always have this field. The OpenAPI document lists it as required, like every field
+    without presence.
     """
     is_id: _builtins.bool
     """An id: characters of A-Z a-z 0-9 _ -, at most 128."""
     min: _builtins.int
-    """The least and the largest number, characters of a text, seconds of a duration, units of an amount
-    of money, or entries of a map or a list. In a request, zero and an empty text are like a field that is absent, unless the field is
-    REQUIRED.
+    """The minimum and the maximum: of a number, of the characters of a text, of the seconds of a
+    duration, of the units of an amount of money, or of the entries of a map or a list. In a
+    request, zero and an empty text count as absent, unless the field is REQUIRED.
     """
     max: _builtins.int
     default_value: _builtins.int
     """The number that the service uses if the field is absent."""
     max_key: _builtins.int
-    """Characters of a key and of a value of a map. A key has at least one."""
+    """The maximum number of characters of a key and of a value, for a map. A key has at least one."""
     max_value: _builtins.int
     none_if_empty: _builtins.bool
-    """In a reply, an empty value says that there is none: clients show it as absent."""
+    """In a reply, an empty value means that there is none. The clients show it as absent."""
     @_builtins.property
     def deprecation(self) -> Global___Deprecation:
         """Set if the field is deprecated."""

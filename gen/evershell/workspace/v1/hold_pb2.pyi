@@ -33,12 +33,14 @@ class Hold(_message.Message):
     org_id: _builtins.str
     on_hold: _builtins.bool
     held_by: _builtins.str
-    """The user id or API key id of the caller who put it on hold first; empty without a hold."""
+    """The user id or API key id of the caller who put the organization on hold; empty if it is not on
+    hold.
+    """
     reason: _builtins.str
-    """The reason that this caller gave."""
+    """The reason that the caller in `held_by` gave."""
     @_builtins.property
     def held_since(self) -> _timestamp_pb2.Timestamp:
-        """When it was put on hold; absent without a hold."""
+        """When the organization was put on hold; absent if it is not on hold."""
 
     def __init__(
         self,

@@ -36,38 +36,38 @@ class Task(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         status_unspecified: Task._Status.ValueType  # 0
         submitted: Task._Status.ValueType  # 1
-        """Recorded; the agent has not received it yet."""
+        """The task is recorded; the agent has not received it yet."""
         delivered: Task._Status.ValueType  # 2
-        """The agent has received it and has not begun it."""
+        """The agent has received the task and has not begun it."""
         running: Task._Status.ValueType  # 3
-        """The agent works on it."""
+        """The agent is working on the task."""
         completed: Task._Status.ValueType  # 4
-        """Ended: the agent finished it."""
+        """Ended: the agent finished the task."""
         failed: Task._Status.ValueType  # 5
-        """Ended: it could not be finished; `reason` says why."""
+        """Ended: the task could not be finished; `reason` says why."""
         cancelled: Task._Status.ValueType  # 6
-        """Ended: a cancellation was recorded before its end."""
+        """Ended: a cancellation was recorded before the task ended."""
         delivery_failed: Task._Status.ValueType  # 7
-        """Ended: the agent could not be reached, so it never began."""
+        """Ended: the agent could not be reached, so the task never began."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
         """The state of a task."""
 
     status_unspecified: Task.Status.ValueType  # 0
     submitted: Task.Status.ValueType  # 1
-    """Recorded; the agent has not received it yet."""
+    """The task is recorded; the agent has not received it yet."""
     delivered: Task.Status.ValueType  # 2
-    """The agent has received it and has not begun it."""
+    """The agent has received the task and has not begun it."""
     running: Task.Status.ValueType  # 3
-    """The agent works on it."""
+    """The agent is working on the task."""
     completed: Task.Status.ValueType  # 4
-    """Ended: the agent finished it."""
+    """Ended: the agent finished the task."""
     failed: Task.Status.ValueType  # 5
-    """Ended: it could not be finished; `reason` says why."""
+    """Ended: the task could not be finished; `reason` says why."""
     cancelled: Task.Status.ValueType  # 6
-    """Ended: a cancellation was recorded before its end."""
+    """Ended: a cancellation was recorded before the task ended."""
     delivery_failed: Task.Status.ValueType  # 7
-    """Ended: the agent could not be reached, so it never began."""
+    """Ended: the agent could not be reached, so the task never began."""
 
     class _Phase:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -141,42 +141,44 @@ class Task(_message.Message):
     iterations: _builtins.int
     """Number of committed iterations."""
     cancel_requested_by: _builtins.str
-    """The user id or API key id of the first requester; `system:limit` for a limit of the task."""
+    """Who first asked for the cancellation: a user id, an API key id, `agent:` and the id of an
+    agent's workspace, or `system:limit`.
+    """
     cancel_reason: _builtins.str
     """The reason that the first requester gave."""
     reason: _builtins.str
-    """Why it ended with this status; human-readable, may be empty."""
+    """Why the task ended with this status; human-readable, may be empty."""
     result: _builtins.str
     """The agent's final answer or, if the task ended early, the partial result."""
     forced: _builtins.bool
-    """True if its last iteration was interrupted."""
+    """True if the last iteration of the task was interrupted."""
     max_iterations: _builtins.int
-    """A task that has not finished after this many iterations ends `failed`."""
+    """The maximum number of iterations. A task that has not finished by then ends `failed`."""
     submitted_by: _builtins.str
-    """The user id or API key id of the caller who submitted it, or `agent:` and the id of the workspace
-    of the agent that did.
+    """Who submitted the task: a user id, an API key id, or `agent:` and the id of an agent's
+    workspace.
     """
     parent_task_id: _builtins.str
-    """The task whose child it is; empty for none."""
+    """The parent of the task; empty if it has no parent."""
     root_task_id: _builtins.str
-    """The task at the root of its tree: its own id if it has no parent."""
+    """The task at the root of the tree; the task's own id if it has no parent."""
     iteration_lost: _builtins.bool
-    """True if an iteration was reported or in progress when the agent was lost. The iteration is not
-    on record. `usage` includes what the agent had reported of it.
+    """True if an iteration was reported or in progress when the agent was lost. That iteration is not
+    in the log. `usage` includes what the agent had reported about it.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
-        """When the agent began it; absent before that."""
+        """When the agent began the task; absent until then."""
 
     @_builtins.property
     def completed_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ended; absent before that."""
+        """When the task ended; absent until then."""
 
     @_builtins.property
     def cancel_requested_at(self) -> _timestamp_pb2.Timestamp:
-        """When its cancellation was recorded; absent if it was not cancelled."""
+        """When the cancellation of the task was recorded; absent if no cancellation is recorded."""
 
     @_builtins.property
     def usage(self) -> Global___Usage: ...
@@ -186,11 +188,13 @@ class Task(_message.Message):
 
     @_builtins.property
     def cancel_force_at(self) -> _timestamp_pb2.Timestamp:
-        """When its iteration is interrupted if it still runs. If absent, it is not interrupted."""
+        """The time at which the cancellation interrupts an iteration that is still running. If absent, it
+        does not interrupt the iteration.
+        """
 
     @_builtins.property
     def limits(self) -> Global___TaskLimits:
-        """The limits given to SubmitTask; absent without any."""
+        """The limits given to SubmitTask; absent if none were given."""
 
     def __init__(
         self,
@@ -242,15 +246,17 @@ class TaskLimits(_message.Message):
     MAX_COST_FIELD_NUMBER: _builtins.int
     INCLUDE_DESCENDANTS_FIELD_NUMBER: _builtins.int
     max_total_tokens: _builtins.int
-    """Input and output tokens of all model calls, checked after each iteration."""
+    """The maximum number of input and output tokens of all model calls together, checked after each
+    iteration.
+    """
     include_descendants: _builtins.bool
-    """Only for a task without a parent: the other limits count for the task and all its descendants
-    together, and the service cancels all of them. Checked every second, even after the end of the
-    task.
+    """Only for a task without a parent: the other limits then apply to the task and all its
+    descendants together, and at a limit the service cancels them all. The limits are checked every
+    second, even after the task itself has ended.
     """
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
-        """Since the task was started. More than 0 s."""
+        """The maximum time since the start of the task. More than 0 s."""
 
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
@@ -260,8 +266,9 @@ class TaskLimits(_message.Message):
 
     @_builtins.property
     def max_cost(self) -> _money_pb2.Money:
-        """What all model calls have cost, in USD, checked after each iteration. More than 0. If an agent uses
-        a model without a price, its task is cancelled when the first call of that model is committed.
+        """The maximum cost of all model calls together, in USD, checked after each iteration. More than
+        0. If an agent uses a model without a price, its task is cancelled when the first call of that
+        model is committed.
         """
 
     def __init__(
@@ -300,8 +307,8 @@ class Usage(_message.Message):
     tool_calls: _builtins.int
     @_builtins.property
     def cost(self) -> _money_pb2.Money:
-        """What the model calls have cost, in USD: the tokens that the agent has reported, at the prices that
-        the service has. Absent if it is unknown, because a model had no price.
+        """The cost of the model calls in USD: the tokens that the agent has reported, at the prices that
+        the service has. Absent if the cost is unknown because a model had no price.
         """
 
     def __init__(
@@ -323,7 +330,7 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class CurrentIteration(_message.Message):
-    """What a task does now. Its texts are what the agent reports, without the keys of the agent."""
+    """What a task is doing now. The texts come from the agent, which removes its own keys from them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -335,13 +342,15 @@ class CurrentIteration(_message.Message):
     workspace_id: _builtins.str
     task_id: _builtins.str
     number: _builtins.int
-    """Counts from 1, as in IterationCompleted. 0 if the task has not begun or has ended."""
+    """The number of the iteration, from 1, as in IterationCompleted. 0 if the task has not begun or
+    has ended.
+    """
     phase: Global___Task.Phase.ValueType
-    """The phase of the call that has begun last."""
+    """The phase of the call that began last."""
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningCall]:
-        """The calls that run, in the order in which they began, at most 16. Empty while none runs, and if
-        the agent cannot report its calls.
+        """The running calls in the order in which they began, at most 16. Empty if no call is running, or
+        if the agent cannot report its calls.
         """
 
     def __init__(
@@ -363,7 +372,7 @@ Global___CurrentIteration: _TypeAlias = CurrentIteration  # noqa: Y015
 
 @_typing.final
 class RunningCall(_message.Message):
-    """A model call or a tool call that runs."""
+    """A model call or a tool call that is running."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -375,11 +384,11 @@ class RunningCall(_message.Message):
     phase: Global___Task.Phase.ValueType
     """`model_call` or `tool_call`."""
     name: _builtins.str
-    """The name of the model or of the tool. Empty for a model that is not known before it answers."""
+    """The name of the model or of the tool. Empty if the model is not known until it answers."""
     arguments: _builtins.str
     """The arguments of a tool call, as in ToolCall: the first 4 KiB."""
     duration_ms: _builtins.int
-    """How long it has run."""
+    """How long the call has run."""
     output: _builtins.str
     """The last 8 KiB of what a command has printed, or of what a model has written so far. Empty for a
     tool that is not a command, and for a model that does not stream.

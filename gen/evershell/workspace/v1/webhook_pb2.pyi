@@ -44,7 +44,7 @@ class Webhook(_message.Message):
     description: _builtins.str
     """Human-readable."""
     created_by: _builtins.str
-    """The user id or API key id of the caller who created it."""
+    """The user id or API key id of the caller who created the webhook."""
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.EventType.Type.ValueType]:
         """The types of the events that are sent."""
@@ -53,12 +53,12 @@ class Webhook(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def previous_secret_expires_at(self) -> _timestamp_pb2.Timestamp:
-        """Until when requests are also signed with the secret that was replaced; absent if they are not."""
+        """Until when requests are also signed with the previous secret; absent if they are not."""
 
     @_builtins.property
     def disabled_at(self) -> _timestamp_pb2.Timestamp:
-        """Since when nothing is sent, because the receiver answered 410 Gone; absent if events are sent.
-        ReplayWebhook enables it again.
+        """When the webhook was disabled because its receiver answered 410 Gone; absent if the webhook is
+        enabled. ReplayWebhook enables it again.
         """
 
     def __init__(
@@ -84,8 +84,8 @@ Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
 
 @_typing.final
 class WebhookDelivery(_message.Message):
-    """How far the events of one task were delivered to one webhook. Events are delivered in the order of
-    their `seq`. Those that follow an event that was not delivered wait for it.
+    """How far the events of one task were delivered to one webhook. Events are delivered in the order
+    of their `seq`. An event that could not be delivered holds back the events after it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -98,12 +98,12 @@ class WebhookDelivery(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         status_unspecified: WebhookDelivery._Status.ValueType  # 0
         pending: WebhookDelivery._Status.ValueType  # 1
-        """Some events are not delivered yet. They are sent, or sent again, until they are."""
+        """Some events are not delivered yet. The service sends them, and repeats attempts that fail."""
         delivered: WebhookDelivery._Status.ValueType  # 2
         """All events are delivered."""
         failed: WebhookDelivery._Status.ValueType  # 3
-        """An event could not be delivered for 24 hours, or the webhook is disabled. A new event of the
-        task, or ReplayWebhook, makes it pending again, unless the webhook is disabled.
+        """An event could not be delivered for 24 hours, or the webhook is disabled. ReplayWebhook makes
+        the delivery pending again. So does a new event of the task, unless the webhook is disabled.
         """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
@@ -111,12 +111,12 @@ class WebhookDelivery(_message.Message):
 
     status_unspecified: WebhookDelivery.Status.ValueType  # 0
     pending: WebhookDelivery.Status.ValueType  # 1
-    """Some events are not delivered yet. They are sent, or sent again, until they are."""
+    """Some events are not delivered yet. The service sends them, and repeats attempts that fail."""
     delivered: WebhookDelivery.Status.ValueType  # 2
     """All events are delivered."""
     failed: WebhookDelivery.Status.ValueType  # 3
-    """An event could not be delivered for 24 hours, or the webhook is disabled. A new event of the
-    task, or ReplayWebhook, makes it pending again, unless the webhook is disabled.
+    """An event could not be delivered for 24 hours, or the webhook is disabled. ReplayWebhook makes
+    the delivery pending again. So does a new event of the task, unless the webhook is disabled.
     """
 
     WEBHOOK_ID_FIELD_NUMBER: _builtins.int
@@ -134,13 +134,15 @@ class WebhookDelivery(_message.Message):
     task_id: _builtins.str
     status: Global___WebhookDelivery.Status.ValueType
     delivered_seq: _builtins.int
-    """The events up to this `seq` are delivered, or were not to be delivered."""
+    """Everything that had to be delivered up to this `seq` is delivered."""
     last_seq: _builtins.int
     """The `seq` of the last event that is to be delivered."""
     attempts: _builtins.int
-    """Attempts to deliver the next event, all of which have failed. 0 once it is delivered."""
+    """The number of attempts to deliver the next event, all of which have failed. 0 again once that
+    event is delivered.
+    """
     last_error: _builtins.str
-    """Why the last attempt failed; empty if it did not."""
+    """Why the last attempt failed; empty if it did not fail."""
     @_builtins.property
     def last_attempt_at(self) -> _timestamp_pb2.Timestamp:
         """When the last attempt ended; absent if there was none."""

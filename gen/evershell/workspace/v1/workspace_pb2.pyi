@@ -32,50 +32,50 @@ class Workspace(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         status_unspecified: Workspace._Status.ValueType  # 0
         provisioning: Workspace._Status.ValueType  # 1
-        """Its agent is being started and has not registered yet."""
+        """The workspace's agent is being started and has not registered yet."""
         idle: Workspace._Status.ValueType  # 2
-        """Its agent is waiting for a task."""
+        """The workspace's agent is waiting for a task."""
         busy: Workspace._Status.ValueType  # 3
-        """Its agent is working on `current_task_id`."""
+        """The workspace's agent is working on `current_task_id`."""
         stopping: Workspace._Status.ValueType  # 4
-        """Its agent is being ended."""
+        """The workspace's agent is being ended."""
         stopped: Workspace._Status.ValueType  # 5
-        """StopWorkspace has stopped it; it has no agent."""
+        """StopWorkspace has stopped the workspace, which has no agent."""
         failed: Workspace._Status.ValueType  # 6
-        """Its agent died or could not start; `status_reason` says why. ResumeWorkspace starts a new
-        one.
+        """The workspace's agent died or could not start; `status_reason` says why. ResumeWorkspace
+        starts a new agent.
         """
         suspended: Workspace._Status.ValueType  # 7
-        """It has no agent: it was idle for a long time, or its agent was ended because it did not
-        interrupt a task in time. Its files stay. The next task wakes it.
+        """The workspace has no agent: it was idle for a long time, or its agent did not interrupt a
+        task in time and was ended. The files stay. The next task starts a new agent.
         """
         deleting: Workspace._Status.ValueType  # 8
-        """DeleteWorkspace is removing it, with its tasks, events and files."""
+        """DeleteWorkspace is removing the workspace with its tasks, events and files."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
         """The state of a workspace."""
 
     status_unspecified: Workspace.Status.ValueType  # 0
     provisioning: Workspace.Status.ValueType  # 1
-    """Its agent is being started and has not registered yet."""
+    """The workspace's agent is being started and has not registered yet."""
     idle: Workspace.Status.ValueType  # 2
-    """Its agent is waiting for a task."""
+    """The workspace's agent is waiting for a task."""
     busy: Workspace.Status.ValueType  # 3
-    """Its agent is working on `current_task_id`."""
+    """The workspace's agent is working on `current_task_id`."""
     stopping: Workspace.Status.ValueType  # 4
-    """Its agent is being ended."""
+    """The workspace's agent is being ended."""
     stopped: Workspace.Status.ValueType  # 5
-    """StopWorkspace has stopped it; it has no agent."""
+    """StopWorkspace has stopped the workspace, which has no agent."""
     failed: Workspace.Status.ValueType  # 6
-    """Its agent died or could not start; `status_reason` says why. ResumeWorkspace starts a new
-    one.
+    """The workspace's agent died or could not start; `status_reason` says why. ResumeWorkspace
+    starts a new agent.
     """
     suspended: Workspace.Status.ValueType  # 7
-    """It has no agent: it was idle for a long time, or its agent was ended because it did not
-    interrupt a task in time. Its files stay. The next task wakes it.
+    """The workspace has no agent: it was idle for a long time, or its agent did not interrupt a
+    task in time and was ended. The files stay. The next task starts a new agent.
     """
     deleting: Workspace.Status.ValueType  # 8
-    """DeleteWorkspace is removing it, with its tasks, events and files."""
+    """DeleteWorkspace is removing the workspace with its tasks, events and files."""
 
     ID_FIELD_NUMBER: _builtins.int
     ORG_ID_FIELD_NUMBER: _builtins.int
@@ -92,13 +92,15 @@ class Workspace(_message.Message):
     org_id: _builtins.str
     status: Global___Workspace.Status.ValueType
     created_by_user_id: _builtins.str
-    """The user who created it; empty if it was created with an API key."""
+    """The user who created the workspace; empty if it was created with an API key."""
     current_task_id: _builtins.str
-    """The task that its agent is working on, or is started for; empty if there is none."""
+    """The task that the agent is working on, or is being started for; empty if there is none."""
     status_reason: _builtins.str
-    """Why it has this status; human-readable, may be empty."""
+    """Why the workspace has this status; human-readable, may be empty."""
     epoch: _builtins.int
-    """Counts the starts of its agent, from 1. Calls of agents of older epochs have no effect."""
+    """Counts the agents that were started for the workspace, from 1. Calls of agents of earlier
+    epochs have no effect.
+    """
     name: _builtins.str
     """The name given to CreateWorkspace, human-readable."""
     @_builtins.property

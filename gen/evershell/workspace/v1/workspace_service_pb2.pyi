@@ -34,8 +34,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EdgeRule(_message.Message):
-    """How an RPC is offered over REST, and how the edge and the service treat its calls. Without a
-    `success_status`, it is offered over gRPC alone.
+    """How an RPC is offered over REST, and how the edge and the service treat its calls. An RPC without
+    a `success_status` is offered only over gRPC.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -48,20 +48,20 @@ class EdgeRule(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         urgency_unspecified: EdgeRule._Urgency.ValueType  # 0
         first: EdgeRule._Urgency.ValueType  # 1
-        """It is served first, and has places that other calls cannot use: it stops work, or tells whether
-        that has worked.
+        """Calls that stop work, or that show whether it has stopped. They are served first, in places
+        that other calls cannot use.
         """
         cancellation: EdgeRule._Urgency.ValueType  # 2
-        """The same, and its calls have their own rate limit."""
+        """Like `first`, and the calls have their own rate limit."""
 
     class Urgency(_Urgency, metaclass=_UrgencyEnumTypeWrapper): ...
     urgency_unspecified: EdgeRule.Urgency.ValueType  # 0
     first: EdgeRule.Urgency.ValueType  # 1
-    """It is served first, and has places that other calls cannot use: it stops work, or tells whether
-    that has worked.
+    """Calls that stop work, or that show whether it has stopped. They are served first, in places
+    that other calls cannot use.
     """
     cancellation: EdgeRule.Urgency.ValueType  # 2
-    """The same, and its calls have their own rate limit."""
+    """Like `first`, and the calls have their own rate limit."""
 
     class _Repeat:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -74,9 +74,9 @@ class EdgeRule(_message.Message):
         always: EdgeRule._Repeat.ValueType  # 1
         """Always: a read, or a call that has the same effect when it is repeated."""
         if_task_is_named: EdgeRule._Repeat.ValueType  # 2
-        """If it names its task. Otherwise it could cancel the next task."""
+        """If the call names its task. Otherwise a repeat could cancel the next task."""
         with_idempotency_key: EdgeRule._Repeat.ValueType  # 3
-        """If it has an idempotency key."""
+        """If the call has an idempotency key."""
 
     class Repeat(_Repeat, metaclass=_RepeatEnumTypeWrapper): ...
     repeat_unspecified: EdgeRule.Repeat.ValueType  # 0
@@ -84,9 +84,9 @@ class EdgeRule(_message.Message):
     always: EdgeRule.Repeat.ValueType  # 1
     """Always: a read, or a call that has the same effect when it is repeated."""
     if_task_is_named: EdgeRule.Repeat.ValueType  # 2
-    """If it names its task. Otherwise it could cancel the next task."""
+    """If the call names its task. Otherwise a repeat could cancel the next task."""
     with_idempotency_key: EdgeRule.Repeat.ValueType  # 3
-    """If it has an idempotency key."""
+    """If the call has an idempotency key."""
 
     SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
     SUCCESS_STATUS_AFTER_WAIT_FIELD_NUMBER: _builtins.int
@@ -99,31 +99,35 @@ class EdgeRule(_message.Message):
     URGENCY_FIELD_NUMBER: _builtins.int
     AUDITS_REFUSALS_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
-    """HTTP status of a success."""
+    """HTTP status of a successful call."""
     success_status_after_wait: _builtins.int
-    """HTTP status of a success of a call with a `wait` whose task has ended; zero if the request has
-    no `wait`.
+    """HTTP status of a successful call that has a `wait` and whose task has ended; zero if requests
+    have no field `wait`.
     """
     example: _builtins.str
     """An example of a body for the documents, as JSON."""
     max_request_bytes: _builtins.int
-    """Size limit of a request: the REST body, or the gRPC message. Zero: the limit in `every_call`."""
+    """Size limit of a request: of the REST body, or of the gRPC message. Zero for the limit in
+    `every_call`.
+    """
     stream_message: _builtins.str
     """The full name of the message in the `data` fields of a stream of Server-Sent Events."""
     repeat: Global___EdgeRule.Repeat.ValueType
-    """When a failed call can be repeated without another effect. The service, the edge and the client
-    decide by it.
+    """When a failed call can be repeated without a second effect. The service, the edge and the
+    clients follow this rule.
     """
     urgency: Global___EdgeRule.Urgency.ValueType
     audits_refusals: _builtins.bool
-    """Whether the store decides its own errors, and records the entry of the audit log with them."""
+    """Whether the store itself decides the RPC's own errors and stores the audit entry of a refused
+    call.
+    """
     @_builtins.property
     def deprecation(self) -> _field_pb2.Deprecation:
         """Set if the RPC is deprecated."""
 
     @_builtins.property
     def access(self) -> Global___AccessRule:
-        """The scopes that a call needs. Every RPC has it."""
+        """The scopes that a call needs. Every RPC must have this field."""
 
     def __init__(
         self,
@@ -149,8 +153,8 @@ Global___EdgeRule: _TypeAlias = EdgeRule  # noqa: Y015
 
 @_typing.final
 class AccessRule(_message.Message):
-    """Which scopes permit a call. If the request has a `workspace_id`, the `:own` form of a scope permits it
-    only for a workspace that the caller has created.
+    """Which scopes permit a call. If the request has a `workspace_id`, the `:own` form of a scope
+    permits the call only for a workspace that the caller created.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -166,7 +170,9 @@ class AccessRule(_message.Message):
     """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Any one of them, or its `:own` form, is enough. If there is none, every credential is enough."""
+        """Any one of these scopes, or its `:own` form, is enough. If the list is empty, every credential
+        is enough.
+        """
 
     def __init__(
         self,
@@ -191,7 +197,7 @@ class ServiceRule(_message.Message):
 
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
-    """Size limit of a request of a method that sets no limit itself."""
+    """Size limit of a request, for RPCs that do not set their own."""
     def __init__(
         self,
         *,
@@ -208,8 +214,8 @@ Global___ServiceRule: _TypeAlias = ServiceRule  # noqa: Y015
 @_typing.final
 class RestBody(_message.Message):
     """The body of a REST call, as the caller sent it. The edge adds this field to the request of each
-    method with a body, and the service reads the other fields from it. Not part of any request: callers
-    of gRPC do not set it.
+    method with a body, and the service reads the other fields from it. The field is not part of any
+    request message: gRPC callers do not set it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -243,19 +249,24 @@ class CancelTaskRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     task_id: _builtins.str
-    """Cancels only this task. If absent, cancels the task that runs. REST refuses an empty id."""
+    """Cancels only this task. If absent, cancels the task that is running in the workspace. REST
+    refuses an empty id.
+    """
     reason: _builtins.str
-    """Human-readable. It is recorded in the task and its events."""
+    """Why the task is cancelled, human-readable. It is recorded in the task and its events."""
     include_descendants: _builtins.bool
-    """Also cancels every descendant of the task that has not ended. `wait` is for the task alone."""
+    """Also cancels the descendants of the task that have not ended. `wait` applies only to the task
+    itself.
+    """
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """Delays the answer until the task has ended, but no longer than this."""
 
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
-        """Interrupts an iteration that still runs this long after this call. If absent, no iteration is
-        interrupted. A later call may set it too; the earliest deadline applies.
+        """Interrupts an iteration that still runs this long after the call. If absent, the call does not
+        interrupt the iteration. A later call may also set `force_after`; the earliest deadline
+        applies.
         """
 
     def __init__(
@@ -292,22 +303,22 @@ class CancelTaskResponse(_message.Message):
         accepted: CancelTaskResponse._Outcome.ValueType  # 1
         """This call recorded the cancellation."""
         already_requested: CancelTaskResponse._Outcome.ValueType  # 2
-        """It was recorded before; the requester, time and reason of the first call stay."""
+        """An earlier call recorded the cancellation; its requester, time and reason stay."""
         already_finished: CancelTaskResponse._Outcome.ValueType  # 3
-        """`task_id` names a task that had ended; `task.status` says how."""
+        """The task that `task_id` names had already ended; `task.status` says how."""
         no_active_task: CancelTaskResponse._Outcome.ValueType  # 4
         """The workspace is idle or suspended: no task runs."""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
-        """What a cancellation found."""
+        """What CancelTask found."""
 
     outcome_unspecified: CancelTaskResponse.Outcome.ValueType  # 0
     accepted: CancelTaskResponse.Outcome.ValueType  # 1
     """This call recorded the cancellation."""
     already_requested: CancelTaskResponse.Outcome.ValueType  # 2
-    """It was recorded before; the requester, time and reason of the first call stay."""
+    """An earlier call recorded the cancellation; its requester, time and reason stay."""
     already_finished: CancelTaskResponse.Outcome.ValueType  # 3
-    """`task_id` names a task that had ended; `task.status` says how."""
+    """The task that `task_id` names had already ended; `task.status` says how."""
     no_active_task: CancelTaskResponse.Outcome.ValueType  # 4
     """The workspace is idle or suspended: no task runs."""
 
@@ -321,17 +332,19 @@ class CancelTaskResponse(_message.Message):
     DESCENDANTS_CANCELLED_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     task_id: _builtins.str
-    """Empty if there is no active task."""
+    """The task that the call is about; empty if there is no active task."""
     outcome: Global___CancelTaskResponse.Outcome.ValueType
     requested_by: _builtins.str
-    """The user id or API key id of the first requester."""
+    """Who first asked for the cancellation: a user id, an API key id, `agent:` and the id of an
+    agent's workspace, or `system:limit`.
+    """
     reason: _builtins.str
     """The reason that the first requester gave."""
     descendants_cancelled: _builtins.int
-    """With `include_descendants`: the descendants whose cancellation this call recorded."""
+    """With `include_descendants`: the number of descendants whose cancellation this call recorded."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp:
-        """When the cancellation was recorded; absent if none was."""
+        """When the cancellation was recorded; absent if no cancellation is recorded."""
 
     @_builtins.property
     def task(self) -> _task_pb2.Task:
@@ -390,20 +403,20 @@ class SubmitTaskRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     description: _builtins.str
-    """What to do. The model `scripted` runs its lines as shell commands."""
+    """What the agent is to do. The model `scripted` runs each line as a shell command."""
     max_iterations: _builtins.int
-    """A task that has not finished after this many iterations ends `failed`."""
+    """The maximum number of iterations. A task that has not finished by then ends `failed`."""
     parent_task_id: _builtins.str
-    """Makes the task a child of this task, which has not ended and is not being cancelled. The parent is
-    in another workspace of the organization.
+    """Makes the task a child of this task. The parent must be in another workspace of the
+    organization. It must neither have ended nor have been cancelled.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For the caller's own use."""
+        """Names and values for the caller's own use."""
 
     @_builtins.property
     def limits(self) -> _task_pb2.TaskLimits:
-        """When the service itself cancels the task."""
+        """The limits at which the service itself cancels the task."""
 
     def __init__(
         self,
@@ -513,15 +526,15 @@ class ListTasksRequest(_message.Message):
     set.
     """
     page_size: _builtins.int
-    """The largest number of items in the page."""
+    """The maximum number of items in the page."""
     page_token: _builtins.str
-    """The `next_page_token` of the previous page; empty for the first page.
-    It continues the same list only: the other fields must not change, except `page_size`.
+    """The `next_page_token` of the previous page; empty for the first page. A token continues only
+    its own list: no other field may change, except `page_size`.
     """
     parent_task_id: _builtins.str
     """Only the children of this task."""
     root_task_id: _builtins.str
-    """Only this task and its descendants, if it is the root of its tree."""
+    """Only the tasks of the tree that has this task as its root: the root and all its descendants."""
     active: _builtins.bool
     """Only tasks that have not ended."""
     def __init__(
@@ -622,7 +635,7 @@ Global___StreamEventsRequest: _TypeAlias = StreamEventsRequest  # noqa: Y015
 
 @_typing.final
 class WatchEventsResponse(_message.Message):
-    """A message of a stream of events. Over REST, streams have no heartbeats, but comments."""
+    """A message in a stream of events. Streams over REST have comments instead of heartbeats."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -709,12 +722,12 @@ class CreateWorkspaceRequest(_message.Message):
     name: _builtins.str
     """Human-readable."""
     description: _builtins.str
-    """What its agent does, for the agent card of A2A."""
+    """What the workspace's agent does, for its A2A agent card."""
     public_card: _builtins.bool
     """Whether anyone may read the agent card, without a credential."""
     @_builtins.property
     def skills(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The skills on the agent card: a description for each name."""
+        """The skills on the agent card: the name and the description of each."""
 
     def __init__(
         self,
@@ -750,26 +763,26 @@ class ListAuditEntriesRequest(_message.Message):
     workspace_id: _builtins.str
     """Only calls on this workspace."""
     task_id: _builtins.str
-    """Only calls that name or changed this task."""
+    """Only calls that named or changed this task."""
     actor_id: _builtins.str
-    """A user id or an API key id."""
+    """Only calls of this actor, for example a user id or an API key id."""
     rpc: _builtins.str
-    """For example `CancelTask`."""
+    """Only calls of this RPC, for example `CancelTask`."""
     outcome: _builtins.str
-    """For example `accepted` or `permission_denied`."""
+    """Only calls with this outcome, for example `accepted` or `permission_denied`."""
     page_size: _builtins.int
-    """The largest number of items in the page."""
+    """The maximum number of items in the page."""
     page_token: _builtins.str
-    """The `next_page_token` of the previous page; empty for the first page.
-    It continues the same list only: the other fields must not change, except `page_size`.
+    """The `next_page_token` of the previous page; empty for the first page. A token continues only
+    its own list: no other field may change, except `page_size`.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Only calls from this time on, to the millisecond."""
+        """Only calls that arrived at this time or later, to the millisecond."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Only calls before this time, to the millisecond."""
+        """Only calls that arrived before this time, to the millisecond."""
 
     def __init__(
         self,
@@ -843,10 +856,10 @@ class ListWorkspacesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """The largest number of items in the page."""
+    """The maximum number of items in the page."""
     page_token: _builtins.str
-    """The `next_page_token` of the previous page; empty for the first page.
-    It continues the same list only: the other fields must not change, except `page_size`.
+    """The `next_page_token` of the previous page; empty for the first page. A token continues only
+    its own list: no other field may change, except `page_size`.
     """
     def __init__(
         self,
@@ -953,9 +966,11 @@ class HoldOrgRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CANCEL_RUNNING_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Human-readable. GetHold and the refused calls show it."""
+    """Why the organization is put on hold, human-readable. GetHold and the errors of refused calls
+    show it.
+    """
     cancel_running: _builtins.bool
-    """Cancels all tasks that have not ended."""
+    """Also cancels all tasks of the organization that have not ended."""
     def __init__(
         self,
         *,
@@ -981,11 +996,13 @@ class HoldOrgResponse(_message.Message):
     ALREADY_REQUESTED_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
-    """With `cancel_running`: the tasks whose cancellation this call recorded."""
+    """With `cancel_running`: the number of tasks whose cancellation this call recorded."""
     already_requested: _builtins.int
-    """The tasks whose cancellation was recorded before and that have not ended."""
+    """With `cancel_running`: the number of tasks that an earlier call has cancelled and that have not
+    ended.
+    """
     remaining: _builtins.int
-    """The tasks that are not cancelled yet."""
+    """With `cancel_running`: the number of tasks that a further call must cancel."""
     @_builtins.property
     def hold(self) -> _hold_pb2.Hold:
         """The hold in force."""
@@ -1053,8 +1070,8 @@ Global___GetCallerRequest: _TypeAlias = GetCallerRequest  # noqa: Y015
 
 @_typing.final
 class TaskFilter(_message.Message):
-    """Which tasks a call is about. A task matches if it matches every field that is set. At least one
-    has to be set, and none may be empty: a filter without fields is refused.
+    """Which tasks a call applies to. A task matches if it matches every field that is set. At least one
+    field must be set, and no field may be empty.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1132,7 +1149,7 @@ Global___TaskFilter: _TypeAlias = TaskFilter  # noqa: Y015
 
 @_typing.final
 class CancelTasksRequest(_message.Message):
-    """Has either a `filter` or `all`."""
+    """Exactly one of `filter` and `all` must be set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1144,17 +1161,17 @@ class CancelTasksRequest(_message.Message):
     all: _builtins.bool
     """Cancels every task of the organization."""
     reason: _builtins.str
-    """Human-readable. It is recorded in the tasks and their events."""
+    """Why the tasks are cancelled, human-readable. It is recorded in the tasks and their events."""
     dry_run: _builtins.bool
-    """Counts the tasks and cancels none."""
+    """Only reports the tasks that match, and does not cancel them."""
     @_builtins.property
     def filter(self) -> Global___TaskFilter:
-        """Cancels the tasks that match."""
+        """Cancels the tasks that match this filter."""
 
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
-        """Interrupts iterations that still run this long after this call. If absent, no iteration is
-        interrupted. The earliest deadline of all calls applies.
+        """Interrupts iterations that still run this long after the call. If absent, the call does not
+        interrupt iterations. If several calls set deadlines for a task, the earliest one applies.
         """
 
     def __init__(
@@ -1186,17 +1203,19 @@ class CancelTasksResponse(_message.Message):
     REMAINING_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     matched: _builtins.int
-    """The tasks that match and have not ended: the sum of the next three."""
+    """The number of tasks that match and have not ended: the sum of `accepted`, `already_requested`
+    and `remaining`.
+    """
     accepted: _builtins.int
-    """The tasks whose cancellation this call recorded."""
+    """The number of tasks whose cancellation this call recorded."""
     already_requested: _builtins.int
-    """The tasks whose cancellation was recorded before."""
+    """The number of tasks whose cancellation an earlier call recorded."""
     remaining: _builtins.int
-    """The tasks that need a further call."""
+    """The number of tasks that a further call must cancel."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CancelTasksResult]:
-        """One for each task: first those that this call was to cancel, then those that were cancelled
-        before, each from the oldest on. At most 1,000.
+        """One result for each task, at most 1,000: first the tasks that this call was to cancel, then the
+        tasks that earlier calls have cancelled; within each group, the oldest first.
         """
 
     def __init__(
@@ -1232,9 +1251,9 @@ class CancelTasksResult(_message.Message):
         accepted: CancelTasksResult._Outcome.ValueType  # 1
         """This call recorded the cancellation."""
         already_requested: CancelTasksResult._Outcome.ValueType  # 2
-        """It was recorded before; the requester, time and reason of the first call stay."""
+        """An earlier call recorded the cancellation; its requester, time and reason stay."""
         matched: CancelTasksResult._Outcome.ValueType  # 3
-        """A dry run: without it, the call would have recorded the cancellation."""
+        """In a dry run: without `dry_run`, the call would have recorded the cancellation."""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
         """What CancelTasks found for a task."""
@@ -1243,9 +1262,9 @@ class CancelTasksResult(_message.Message):
     accepted: CancelTasksResult.Outcome.ValueType  # 1
     """This call recorded the cancellation."""
     already_requested: CancelTasksResult.Outcome.ValueType  # 2
-    """It was recorded before; the requester, time and reason of the first call stay."""
+    """An earlier call recorded the cancellation; its requester, time and reason stay."""
     matched: CancelTasksResult.Outcome.ValueType  # 3
-    """A dry run: without it, the call would have recorded the cancellation."""
+    """In a dry run: without `dry_run`, the call would have recorded the cancellation."""
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
@@ -1276,7 +1295,7 @@ class CreateWebhookRequest(_message.Message):
     EVENT_TYPES_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """Where events are sent: an https URL without user name, password and fragment."""
+    """Where events are sent: an https URL without a user name, password or fragment."""
     description: _builtins.str
     """Human-readable."""
     @_builtins.property
@@ -1307,8 +1326,9 @@ class CreateWebhookResponse(_message.Message):
     WEBHOOK_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """Signs the requests to the webhook: `whsec_` and base64, as in Standard Webhooks. Empty in the
-    answer to a repeat of the call: use RotateWebhookSecret if you do not have it.
+    """The secret that signs the requests to the webhook: `whsec_` and base64, as in Standard
+    Webhooks. Empty in the answer to a repeated call: if you do not have the secret, call
+    RotateWebhookSecret.
     """
     @_builtins.property
     def webhook(self) -> _webhook_pb2.Webhook: ...
@@ -1438,7 +1458,7 @@ class ReplayWebhookRequest(_message.Message):
     webhook_id: _builtins.str
     """The id of the webhook."""
     task_id: _builtins.str
-    """Replays only the delivery of this task. If absent, all failed deliveries."""
+    """Replays only the delivery of this task. If absent, replays all failed deliveries."""
     def __init__(
         self,
         *,
@@ -1462,9 +1482,9 @@ class ReplayWebhookResponse(_message.Message):
     REPLAYED_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
     replayed: _builtins.int
-    """The deliveries that this call made pending."""
+    """The number of deliveries that this call made pending again."""
     remaining: _builtins.int
-    """The failed deliveries that need a further call."""
+    """The number of failed deliveries that a further call must replay."""
     def __init__(
         self,
         *,

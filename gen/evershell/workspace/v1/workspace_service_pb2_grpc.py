@@ -186,16 +186,16 @@ class WorkspaceServiceServicer:
         processes of the tool call are ended, the iteration is recorded as `interrupted`, and
         `task_completed` says `forced` and who asked for it.
         Idempotency: by task. The first call records the cancellation and answers `accepted`. A
-        repeated call signals the agent again and answers `already_requested`; it changes nothing
-        except that an earlier force deadline applies. Do not retry a call without `task_id` blindly:
-        it could cancel the next task.
-        Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
-        delivered as soon as the agent can be reached.
-        Tree: with `include_descendants`, the cancellation of every descendant of the task that has not
-        ended is recorded in the same transaction, even if the task itself has ended. If the caller may
-        not cancel one of them, nothing is recorded and the answer is permission_denied.
-        Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
-        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+        repeated call signals the agent again and answers `already_requested`. It changes nothing,
+        except that it can set an earlier force deadline. Do not retry a call without `task_id`
+        blindly: it could cancel the next task.
+        Errors: if the call fails with agent_unreachable, the cancellation is recorded (`details` says
+        so) and is delivered as soon as the agent can be reached.
+        Tree: with `include_descendants`, the same transaction records the cancellation of every
+        descendant that has not ended, even if the task itself has ended. If the caller may not cancel
+        one of these tasks, none is cancelled and the answer is permission_denied.
+        Success: 200 if the call has a `wait` and the task ended before or during the wait.
+        Needs workspace:write, or workspace:write:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,20 +204,22 @@ class WorkspaceServiceServicer:
     def SubmitTask(self, request, context):
         """Submits a task to the agent of a workspace.
 
-        Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
-        or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
-        deadline, then answers with the task as it is.
+        Effect: the service records the task and delivers it to the agent. Follow the task with
+        WatchEvents or GetTask. A suspended workspace gets a new agent: the call waits for the agent,
+        but not longer than its own deadline, and then answers with the current state of the task.
         Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
-        the user or the API key). A call with the key of an earlier call that had an effect answers what that
-        call answered, and has no effect. Without the header, every successful call creates a task.
-        Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-        has ended `delivery_failed`. org_on_hold while the organization is on hold.
-        idempotency_conflict if the key belongs to another request.
-        Tree: with `parent_task_id`, the task is a child of that task. task_not_found if the organization
-        has no such task, parent_not_running if it has ended or is being cancelled, and tree_limit_reached
-        for more than 16 levels or more than 1,000 descendants of the root that have not ended.
-        Needs tasks:write, or tasks:write:own and to be the creator of the workspace. A child also needs
-        workspace:write, or workspace:write:own and to be the creator of the parent's workspace.
+        the user or the API key). If an earlier call with the key had an effect, a repeat has no effect
+        and gets the answer of the earlier call. Without the header, every successful call creates a
+        task.
+        Errors: workspace_busy if the workspace already has a task. If the call fails with
+        agent_unreachable, the task has ended `delivery_failed`. org_on_hold while the organization is
+        on hold. idempotency_conflict if another request has already used the key.
+        Tree: with `parent_task_id`, the task is a child of that task. The call fails with
+        task_not_found if the organization has no such task, with parent_not_running if the parent has
+        ended or is being cancelled, and with tree_limit_reached if the tree would have more than 16
+        levels, or its root more than 1,000 descendants that have not ended.
+        Needs tasks:write, or tasks:write:own if the caller created the workspace. A child also needs
+        workspace:write, or workspace:write:own if the caller created the parent's workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,49 +229,51 @@ class WorkspaceServiceServicer:
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found includes tasks of another workspace.
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Errors: task_not_found also if the task belongs to another workspace.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCurrentIteration(self, request, context):
-        """Reads what a task does now: the calls that run in its current iteration, since when, and the end
-        of their output so far.
+        """Reads what a task is doing now: the running calls of its current iteration, how long each has
+        run, and the last part of its output so far.
 
         Effect: none. The service asks the agent, and stores nothing.
         Idempotency: a read.
-        Errors: task_not_found includes tasks of another workspace. agent_unreachable if the agent does
-        not answer within 2 s.
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Errors: task_not_found also if the task belongs to another workspace. agent_unreachable if the
+        agent does not answer within 2 s.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Lists the tasks of a workspace or of a tree, or all tasks of the organization that have not ended,
-        newest first.
+        """Lists tasks, newest first: the tasks of a workspace or a tree, the children of a task, or the
+        organization's tasks that have not ended.
 
-        Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
-        workspaces that the caller created.
+        Effect: none. If the caller has only workspace:read:own, a list across several workspaces has
+        only the tasks in workspaces that the caller created.
         Idempotency: a read.
-        Errors: workspace_not_found includes workspaces of another organization.
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Streams the events of a workspace: those recorded after `after`, then each new one.
+        """Streams the events of a workspace: first the recorded events with a `seq` above `after`, then
+        each new event.
 
         Effect: none. The stream sends a heartbeat after 15 s without an event.
         Idempotency: a read. To resume, set `after` to the last `seq` received.
-        Flow: a slow watcher misses no event. The service reads at most one batch ahead of the watcher.
-        Errors: an error after the first message is the last message of the stream.
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Flow: a slow watcher does not miss events. The service reads at most one batch ahead of the
+        watcher.
+        Errors: if the stream fails after its first message, its last message is the error.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -279,13 +283,16 @@ class WorkspaceServiceServicer:
         """Streams the events of a workspace as Server-Sent Events. For REST; gRPC callers use
         WatchEvents.
 
-        Effect: none. Each event has its `seq` as `id`, its type as `event`, and a message as `data`.
-        The stream sends a comment after 15 s without an event.
+        Effect: none. The `id` of each Server-Sent Event is the `seq`, its `event` is the type, and its
+        `data` is a WatchEventsResponse as JSON. The stream sends a comment after 15 s without an
+        event.
         Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
-        browsers do by themselves. It takes precedence over `after`.
-        Flow: a slow reader misses no event. The service reads at most one batch ahead of the reader.
-        Errors: an error after the stream has begun is its last event, of the type `stream_error`.
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        browsers do automatically. The header takes precedence over `after`.
+        Flow: a slow reader does not miss events. The service reads at most one batch ahead of the
+        reader.
+        Errors: if the stream fails after it has begun, its last event is the error, with the type
+        `stream_error`.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,8 +304,9 @@ class WorkspaceServiceServicer:
         Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
         Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
         workspace as it was created. Without the header, every successful call creates a workspace.
-        Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
-        to another request. workspace_not_found if the workspace of the first call was deleted since.
+        Errors: org_on_hold while the organization is on hold. idempotency_conflict if another request
+        has already used the key. workspace_not_found if the call is a repeat and the workspace has
+        been deleted since the first call.
         Needs workspace:write or workspace:write:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -309,8 +317,8 @@ class WorkspaceServiceServicer:
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found includes workspaces of another organization.
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -319,8 +327,8 @@ class WorkspaceServiceServicer:
     def ListWorkspaces(self, request, context):
         """Lists the workspaces of the caller's organization, newest first.
 
-        Effect: none. With workspace:read:own alone, the list has only the workspaces that the caller
-        created.
+        Effect: none. If the caller has only workspace:read:own, the list has only the workspaces that
+        the caller created.
         Idempotency: a read.
         Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
@@ -335,8 +343,8 @@ class WorkspaceServiceServicer:
         Effect: a running task is cancelled with the reason `workspace stopped`, and its iteration is
         interrupted after 10 s. The workspace is `stopping`, then `stopped`.
         Idempotency: a call on a stopping or stopped workspace changes nothing and succeeds.
-        Errors: workspace_failed if its agent died or could not start.
-        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+        Errors: workspace_failed if the workspace's agent died or could not start.
+        Needs workspace:write, or workspace:write:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -348,9 +356,9 @@ class WorkspaceServiceServicer:
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
         Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
-        hold, even for a workspace that is up.
-        Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
-        of the workspace.
+        hold, even if the workspace already has an agent.
+        Needs workspace:write or tasks:write. If the caller created the workspace, the `:own` form of
+        either is enough.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -361,22 +369,23 @@ class WorkspaceServiceServicer:
 
         Effect: a running task is cancelled with the reason `workspace deleted`, and its iteration is
         interrupted after 10 s. The workspace is `deleting` until its agent has ended and everything is
-        removed, and then gone. Entries of the audit log stay. Children of its tasks in other workspaces
-        run on.
-        Idempotency: a repeated call changes nothing and succeeds, also after the workspace is gone.
-        Errors: workspace_not_found includes workspaces of another organization, deleted or not.
-        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+        removed; then the workspace is gone. Its entries in the audit log stay. Children of its tasks,
+        which are in other workspaces, keep running.
+        Idempotency: a repeated call changes nothing and succeeds, even after the workspace is gone.
+        Errors: workspace_not_found also if the workspace belongs to another organization, even if it
+        was deleted.
+        Needs workspace:write, or workspace:write:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEntries(self, request, context):
-        """Lists the audit log, newest first: who changed what, or was refused.
+        """Lists the entries of the audit log, newest first: who changed what, and who was refused.
 
-        Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
-        answered, and the entry of a refused call within a second.
-        Errors: workspace_not_found includes workspaces of another organization.
+        Effect: none. Idempotency: a read. The entry of an allowed call is listed as soon as the call
+        is answered. The entry of a refused call is listed within a second.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -384,34 +393,37 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTasks(self, request, context):
-        """Cancels the tasks of the caller's organization that have not ended: those that match `filter`,
-        or, with `all`, every one.
+        """Cancels tasks of the caller's organization that have not ended: the tasks that match `filter`
+        or, with `all`, every task.
 
-        Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
-        oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
-        the answer. The agents are signalled after it, at once.
-        Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
-        applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
+        Effect: for each task, the same as CancelTask without `wait`. A call cancels at most 1,000
+        tasks, the oldest first; call again until `remaining` is 0. A call records all its
+        cancellations before it answers. The agents are signalled right after the answer.
+        Idempotency: by task. For a task that is already cancelled, a repeated call changes nothing,
+        except that it can set an earlier force deadline. A repeat also cancels matching tasks that
+        were submitted since the first call; HoldOrg prevents such submissions.
         Errors: only the ones that every call can return. validation_error if neither `filter` nor
-        `all` is set, if both are, or if the filter is empty. After `unavailable`, some of the tasks
-        may be cancelled; it is safe to repeat the call.
-        Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
-        created match.
+        `all` is set, if both are, or if the filter is empty. If the call fails with `unavailable`,
+        some of the tasks may be cancelled; it is safe to repeat the call.
+        Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
+        the caller created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def HoldOrg(self, request, context):
-        """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
+        """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
+        agents.
 
         Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-        Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
-        reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
-        CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
-        call again.
-        Idempotency: while the organization is on hold, a call does not change the hold: its caller,
-        time and reason stay. With `cancel_running`, it cancels what still runs.
+        Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
+        stop or read still work. With `cancel_running`, the call then cancels all tasks of the
+        organization, as CancelTasks does, with the same reason. If the call runs out of time before
+        all tasks are cancelled, `remaining` is not 0: call again.
+        Idempotency: while the organization is on hold, a further call does not change the caller, the
+        time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
+        cancelled yet.
         Errors: only the ones that every call can return.
         Needs org:hold, and workspace:write for `cancel_running`.
         """
@@ -432,7 +444,7 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetHold(self, request, context):
-        """Reads whether the caller's organization is on hold, and since when, by whom and why.
+        """Reads whether the caller's organization is on hold, since when, by whom and why.
 
         Effect: none. Idempotency: a read.
         Errors: only the ones that every call can return.
@@ -443,7 +455,7 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCaller(self, request, context):
-        """Reads who calls, and what the credential allows.
+        """Reads who the caller is, and what its credential allows.
 
         Effect: none. Idempotency: a read.
         Errors: only the ones that every call can return.
@@ -456,15 +468,15 @@ class WorkspaceServiceServicer:
     def CreateWebhook(self, request, context):
         """Creates a webhook: an address to which the events of the caller's organization are sent.
 
-        Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
-        each task in the order of `seq`. The answer has the secret with which requests are signed; no
-        other answer has it. If the caller has only workspace:read:own, only events of workspaces that
-        the caller created are sent.
+        Effect: from the answer on, every event of the types in `event_types` is sent to `url` at least
+        once. The events of each task are sent in the order of `seq`. The answer contains the secret
+        that signs the requests; no later answer contains it. If the caller has only
+        workspace:read:own, only events of workspaces that the caller created are sent.
         Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat has an
-        empty `secret`; RotateWebhookSecret makes a new one. Without the header, every successful call
-        creates a webhook.
-        Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
-        another request.
+        empty `secret`; RotateWebhookSecret makes a new secret. Without the header, every successful
+        call creates a webhook.
+        Errors: too_many_webhooks if the organization already has 20 webhooks. idempotency_conflict if
+        another request has already used the key.
         Needs webhooks:write, and workspace:read or workspace:read:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -474,8 +486,8 @@ class WorkspaceServiceServicer:
     def ListWebhooks(self, request, context):
         """Lists the webhooks of the caller's organization, newest first.
 
-        Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
-        created.
+        Effect: none. If the caller has only workspace:read:own, the list has only the webhooks that
+        the caller created.
         Idempotency: a read.
         Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
@@ -487,53 +499,55 @@ class WorkspaceServiceServicer:
     def DeleteWebhook(self, request, context):
         """Deletes a webhook. The answer is the webhook as it was.
 
-        Effect: nothing more is sent to it, except by attempts that have begun. Its deliveries are
-        removed.
-        Idempotency: a repeat answers webhook_not_found.
-        Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
-        creator of the webhook.
+        Effect: no more events are sent to the webhook, except by attempts that have already begun. Its
+        deliveries are removed.
+        Idempotency: a repeated call fails with webhook_not_found.
+        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
+        is enough in place of workspace:read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateWebhookSecret(self, request, context):
-        """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
+        """Replaces the secret of a webhook. The answer contains the new secret; no later answer contains
+        it.
 
         Effect: for 24 hours, requests are signed with the new secret and with the previous one.
         Idempotency: each call makes a new secret. While the previous secret still signs, a further
-        call replaces only the newest secret, so a receiver that has the previous one loses no event.
-        Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
-        creator of the webhook.
+        call replaces only the newest secret, so a receiver that still has the previous secret does not
+        lose events.
+        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
+        is enough in place of workspace:read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayWebhook(self, request, context):
-        """Sends again what could not be delivered to a webhook.
+        """Resends the events that could not be delivered to a webhook.
 
-        Effect: its failed deliveries, or only the one of a task, are pending again, from the first
-        event that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
-        deliveries; call again until `remaining` is 0.
+        Effect: the failed deliveries of the webhook, or only the delivery of `task_id`, become pending
+        again. Each continues with the first event that was not delivered. A disabled webhook is
+        enabled. A call replays at most 1,000 deliveries; call again until `remaining` is 0.
         Idempotency: deliveries that have not failed do not change.
-        Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
-        creator of the webhook.
+        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
+        is enough in place of workspace:read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhookDeliveries(self, request, context):
-        """Lists the deliveries of a task's events: one for each webhook that gets events of the task, the
-        newest webhook first. A delivery is listed for 30 days after its last event.
+        """Lists the deliveries of a task's events: one delivery for each webhook that gets events of the
+        task, newest webhook first. A delivery is listed for 30 days after its last event.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found includes tasks of another workspace.
-        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        Errors: task_not_found also if the task belongs to another workspace.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

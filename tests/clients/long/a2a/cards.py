@@ -14,7 +14,7 @@ def card_url(stack: Stack, workspace: Workspace) -> str:
 
 
 async def card_of(http: httpx.AsyncClient, stack: Stack, workspace: Workspace) -> Any:
-    """The card. `http` sends the credential."""
+    """The card of the workspace. `http` is a client that sends the credential."""
     base, _, path = card_url(stack, workspace).rpartition("/")
     return await A2ACardResolver(http, base, path).get_agent_card(
         http_kwargs={"headers": {"A2A-Version": "1.0"}}

@@ -1,4 +1,6 @@
-"""An agent of Pydantic AI has a workspace as a remote agent: it gives it a task and cancels it."""
+"""An agent of Pydantic AI uses a workspace as a remote agent: it gives the workspace a task and
+cancels the task.
+"""
 
 import asyncio
 import json
@@ -80,7 +82,7 @@ class _Remote:
 
 
 async def _run(base_url: str, remote: _Remote) -> Any:
-    # Only the long tests install them.
+    # Only the long tests install these packages.
     import pydantic_ai
     from openai import AsyncOpenAI
     from pydantic_ai.models.openai import OpenAIChatModel

@@ -32,7 +32,8 @@ PUSH_TOKEN = "token-of-the-client"
 PUSHED = "TASK_STATE_CANCELED"
 # A worker checks every 5 s whether there are webhooks, and then starts a process.
 LIMIT_SECONDS = 40.0
-# Each iteration is long enough for a second cancellation, and short enough to wait for its end.
+# Each iteration is long enough for a second cancellation, and short enough for the test to wait for
+# its end.
 LONG = "\n".join(["sleep 4"] * 100)
 
 
@@ -70,7 +71,7 @@ def check(seen: dict[str, Any], workspace: Workspace, receiver: Receiver) -> Non
     assert seen["sent"] == {"state": "TASK_STATE_COMPLETED", "text": "Ran 1 command."}
     assert seen["first"] == ["task", *["statusUpdate"] * 3]
     assert seen["resumed"][:2] == ["task", "statusUpdate"]
-    # The task is WORKING until it has ended, and the first request is kept.
+    # The task is WORKING until it has ended, and the first cancellation stays recorded.
     assert {seen[name]["state"] for name in ("cancelled", "again")} == {"TASK_STATE_WORKING"}
     assert seen["cancelled"]["requested"] == seen["again"]["requested"]
     assert seen["last"] == "TASK_STATE_CANCELED"

@@ -1,4 +1,4 @@
-"""axe-core finds nothing on any page of the console, and the keyboard is enough."""
+"""axe-core finds no problem on any page of the console, and every action works by keyboard."""
 
 import re
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def test_axe_finds_nothing(
     expect(page.locator(".rows .row").first).to_be_visible()
     assert violations(page) == []
     assert not is_wider_than_its_window(page)
-    # Without a match, and with a selection and its dialog.
+    # The list without a match, and the list with a selection and its dialog.
     console.find("there is no such workspace")
     expect(page.get_by_text("No workspace matches.")).to_be_visible()
     assert violations(page) == []
@@ -136,6 +136,6 @@ def test_the_keyboard_is_enough(
     expect(console.step("Accepted")).to_contain_text("reason: by keyboard")
     gate.open()
     expect(console.step("Cancelled")).to_be_visible()
-    # A screen reader says the end.
+    # A screen reader announces the end of the task.
     status = page.get_by_role("status")
     expect(status).to_contain_text(re.compile("Task cancelled|The cancellation: accepted"))

@@ -1,4 +1,4 @@
-"""The committed bundle of the console is built from its sources, whose types are right."""
+"""The committed bundle of the console is built from its current sources. They pass type checks."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.support.stack import ROOT
 
 @pytest.fixture(scope="module")
 def console() -> Iterator[ModuleType]:
-    """The module that bundles. Skips the tests if the packages cannot be installed."""
+    """The module that makes the bundle. Skips the tests if the packages cannot be installed."""
     spec = importlib.util.spec_from_file_location("console_bundle", ROOT / "protos" / "console.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The console loses its connection, and goes on when it is back."""
+"""The console loses its connection, and continues when the connection is back."""
 
 from collections.abc import Iterator
 
@@ -39,7 +39,7 @@ def test_the_log_goes_on_after_the_last_event(
     line.plug_in()
     expect(console.log).to_contain_text("meanwhile")
     expect(warning).to_be_hidden()
-    # Each event is there once.
+    # The page shows each event once.
     console.page.locator("details.group:not([open]) > summary").click()
     count_events(console, len(workspace.log()))
     assert str(before) in line.last_ids

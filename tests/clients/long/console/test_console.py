@@ -24,7 +24,7 @@ def new_key(stack: Stack) -> tuple[str, str]:
 
 
 def expire(stack: Stack, key_id: str) -> None:
-    """Lets the key expire. The workers know it a few seconds later."""
+    """Lets the key expire. The workers notice a few seconds later."""
     with stack.database() as connection:
         connection.execute("UPDATE api_keys SET expires_at = now() WHERE id = %s", (key_id,))
 
@@ -145,7 +145,7 @@ def test_a_token_that_expires_is_asked_for_again(
     console.sign_in(stack.tokens["full_access"])
     expect(dialog).to_be_hidden()
     expect(note).to_be_hidden()
-    # The page goes on where it was.
+    # The user is on the same page as before.
     workspace.submit("echo hello")
     expect(console.log).to_contain_text("Task completed")
     console.check()

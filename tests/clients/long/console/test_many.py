@@ -15,8 +15,8 @@ from tests.support.stack import Stack
 WORKSPACES, BUSY = 5_000, 500
 CHANGES, PAUSE_SECONDS = 50, 0.1
 SECONDS = 6
-# Scrolls without a pause. Answers the frames of a second, the longest time between two of them, and
-# the most rows that were drawn.
+# Scrolls without a pause. Returns the number of frames in a second, the longest time between two
+# frames, and the largest number of rows that were drawn.
 SCROLL = """
 (seconds) => new Promise((done) => {
   const view = document.querySelector(".rows");
@@ -117,7 +117,7 @@ def test_only_rows_near_the_view_are_drawn(
     for _ in range(3):
         frames, longest_ms, most_rows = console.page.evaluate(SCROLL, SECONDS)
         print(f"{width} px: {frames:.1f} frames a second, longest {longest_ms:.0f} ms")
-        # A list that draws all of its rows draws 5,000, and takes seconds for a frame.
+        # A list that draws all its rows draws 5,000 rows, and takes seconds for each frame.
         assert 0 < most_rows < 100
     console.check()
     console.close()

@@ -21,7 +21,7 @@ SECRET = "the secret of the console"
 RESOURCE = "https://evershell.example"
 # Short, so that the session is renewed during the test.
 TOKEN_SECONDS = 2
-# Takes turns with the page's own calls, which may renew the session too.
+# Takes turns with the page's own calls, which may also renew the session.
 ASK = """async ([path, method, mode]) => {
   const call = () => fetch(path, {method, mode, credentials: "include"});
   const answer = await navigator.locks.request("evershell-session", call);
@@ -168,7 +168,7 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack, Provider]) -> None:
     """The provider ends a session whose refresh token is used twice.
 
-    All loops of two tabs make calls at the same time.
+    In two tabs, all loops of the page make calls at the same time.
     """
     context = browser.new_context()
     pages = [sign_in(context.new_page(), provided[0], "grace"), context.new_page()]

@@ -22,9 +22,10 @@ def released(stack: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def running(stack: Stack) -> Iterator[dict[str, Workspace]]:
-    """Workspaces by their tasks, which run until their gates open. No other task runs."""
+    """Maps tasks, which run until their gates open, to their workspaces. No other task runs."""
     path = "/v1/tasks/cancel"
-    # Tasks that earlier tests have left would end between the page's count and its cancellation.
+    # Tasks that earlier tests have left running could end between the page's count and its
+    # cancellation.
     stack.rest().post(path, {"all": True, "force_after": "0s"})
     eventually(lambda: stack.rest().post(path, {"all": True, "dry_run": True})["matched"] == 0, 30)
     made = [Workspace(stack) for _ in range(TASKS)]
@@ -37,7 +38,7 @@ def running(stack: Stack) -> Iterator[dict[str, Workspace]]:
 
 
 def count(console: Console) -> int:
-    """Opens the page, and reads the number of tasks that it wants to be typed."""
+    """Opens the page, and reads the number of tasks that the page asks the user to type."""
     console.page.get_by_role("link", name="Stop everything").click()
     field = console.page.get_by_label(re.compile("Type the number of tasks"))
     expect(field).to_be_visible()

@@ -13,7 +13,7 @@ from tests.support.stack import Stack, Workspace
 
 @pytest.fixture
 def receiver(stack: Stack) -> Iterator[Receiver]:
-    """A receiver that refuses the ends of tasks."""
+    """A receiver that refuses events about the end of a task."""
     with receiving() as running:
         running.behaviour = refuse("410 Gone")
         body = {"url": running.url, "event_types": ["task_completed"]}

@@ -1,4 +1,4 @@
-"""The receiver on the page about webhooks is run as it is, between the service and a channel."""
+"""Runs the receiver from the page about webhooks, unchanged, between the service and a channel."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def test_the_channel_gets_an_end_although_it_was_down(
         try:
             task_id = workspace.submit("echo hello")
             eventually(lambda: channel.requests, _LIMIT_SECONDS)
-            # It is not signed, so it must not reach the channel.
+            # This request is not signed, so it must not reach the channel.
             forged = {"task_id": task_id, "task_completed": {"status": "cancelled"}}
             with pytest.raises(httpx.HTTPError):
                 httpx.post(url, json=forged).raise_for_status()

@@ -12,7 +12,7 @@ import pytest
 from tests.support.stack import ROOT
 
 BUILD_SECONDS = 120
-# What a browser loads by itself: not the links that a reader follows.
+# What a browser loads by itself. Links that a reader follows do not count.
 LOADED = re.compile(
     r"<(?:script|img|iframe|source)[^>]*\ssrc=\"(?P<src>[^\"]+)\""
     r"|<link(?![^>]*rel=\"(?:canonical|edit)\")[^>]*\shref=\"(?P<href>[^\"]+)\"",

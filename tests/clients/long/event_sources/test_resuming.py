@@ -57,7 +57,9 @@ def node_client(program: str) -> Client:
 
 
 def sample_client(language: str) -> Client:
-    """The sample of the OpenAPI document in this language. It ends with the workspace."""
+    """The sample of the OpenAPI document in this language. The program ends when the workspace
+    stops.
+    """
 
     def run(url: str, token: str) -> Seen:
         (source,) = [
@@ -88,7 +90,8 @@ def sample_client(language: str) -> Client:
     return run
 
 
-# Both print what `_seen` reads, and end with the workspace.
+# Starts of programs that run a sample. They print what `_seen` reads, and end when the workspace
+# stops.
 JAVASCRIPT_PRELUDE = """
 const [url, token, workspaceId] = process.argv.slice(2);
 const seq = 0;
@@ -143,7 +146,7 @@ LIBRARIES: dict[str, Client] = {
     "sample-js": sample_client("JavaScript"),
     "sample-python": sample_client("Python"),
 }
-# They need the packages of npm.
+# These libraries need packages of npm.
 IN_NODE = ("eventsource", "fetch-event-source")
 
 
@@ -155,7 +158,7 @@ class Reading:
     seeing: Future[Seen]
 
     def was_cut(self, times: int) -> bool:
-        """Whether it was cut this many times, or has failed."""
+        """Whether the connection was cut `times` times, or the library has ended."""
         return self.proxy.cuts >= times or self.seeing.done()
 
 

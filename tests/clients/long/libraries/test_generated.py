@@ -15,7 +15,7 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 
 def check_walk(output: str) -> None:
-    """Checks what the client has read of the errors."""
+    """Checks what the client has read from the errors."""
     walk: dict[str, Any] = json.loads(output)
     workspace, task, errors = walk["workspace"], walk["task"], walk["errors"]
     resource = {"resource_type": "workspace", "resource_name": "ws_unknown"}

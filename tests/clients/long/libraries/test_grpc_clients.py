@@ -50,7 +50,7 @@ def test_connects_client_for_browsers_works_as_it_is(
         "unknown": ("NotFound", "WORKSPACE_NOT_FOUND"),
         "no_token": ("Unauthenticated", "UNAUTHENTICATED"),
         "invalid": ("InvalidArgument", "VALIDATION_ERROR"),
-        # The edge itself refuses this one.
+        # The edge itself refuses this call.
         "too_large": ("InvalidArgument", "VALIDATION_ERROR"),
     }
     for name, (code, reason) in slugs.items():
@@ -91,7 +91,7 @@ def build_go_sample(folder: Path) -> Path:
     generate += ["--path", protos / "evershell" / "workspace"]
     environment = {
         **os.environ,
-        # Without modules, so that nothing is downloaded.
+        # Go's modules are off, so that nothing is downloaded.
         "GO111MODULE": "off",
         "GOPATH": f"{folder}:{GO_LIBRARIES}",
         "GOCACHE": str(cache_folder() / "go-build"),

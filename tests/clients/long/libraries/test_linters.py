@@ -1,4 +1,4 @@
-"""The linters of other projects find nothing in the OpenAPI document."""
+"""The linters of other projects find no problems in the OpenAPI document."""
 
 from pathlib import Path
 

@@ -57,7 +57,7 @@ class FakeSlack(ThreadingHTTPServer):
         return self._send(bot, SECRET, {"payload": json.dumps(payload)})
 
     def _send(self, bot: str, secret: str, fields: dict[str, str]) -> httpx.Response:
-        # Only the long tests install it.
+        # Only the long tests install slack_sdk.
         from slack_sdk.signature import SignatureVerifier
 
         body = urlencode(fields)

@@ -91,7 +91,7 @@ def test_an_error_has_its_code_and_its_details(
     assert seen["unknown"]["resourceName"] == "ws_unknown"
     assert seen["invalid"]["fields"] == {"reason": "has 501 characters; at most 500 are allowed"}
     assert seen["denied"]["required"] == ["workspace:write", "workspace:write:own"]
-    # The client itself has refused one, and one has not reached the service.
+    # The client itself has refused one of the calls, and one call has not reached the service.
     without_id = {name for name, each in seen.items() if len(each["requestId"]) != 36}
     assert without_id == {"empty", "unreachable"}
     assert [name for name, each in seen.items() if not each["isFromService"]] == ["unreachable"]
@@ -111,7 +111,7 @@ def test_a_watch_resumes_after_each_break(
     stack: Stack, workspace: Workspace, gate: Gate, step: Step
 ) -> None:
     task_id = workspace.submit(*[gate.command] * 3)
-    # The first stream is reset. Later ones are cut after an event that the client has seen.
+    # The first stream is reset. Later streams are cut after an event that the client has seen.
     with proxy(stack, [1]) as used, ThreadPoolExecutor(1) as pool:
         given = service(stack, workspace) | {"url": used.url, "taskId": task_id}
         cutting = pool.submit(cut, used, workspace, gate)
@@ -163,7 +163,7 @@ def test_the_wait_for_an_agent_that_cannot_be_reached_names_the_task(
         with stack.frozen_process(stack.agent_pid(workspace.id)):
             given = service(stack, workspace) | {"url": used.url}
             seeing = pool.submit(in_node, "waitForUnreachable", **given)
-            # The first has been answered with `agent_unreachable`.
+            # The first call has been answered with `agent_unreachable`.
             eventually(lambda: len(used.last_ids) > 1 or seeing.done())
         gate.open()
         assert seeing.result() == [task_id, "already_requested", "cancelled"]

@@ -33,7 +33,7 @@ _LIMIT_SECONDS = 120.0
 
 
 def _quick_rules() -> dict[str, Any]:
-    """The rules, with shorter times."""
+    """The rules for alerts, with shorter times."""
     spec = copy.deepcopy(SPEC)
     for rule in (rule for group in spec["groups"] for rule in group["rules"]):
         rule["expr"] = re.sub(r"(?<=\[)\w+(?=\])", lambda at: _WINDOWS[at[0]], rule["expr"])
@@ -60,7 +60,7 @@ class Prometheus:
         }
 
     def await_firing(self, names: set[str]) -> None:
-        """Waits until each of these has fired since the last `await_end`."""
+        """Waits until each of these alerts has fired since the last `await_end`."""
         try:
             eventually(lambda: names <= self._have_fired(), _LIMIT_SECONDS)
         except TimeoutError:
@@ -73,7 +73,7 @@ class Prometheus:
         return {each["metric"]["alertname"] for each in answer.json()["data"]["result"]}
 
     def await_end(self, names: set[str]) -> None:
-        """Waits until none of these is firing or pending."""
+        """Waits until none of these alerts is firing or pending."""
         eventually(lambda: not names & self.alerts("pending", "firing"), _LIMIT_SECONDS)
         self._ended_at = time.monotonic()
 
@@ -85,7 +85,8 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, targets: Mapping[str, int]) -> Iterator[Prometheus]:
-    """Runs Prometheus with the metrics of these programs, by name, at these ports of loopback.
+    """Runs Prometheus. `targets` maps the name of each program that it scrapes to a port on
+    loopback.
 
     Skips the test if it is not installed.
     """

@@ -1,4 +1,4 @@
-"""The stack on which the drills run, and the runbooks, whose commands they run."""
+"""The stack on which the drills run, and the runbooks, whose commands the drills run."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _PAGE = (ROOT / "docs" / "runbooks.md").read_text()
 _SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", _PAGE, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# The page's `logs` for one machine, which has no cluster.
+# Replaces the `logs` of the page on one machine, which has no cluster.
 _PRELUDE = "kubectl() { :; }\n" + next(
     each.text for each in blocks(_PAGE) if "cat .state/logs" in each.text
 )
@@ -78,7 +78,7 @@ class Stage:
 
 @contextmanager
 def repeated(call: Callable[[], object], pause_seconds: float = 0.0) -> Iterator[None]:
-    """Repeats a call in a thread inside the block. Raises what it has raised."""
+    """Repeats a call in a thread inside the block. Raises what the call has raised."""
     done = threading.Event()
 
     def run() -> None:

@@ -1,4 +1,5 @@
-"""A drill for each alert: its cause is made, it fires, its runbook is walked, and it ends.
+"""A drill for each alert: it creates the cause, the alert fires, the commands of the runbook are
+run, and the alert ends.
 
 The programs, the metrics and Prometheus are real. Only the times of the alerts are shorter.
 """
@@ -31,21 +32,22 @@ from tests.support.waiting import eventually
 
 _HOUR = 3_600
 _LIMIT_SECONDS = 60.0
-# Longer than an agent is frozen.
+# Longer than the drills freeze an agent.
 _LEASE_SECONDS = 240
-# The drills of a turn share these connections.
+# The number of database connections that the drills of a turn share.
 _POOL_SIZE = 8
 # What the log line of a failed call contains.
 _FAILED = '"(unavailable|deadline_exceeded)"'
 # More calls than a worker stores entries for in a second.
 _REFUSED_CALLS = 100
-# How many webhooks are kept at a time. An organization may have 20.
+# The maximum number of webhooks that the drill keeps. An organization may have 20.
 _KEPT_WEBHOOKS = 5
 
 # A pause between calls leaves processor time for the programs.
 _PAUSE_SECONDS = 0.5
 
-# Makes a cause, and removes it after the block. Yields what the runbook's commands print, by alert.
+# Creates a cause, and removes it after the block. Yields the texts that the runbook's commands must
+# print, by alert.
 Cause = Callable[[Stage], AbstractContextManager[dict[str, str]]]
 
 
@@ -96,7 +98,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @drill("HoldInForce", "WebhookDeliveryOld", "WorkspaceFilesLarge")
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
-    """A new leader counts these at once. A running one counts them once a minute."""
+    """A new leader counts these values at once. A running leader counts them once a minute."""
     workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
@@ -124,7 +126,7 @@ def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
 @drill("NoLeadingController", "NoWorkers", "NoEdges")
 @contextmanager
 def programs_end(stage: Stage) -> Iterator[dict[str, str]]:
-    """All programs end, and nothing restarts them."""
+    """All programs end and are not restarted."""
     stack = stage.stack
     workspace = Workspace(stack)
     task_id = workspace.begin("sleep 86400")
@@ -154,7 +156,7 @@ def much_at_once(stage: Stage) -> Iterator[dict[str, str]]:
     limited_task = limited.submit(*["sleep 0.5"] * 100, limits={"max_duration": "1s"})
     stranger = stack.grpc("sk_unknown")
     for refused in [stranger.begin("CreateWorkspace") for _ in range(_REFUSED_CALLS)]:
-        # A busy worker refuses some before it authenticates them.
+        # A busy worker refuses some of the calls before it authenticates them.
         assert refused.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
     with ExitStack() as going_on:
         receivers = going_on.enter_context(Receivers().running())
@@ -277,8 +279,8 @@ def clocks_are_wrong(stage: Stage) -> Iterator[dict[str, str]]:
         stage.clocks.set(name, 0)
 
 
-# Drills that do not disturb each other run at once. The alerts of the first one take longest to
-# end.
+# Drills that do not disturb each other run at the same time. The alerts of the first drill take
+# longest to end.
 TURNS = (
     [the_database_is_frozen],
     [much_at_once, agents_are_frozen, what_the_leader_counts],
@@ -339,7 +341,7 @@ def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Respo
     caller = stage.stack.rest("owner")
     response = caller.call(method, path, **arguments)
     if "retry-after" in response.headers:
-        # A busy worker has refused the call, which has no effect.
+        # A busy worker has refused the call, so the call has no effect.
         time.sleep(float(response.headers["retry-after"]))
         response = caller.call(method, path, **arguments)
     assert response.status_code < 500, response.text

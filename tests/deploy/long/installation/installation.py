@@ -7,9 +7,9 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-# The packages for callers.
+# The packages that callers need.
 PUBLIC = ("evershell.agent", "evershell.cli", "evershell.client", "evershell.workspace")
-# Imports all modules of the packages that are its arguments, and prints their names.
+# A program that imports all modules of the packages in its arguments, and prints their names.
 IMPORT = """
 import importlib, pathlib, sys
 

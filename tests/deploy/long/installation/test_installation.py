@@ -46,7 +46,7 @@ class Installed(Stack):
         super().__init__(folder / ".state")
         self.installation, self._folder = environment, folder
         self.output = folder.with_name("output")
-        # Its default is `.state`.
+        # STATE_DIR defaults to `.state`.
         del self._environment["STATE_DIR"]
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
@@ -100,7 +100,7 @@ def test_without_extras_it_has_what_callers_need_and_no_package_of_an_extra(
 
 
 def test_the_library_for_agents_needs_no_extra(core: Environment, tmp_path: Path) -> None:
-    """Its name differs in one letter from the package of the generated messages."""
+    """The library's name differs in one letter from the package of the generated messages."""
     program = (
         "from evershell.agents import Task, run\n"
         "from evershell.agents.program import run\n"

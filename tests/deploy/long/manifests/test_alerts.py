@@ -1,4 +1,4 @@
-"""Each alert fires when it must, and does not fire when all is well, according to promtool."""
+"""According to promtool, each alert fires when it must, and does not fire when all is well."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ WELL: Series = {
 
 @dataclass(frozen=True)
 class Case:
-    """The differences from WELL that make an alert fire, and others that just fail to."""
+    """Two sets of differences from WELL: one that makes an alert fire, and one that almost does."""
 
     fires: Series
     at: str
@@ -69,7 +69,7 @@ class Case:
     not_yet: str = ""
 
 
-# One sample every 15 s. `_` is a scrape without the series.
+# The values are one sample every 15 s. `_` is a scrape without the series.
 CASES = {
     "CancellationOverdue": Case(
         fires={OPEN: "1x120", OLDEST: "0+15x120"},
@@ -211,7 +211,7 @@ def test_nothing_fires_if_all_is_well(tmp_path: Path) -> None:
 
 
 def test_each_alert_has_a_case() -> None:
-    # The other two are in test_slo.py.
+    # The remaining two alerts are in test_slo.py.
     assert set(CASES) == set(ALERTS) - {"CancelTaskFails", "CancelSignalsLate"}
 
 

@@ -60,7 +60,7 @@ class Containers(Service):
         self.ready["demo"] = {"tokens": {"full_access": key}}
 
     def serve_other_machines(self, authority: Authority) -> None:
-        """Adds the file of the page, and a certificate."""
+        """Adds the Compose file that the page shows, and a certificate."""
         (override,) = [each.text for each in self._blocks if each.language == "yaml"]
         (self.folder / "compose.override.yaml").write_text(override)
         tls, issued = self.folder / "tls", authority.issue("edge")
@@ -114,7 +114,7 @@ class Containers(Service):
 
 
 def refusal() -> str:
-    """Why the file cannot be run here. Empty if it can."""
+    """Why the Compose file cannot be run here; empty if it can be run."""
     if shutil.which("docker") is None:
         return "Docker is not installed"
     if not succeeds("docker", "compose", "version"):
@@ -155,7 +155,7 @@ def cancel_over_grpc(workspace: ServiceWorkspace) -> str:
 
 
 def assert_cancelled_after_its_iteration(workspace: ServiceWorkspace, task_id: str) -> None:
-    """The command that ran has ended, and the next one has not begun."""
+    """The running command has ended, and the next command has not begun."""
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"], end["reason"]) == ("cancelled", 1, "enough")
     iteration = workspace.await_event("iteration_completed", task_id)["iteration_completed"]

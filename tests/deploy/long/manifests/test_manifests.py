@@ -77,7 +77,7 @@ def test_the_objects_of_a_workspace_fit_the_schemas(tmp_path: Path) -> None:
 
 
 def assert_restricted(name: str, spec: dict[str, Any]) -> None:
-    """The Pod Security Standard `restricted`, and a read-only root."""
+    """Checks the Pod Security Standard `restricted`, and that the root file system is read-only."""
     assert spec["securityContext"]["runAsNonRoot"] is True, name
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
@@ -178,7 +178,9 @@ def served(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def priority_class(values: dict[str, Any]) -> Iterator[None]:
-    """The PriorityClass that the values name. The API server refuses pods without it."""
+    """The PriorityClass that the values name. The API server refuses pods if the class does not
+    exist.
+    """
     require_cluster()
     if name := values.get("priorityClassName"):
         tools.kubectl("create", "priorityclass", name, "--value=1")
@@ -213,7 +215,7 @@ class As(httpx2.AsyncHTTPTransport):
 
 @pytest.fixture
 async def case() -> AsyncIterator[KubernetesCase]:
-    """A namespace with the rights of the chart."""
+    """A namespace with the chart's service accounts and their rights."""
     async with KubernetesCase.open() as case:
         rights = [
             o for o in tools.render({}) if o["kind"] in ("ServiceAccount", "Role", "RoleBinding")
@@ -285,7 +287,7 @@ def test_an_edge_drains_for_longer_than_a_wait_before_it_ends(
 def test_apply_leaves_the_number_of_workers_to_the_autoscaler(
     rendered: list[dict[str, Any]],
 ) -> None:
-    """Otherwise an upgrade would take away the workers that were added."""
+    """Otherwise an upgrade would remove the workers that the autoscaler has added."""
     scalers = of_kind(rendered, "HorizontalPodAutoscaler").values()
     scaled = {each["spec"]["scaleTargetRef"]["name"] for each in scalers}
     for name, deployment in of_kind(rendered, "Deployment").items():

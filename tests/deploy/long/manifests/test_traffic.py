@@ -16,7 +16,7 @@ _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 @dataclass(frozen=True)
 class Peer:
-    """A pod, by its name label; without one, an address outside of the cluster."""
+    """A pod, by its name label; without a name, an address outside of the cluster."""
 
     name: str = ""
     namespace: str = NAMESPACE
@@ -36,7 +36,9 @@ def is_allowed(rendered: list[dict[str, Any]], source: Peer, target: Peer, port:
 def _passes(
     policies: list[dict[str, Any]], direction: str, pod: Peer, peer: Peer, port: int
 ) -> bool:
-    """Whether a policy of the pod allows it, or none is about this direction."""
+    """Whether a policy of the pod allows the traffic, or no policy of the pod limits this
+    direction.
+    """
     if not pod.name or pod.namespace != NAMESPACE:
         return True
     own = [

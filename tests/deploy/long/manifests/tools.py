@@ -15,7 +15,7 @@ from tests.support.stack import ROOT
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "chart"
 README = DEPLOY / "README.md"
-# Kinds of operators and of the Gateway API, which have no schema here.
+# Kinds of objects of operators and of the Gateway API. The validator has no schemas for them.
 FOREIGN_KINDS = {"ExternalSecret", "HTTPRoute", "PodMonitor", "PrometheusRule"}
 # The newest three versions of Kubernetes.
 VERSIONS = ("1.35", "1.36", "1.37")

@@ -86,7 +86,7 @@ class Deployment(Service):
     def upgrade(self, *names: str) -> None:
         """Upgrades the release so that all pods of these programs are replaced.
 
-        Returns when the old ones are gone.
+        Returns when the old pods are gone.
         """
         selector = f"app.kubernetes.io/name in ({','.join(names)})"
         old = kubectl("get", "pods", "--selector", selector, "-o", "name").split()
@@ -142,8 +142,8 @@ def _values() -> dict[str, Any]:
 def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The chart and its values.
 
-    For an old cluster, a chart with the objects that this one renders, patched by the overlay, as
-    `helm install --post-renderer` would do it.
+    For an old cluster, the chart contains the rendered objects, patched by the overlay, as `helm
+    install --post-renderer` would do it.
     """
     server = json.loads(tools.kubectl("version", "-o", "json"))["serverVersion"]
     if (int(server["major"]), int(server["minor"].rstrip("+"))) >= _GRPC_PROBES:
@@ -159,7 +159,7 @@ def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def _described() -> Iterator[None]:
-    """Adds what the pods say to an error."""
+    """Adds to an error what the pods report."""
     try:
         yield
     except Exception as error:
@@ -185,7 +185,7 @@ def _create_api_key() -> str:
 
 @contextmanager
 def forwarded_ports(target: str, *ports: int) -> Iterator[list[int]]:
-    """Local ports that lead to the ports of a Service or a pod. kubectl chooses free ones."""
+    """Local ports that lead to the ports of a Service or a pod. kubectl chooses the local ports."""
     arguments = ("--address=127.0.0.1", target, *(f":{port}" for port in ports))
     command = tools.kubectl_command("-n", NAMESPACE, "port-forward", *arguments)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -197,7 +197,7 @@ def forwarded_ports(target: str, *ports: int) -> Iterator[list[int]]:
             found = re.fullmatch(r"Forwarding from 127\.0\.0\.1:(\d+) -> \d+\n", line)
             assert found is not None, line
             local.append(int(found[1]))
-        # It prints a line for each connection, and would wait for a reader of a full pipe.
+        # kubectl prints a line for each connection, and would block when the pipe is full.
         threading.Thread(target=process.stdout.read, daemon=True).start()
         yield local
     finally:

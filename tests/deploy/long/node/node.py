@@ -63,7 +63,7 @@ def shell(nodes: list[dict[str, Any]]) -> list[str]:
 
 
 def kill_agent(pod: dict[str, Any]) -> None:
-    """Kills the first process of the pod. Nothing inside the pod can do that."""
+    """Kills the first process of the pod. Processes inside the pod cannot do that."""
     _run(f"ctr -n k8s.io tasks kill --signal SIGKILL {_container(pod)}")
 
 

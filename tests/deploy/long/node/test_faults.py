@@ -1,4 +1,6 @@
-"""Pods on a real node that end unexpectedly: the state, the reason, and the truth."""
+"""Pods on a real node that end unexpectedly: the state and the reason of the workspace, and the end
+of the task.
+"""
 
 import pytest
 
@@ -26,8 +28,8 @@ def test_an_agent_that_is_killed(workspace: NodeWorkspace) -> None:
 
 
 def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace) -> None:
-    """The files in /dev/shm count as the pod's memory, and no process of the tool has them. So
-    the kernel kills the largest process, the agent.
+    """The files in /dev/shm count as memory of the pod, but not of any process of the tool. So the
+    kernel kills the largest process, which is the agent.
     """
     task_id = workspace.submit(
         f"{GATE}; head -c 60M /dev/zero >/dev/shm/a; for i in $(seq 9); do "

@@ -31,8 +31,8 @@ def test_a_forced_cancellation_interrupts_the_tool(workspace: NodeWorkspace) -> 
 
 
 def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: NodeWorkspace) -> None:
-    """The bootstrap token is in a file; it is spent. The agent's own memory and environment are
-    closed to processes of its user.
+    """The file has a bootstrap token that is no longer valid. Processes of the agent's user cannot
+    read the agent's memory and environment.
     """
     task_id = workspace.submit(
         "cat /run/evershell/spec.json",

@@ -27,7 +27,9 @@ def impatient_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
 
 
 def test_a_silent_node(impatient_stack: Stack) -> None:
-    """Nobody knows what still runs on the node, but agents that run report it themselves."""
+    """The cluster does not know what still runs on the node, but running agents report it
+    themselves.
+    """
     with ThreadPoolExecutor() as pool:
         workspaces = pool.map(lambda _: NodeWorkspace(impatient_stack), range(4))
     failed, cancelled, finishing, stopped = workspaces

@@ -19,7 +19,7 @@ from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# Much of it waits for programs, which take longer on a busy machine.
+# The test mostly waits for programs, which take longer on a busy machine.
 pytestmark = pytest.mark.timeout(240)
 
 # Longer than the time from the loss of the stack to its start on the restored database, so that no
@@ -185,7 +185,7 @@ def test_what_was_deleted_suspended_or_old_at_the_backup(
     for workspace, gate in gates.items():
         workspace.begin(gate.command)
 
-    # Its task goes on until its gate is opened, for 10 s at most.
+    # The task of `deleting` goes on until its gate is opened, for at most 10 s.
     delete(deleting)
     backups.dump(living.ready["database_url"], backup)
     # The agent of a workspace that was suspended at the backup has stopped and cannot end itself.

@@ -20,12 +20,12 @@ from tests.support.programs import run
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# Much of it waits for programs, which take longer on a busy machine.
+# The test mostly waits for programs, which take longer on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 RESTART_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
-# An agent that no worker trusts any more ends after this time, much of which the restart takes.
+# An agent that workers no longer trust ends after this time. The restart takes much of this time.
 LEASE_SECONDS = 20
 # How long such an agent's task may take to end, with some time to spare.
 LOST_SECONDS = LEASE_SECONDS + 25.0
@@ -182,8 +182,8 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     load.stop()
     assert load.outcomes.failures == []
 
-    # The agent that was left behind trusts no worker any more, so it ends with its lease. Its
-    # cancellation is not lost.
+    # The agent that was left behind no longer trusts any worker, so it ends when its lease ends.
+    # Its cancellation is not lost.
     await_terminal(left, task_id, LOST_SECONDS)
     assert_story(left, task_id, status="cancelled", intent=True)
     await_workspace(left, "failed")

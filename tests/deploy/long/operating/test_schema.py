@@ -1,4 +1,4 @@
-"""Programs that are started before their schema is there."""
+"""Programs that are started before the schema of the database exists."""
 
 import os
 import subprocess

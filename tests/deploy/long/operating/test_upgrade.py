@@ -1,7 +1,8 @@
 """An upgrade from the last release to this checkout and back, under load: no call fails.
 
 The programs, the agents and the clients of the two versions work with each other, in each
-direction, on the schema of the later one. All calls are recorded and judged (evershell.histories).
+direction, on the schema of the later version. All calls are recorded and judged
+(evershell.histories).
 """
 
 import json
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 LIMIT_SECONDS = 60.0
 # The pause of each caller between two calls.
 PAUSE_SECONDS = 0.2
-# Iterations of a task whose caller waits.
+# The number of iterations of a task whose caller waits for the end.
 WAITED = "\n".join(["sleep 1"] * 100)
 # Submits, cancels and watches tasks with the library of its environment until its input ends.
 # Records its calls. Prints how many have ended.
@@ -115,7 +116,7 @@ class Installed(Stack):
 
 @pytest.fixture(scope="module")
 def installations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment, Environment]:
-    """The release, and this checkout as a later version."""
+    """The installations of the last release, and of this checkout as a later version."""
     folder = tmp_path_factory.mktemp("installations")
     new = Environment(folder / "new", build_later(folder), "local")
     return Environment(folder / "old", released(), "local", like=new), new
@@ -134,7 +135,7 @@ def client(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Only for the recorder. Everything else is of the installation.
+        # Only for the recorder. Everything else comes from the installation.
         env={**os.environ, "PYTHONPATH": str(ROOT / "client" / "evershell" / "histories")},
     )
     try:
@@ -172,7 +173,7 @@ def test_no_call_fails_during_an_upgrade_and_a_roll_back(
     cancellers: list[Canceller[Workspace]] = []
 
     def await_progress() -> None:
-        """Waits until each caller has cancelled a task from its beginning."""
+        """Waits until each caller has submitted and cancelled a task since this call."""
         before = [each.ended for each in cancellers]
 
         def has_progressed() -> bool:

@@ -85,7 +85,7 @@ def test_every_request_gets_a_success_or_the_envelope(edge: RunningEdge, stub: S
 
 
 def verdict_on(edge: RunningEdge, sent: bytes) -> str:
-    """Returns the status of the answer, NOTHING without an answer, or the problem with it."""
+    """Returns the status of the answer, NOTHING if there is none, or what is wrong with it."""
     received = received_for(edge, sent)
     if not received:
         return NOTHING
@@ -105,7 +105,7 @@ def verdict_on(edge: RunningEdge, sent: bytes) -> str:
 def received_for(edge: RunningEdge, sent: bytes) -> bytes:
     """Sends bytes, and returns what the edge sends until it is silent for QUIET_SECONDS.
 
-    A silence within an answer, as on a busy machine, may take REST_SECONDS.
+    Within an answer, a silence of up to REST_SECONDS is allowed, as on a busy machine.
     """
     received, to_head = b"", sent.lstrip(b"\r\n").startswith(b"HEAD ")
     address, began = ("127.0.0.1", edge.settings.rest_port), time.monotonic()

@@ -21,7 +21,7 @@ LIMIT_SECONDS = 60.0
 
 
 class SlowHealth(health.aio.HealthServicer):  # type: ignore[misc] # the package has no types
-    """Does not answer while `is_silent`, as an event loop that is far behind."""
+    """Does not answer while `is_silent`, like an event loop that is far behind."""
 
     is_silent = False
 

@@ -1,4 +1,6 @@
-"""The edge stays available when callers take too many connections, streams or too much memory."""
+"""The edge stays available when callers take too many connections, too many streams or too much
+memory.
+"""
 
 import socket
 from contextlib import ExitStack
@@ -54,7 +56,8 @@ def test_idle_connections_are_closed_before_the_limit_is_reached(
         )
         for _ in range(19):
             opened.enter_context(connected(edge, b""))
-        # Some may stay open, because the timeout grows again once the first ones are closed.
+        # Some connections may stay open, because the timeout grows again once the first connections
+        # are closed.
         eventually(lambda: edge.stat("http.rest.downstream_cx_idle_timeout") > 0, 60)
         assert can_cancel(edge)
 
@@ -84,7 +87,7 @@ def test_answers_that_nobody_reads_are_given_up_when_memory_runs_out(
         for _ in range(8):
             opened.enter_context(connected(edge, request))
         # On a busy machine, it takes long to make and to read 160 MB. The memory may be full for
-        # less time than it takes to ask for it.
+        # less time than the test needs to ask how full it is.
         eventually(lambda: any(edge.stat(name) for name in GIVEN_UP), 60)
         eventually(lambda: can_cancel(edge) and edge.stat(MEMORY_PERCENT) < RESET_PERCENT, 30)
 

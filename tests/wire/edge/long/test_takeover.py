@@ -108,7 +108,8 @@ async def test_the_next_process_takes_over_and_the_old_one_answers_its_calls(
             assert answer.status_code == 200
             assert "connection" not in answer.headers
             await running.supervisor.wait_predecessors()
-            # The old process removed nothing that the new one needs, such as the admin socket.
+            # The old process did not remove anything that the new one needs, such as the admin
+            # socket.
             assert await running.has_replaced(old)
             assert await running.process.healthy_workers()
             assert (await kept.get(CALL)).status_code == 200

@@ -89,7 +89,7 @@ check(ok(ended).task?.status === "cancelled", "the task has ended");
 const entries = ok(await client.GET("/v1/workspaces/{workspace_id}/audit", workspace)).entries;
 check(entries.some((each) => each.outcome === "accepted"), "the audit log of the workspace");
 const query = { params: { query: { outcome: "permission_denied" } } };
-// The entry of a refused call is there within a second.
+// The entry of a refused call is listed within a second.
 const refused = async () => ok(await client.GET("/v1/audit", query)).entries;
 await until(async () => (await refused()).some((each) => each.workspace_id === created.id));
 

@@ -20,7 +20,7 @@ async function failure(call: Promise<unknown>) {
     await call;
   } catch (error) {
     if (!(error instanceof CallError)) throw error;
-    // @ts-expect-error: not a code.
+    // @ts-expect-error: the string is not an error code.
     if (error.code === "workspace_bussy") throw error;
     const { code, requestId, isFromService, details } = error;
     const { fields, required, resourceName } = details;
@@ -29,7 +29,7 @@ async function failure(call: Promise<unknown>) {
   throw new Error("the call has succeeded");
 }
 
-/** Waits for the tool call. A cancellation before the first iteration would let none begin. */
+/** Waits for the tool call. After an earlier cancellation, no iteration would begin. */
 async function toolCall(client: Client, workspaceId: string, taskId: string) {
   const end = performance.now() + 30_000;
   while ((await client.getTask({ workspaceId, taskId })).phase !== Task_Phase.tool_call) {
