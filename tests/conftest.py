@@ -1,7 +1,7 @@
 """Fixtures for PostgreSQL: one server per test run, and an empty migrated database per test.
 
 The server is the embedded one, or the server of TEST_DATABASE_URL. Tests share one database,
-which is truncated after each test: a copy from a template takes a third of a second on a slow disk.
+which is emptied after each test: a copy from a template takes a third of a second on a slow disk.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ def database_url(migrated_database_url: str) -> Iterator[str]:
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        # Deletes, because truncating a table takes longer than deleting a few rows.
+        # Deletes rows, because truncating a table takes longer than deleting a few rows.
         connection.execute(
             "DELETE FROM events; DELETE FROM tasks; DELETE FROM workspaces; DELETE FROM api_keys; "
             "DELETE FROM orgs; DELETE FROM audit_entries; DELETE FROM idempotency_keys; "
@@ -133,7 +133,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 def stranger() -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that belongs to no pod. Like an agent, it leads a session of its own."""
+    """A process that belongs to no pod. Like an agent, it leads its own session."""
     process = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
     yield process
     process.kill()

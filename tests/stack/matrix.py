@@ -69,7 +69,7 @@ class Cell:
 
     @property
     def answer(self) -> str:
-        """The expected slug or outcome: the first result of a check."""
+        """The expected slug or outcome: the result of the first check that has a result."""
         return next(answer for _, check in CHECKS if (answer := check(self)))
 
     @property
@@ -195,7 +195,7 @@ class Places:
     places: dict[tuple[str, str], Place]
 
     def snapshot(self, place: Place) -> dict[str, Any]:
-        """The database rows of the place and the bystander, except for when their leases expire."""
+        """The rows of the place and the bystander in the database, without `lease_expires_at`."""
         of = [place.workspace.id, self.bystander.workspace.id]
         with self.stack.database() as connection:
             row = connection.execute(

@@ -40,7 +40,7 @@ def test_every_process_of_a_pod_ends_with_its_agent(
 def test_an_agent_is_forked_and_a_child_of_the_controller(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """Otherwise the agent would be a child of bwrap, and take three times as long to start."""
+    """An agent that is not forked is a child of bwrap, and takes three times as long to start."""
     skip_without_sandbox()
     agent = psutil.Process(stack.agent_pid(workspace.id))
     eventually(lambda: agent.ppid() in stack.pids("fleet"))

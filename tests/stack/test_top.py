@@ -1,4 +1,4 @@
-"""The live table of tasks, in a terminal of its own."""
+"""The live table of tasks, in a real terminal."""
 
 from tests.support import programs
 from tests.support.stack import Gate, Stack, Workspace

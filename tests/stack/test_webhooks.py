@@ -16,7 +16,8 @@ TYPES = [
     "task_cancel_requested",
     "task_completed",
 ]
-# Includes up to 5 s until a worker notices that there are webhooks, and the start of a process.
+# Includes up to 5 s until a worker notices that there are webhooks, and the start of the process
+# that sends.
 LIMIT_SECONDS = 40.0
 
 

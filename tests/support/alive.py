@@ -4,7 +4,7 @@ import psutil
 
 
 def is_alive(process: psutil.Process | int) -> bool:
-    """Whether the process has not ended. A zombie has ended.
+    """Whether the process is still running. A zombie has ended.
 
     A process may end between two questions about it, so a process that is not found has ended too.
     """

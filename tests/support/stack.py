@@ -417,7 +417,7 @@ def _kill(state_dir: Path) -> None:
 
 
 def unique_seconds() -> str:
-    """Returns about a day as an argument of `sleep` that no other process of the machine has."""
+    """Returns a time for `sleep`: about a day, and unique among the machine's processes."""
     return f"86400.{_random.randrange(10**9):09}"
 
 

@@ -1,4 +1,4 @@
-"""Runs a command in a terminal of its own, as a person would."""
+"""Runs a command in its own terminal, as a person would."""
 
 import fcntl
 import os

@@ -175,7 +175,7 @@ def test_repeats_are_left_out_and_counted() -> None:
     sampler = Sampler(20, clock)
     assert [sampler.admit("unauthenticated") for _ in range(20)] == [{}] * 20
     assert {sampler.admit("unauthenticated") is None for _ in range(100)} == {True}
-    # Each kind of line has a rate limit of its own.
+    # Each kind of line has its own rate limit.
     assert sampler.admit("rate_limited") == {}
     clock.now += 0.1
     assert sampler.admit("unauthenticated") == {"repeats_left_out": 100}

@@ -185,7 +185,7 @@ def invariant_7_not_lost(view: View) -> None:
 
 
 def invariant_8_idempotent(view: View) -> None:
-    """Only the call whose intent was recorded gets `accepted`, and the intent never changes."""
+    """Only the call that recorded the intent gets `accepted`, and the intent never changes."""
     for task_id, intent in view.record.intents.items():
         now = view.tasks[task_id].cancel
         # The force deadline may change, which invariant 11 checks.

@@ -193,7 +193,7 @@ class Product:
         self.lead()
 
     def drain(self) -> None:
-        """Makes the server answer its open waits and another server take over."""
+        """Makes the server answer its open waits. Another server takes over."""
         self.record.drains += 1
         self.subscriptions.drain()
         self.subscriptions = FakeSubscriptions()

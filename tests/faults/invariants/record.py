@@ -23,7 +23,7 @@ class Call:
     signal_seconds: float
     force_at: datetime | None
     # The answers that are correct for the state before the call; None if the database may fail
-    # during it.
+    # during the call.
     expected: frozenset[str] | None
     # How many drains of a server had begun before the call.
     drains_before: int

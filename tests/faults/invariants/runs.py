@@ -79,7 +79,7 @@ def run_deletions_on_postgres(
 
 
 def run_trees(database_url: str | None, examples: int) -> None:
-    """Runs the machine of trees on PostgreSQL, or in memory without a URL.
+    """Runs the machine of trees on PostgreSQL, or in memory if `database_url` is None.
 
     This machine has no races.
     """

@@ -68,7 +68,7 @@ class SpyStore:
         self._at_rest = asyncio.Event()
         self._at_rest.set()
         self.workspace: Workspace | None = None
-        # By epoch, when the last known lease expires.
+        # For each epoch, when the last known lease expires.
         self.leases: dict[int, datetime] = {}
         # Each task as it was last seen committed.
         self.tasks: dict[str, Task] = {}

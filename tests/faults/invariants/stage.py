@@ -71,7 +71,7 @@ class Stage:
         while not taken.done():
             turns = self._turns
             await self.settle()
-            # The step may call `settle` as well, which adds turns. Then the step has not been
+            # The step may call `settle` as well, which adds turns. In that case, the step is not
             # stuck.
             if self._turns == turns + _SETTLED_TURNS and not taken.done():
                 taken.print_stack()

@@ -14,8 +14,8 @@ from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# A run progresses only if faults and advances of the clock are rare: at most one in this many
-# steps.
+# The number of steps for each fault, and for each advance of the clock. If there were more faults,
+# a run would not progress.
 _STEPS_A_TROUBLE = 5
 _STEPS_A_PASSING = 4
 

@@ -145,7 +145,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(kept=st.integers(0, 2), limit=st.sampled_from([1, 2, 3, 100]))
     def remove_old(self, kept: int, limit: int) -> None:
-        """Removes, in batches, the tasks that ended before the last `kept` ends."""
+        """Removes, in batches, the tasks that have ended, except for the last `kept` of them."""
         before = self._seconds - kept + 1
         for place, at in enumerate(self._workspaces):
             after_seq, count = 0, limit

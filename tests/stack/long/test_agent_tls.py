@@ -47,7 +47,10 @@ def test_only_the_edge_listens_on_all_addresses(stack: Stack, workspace: Workspa
 
 
 def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -> None:
-    """Each restarted program has a new certificate, and knows the agent only by their authority."""
+    """After the restart, each program has a new certificate.
+
+    The agent accepts it only because the same authority signed it.
+    """
     stack, gate = workspace.stack, Gate(workspace)
     task_id = workspace.begin(gate.command, gate.command, "echo never")
     assert run("restart", stack.state_dir).returncode == 0

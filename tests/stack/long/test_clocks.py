@@ -30,7 +30,7 @@ from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 HOUR = 3_600
-# A program notices a clock that was set within two seconds, and later on a busy machine.
+# After its clock is set, a program notices this within two seconds, or later on a busy machine.
 NOTICE_SECONDS = 60.0
 FORCE_SECONDS = 3
 # If a program trusted a clock that is an hour off, the end would take an hour.

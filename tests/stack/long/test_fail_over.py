@@ -78,7 +78,7 @@ def test_no_accepted_cancellation_is_lost(
         while not (over.is_set() or all(story.is_answered for story in mine)):
             for story in mine:
                 story.cancel()
-            # Retry-After asks callers for a pause too.
+            # Pauses, as Retry-After asks callers to.
             over.wait(0.1)
 
     barrier = threading.Barrier(CALLERS + 1)
@@ -149,7 +149,7 @@ def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) 
     """
     former, current = replication.primary, replication.standby
     former.start(autovacuum="off")
-    # The number that the next transaction that writes would take.
+    # The number of the next transaction that writes.
     next_transaction = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
     expected = former.value(next_transaction)
     current.value(

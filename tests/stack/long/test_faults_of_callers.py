@@ -47,7 +47,7 @@ def over_grpc(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None
 
 @contextmanager
 def workspace_locked(workspace: Workspace) -> Iterator[None]:
-    """Locks the workspace, so that a change of it blocks before it begins."""
+    """Locks the workspace, so that a transaction that changes it blocks before its first change."""
     with workspace.stack.database() as connection, connection.transaction(force_rollback=True):
         connection.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (workspace.id,))
         yield

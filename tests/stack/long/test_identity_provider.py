@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 DOCUMENT = (ROOT / "docs" / "authentication.md").read_text()
 ISSUER = "https://login.acme.example"
-# A worker looks for an unknown key every 10 s at most.
+# A worker looks for an unknown key at most every 10 s.
 ROTATED_SECONDS = 40.0
 
 

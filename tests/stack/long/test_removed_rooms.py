@@ -1,4 +1,8 @@
-"""The service without one of the two rooms, or without both: no folder, no line in the registry."""
+"""The service without one of the two rooms, or without both.
+
+The folders of these rooms, and their lines in the registry, are removed from a copy of the
+checkout.
+"""
 
 import shutil
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ async def test_an_agent_gets_its_secrets_over_tls(
 ) -> None:
     """The agent calls Bootstrap with the certificate in its first spec.
 
-    Then it uses the new one.
+    Then it uses the certificate in the answer.
     """
     of = certificates()
     control_plane.tls = of.control_plane

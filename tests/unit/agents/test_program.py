@@ -86,8 +86,7 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
     await control_plane.run_task("t1", f"true\n{wait}\necho never", traceparent=first)
     await eventually_async((tmp_path / "begun").exists)
     await control_plane.cancel("t1", traceparent=second)
-    # The trace does not change by a cancellation without a trace, or by a cancellation of another
-    # task.
+    # Two cancellations do not change the trace: one without a trace, and one of another task.
     await control_plane.cancel("t1")
     await control_plane.cancel("t9", traceparent=third)
     (tmp_path / "go").touch()

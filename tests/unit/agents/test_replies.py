@@ -82,7 +82,7 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
                 "output_tokens": 5,
             },
         ),
-        # The same usage in LangChain, with and without how long tokens stay in the cache.
+        # The same usage in LangChain: with how long tokens stay in the cache, and without it.
         (
             {
                 "input_tokens": 9,

@@ -161,7 +161,7 @@ async def test_force_during_a_report_begins_no_tool() -> None:
 
 
 async def test_after_a_report_that_brings_force_announce_does_not_return() -> None:
-    """So a tool call that another program makes after the announcement does not begin either."""
+    """Here the announced tool belongs to another program. It does not begin either."""
     began = list[str]()
 
     async def agent(task: Task) -> None:

@@ -120,9 +120,10 @@ async def test_each_minute_has_a_token_of_its_own(side: Side) -> None:
 
 @pytest.mark.parametrize("seconds", [-86_400.0, -3 * MINUTE, 3 * MINUTE, 3_600.0, 10 * 86_400.0])
 async def test_an_agent_recovers_from_an_expired_token(side: Side, seconds: float) -> None:
-    """The agent still has its lease.
+    """The agent still has its lease, but its token has expired.
 
-    The machine slept, the process was frozen after it made the token, or a clock was set.
+    For example, the machine slept, the process was frozen after it made the token, or a clock was
+    set.
     """
     await side.beat()
     side.control_plane_clock.now = NOW + seconds

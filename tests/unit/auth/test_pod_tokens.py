@@ -67,7 +67,7 @@ def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens, good: 
 def test_a_runtime_token_is_accepted_for_three_minutes(
     tokens: PodTokens, timer: FakeTimer, good: str, age_seconds: float, is_accepted: bool
 ) -> None:
-    """So the clocks of the two sides may differ by a minute."""
+    """This allows the clocks of the two sides to differ by a minute."""
     timer.now = NOW + age_seconds
     if is_accepted:
         assert tokens.identify(good) == AGENT

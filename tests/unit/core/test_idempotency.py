@@ -92,7 +92,7 @@ async def test_a_repeated_creation_gets_the_first_answer(world: World) -> None:
 async def test_a_key_of_another_request_is_a_conflict(
     world: World, repeat: Callable[[World, str, IdempotencyKey], Awaitable[Any]]
 ) -> None:
-    """This also holds in a busy or failed workspace, and if another method used the key."""
+    """The workspace may be busy or failed, and the key may have been used with another method."""
     idle = await world.add()
     await submit(world, idle.id)
     conflict = await failure(repeat(world, idle.id, OTHER_REQUEST))

@@ -128,7 +128,7 @@ class HealthCheckedEdge(EdgeProcess):
 async def test_the_worker_that_does_not_serve_is_restarted_first(
     tmp_path: Path, broken: str, order: list[int]
 ) -> None:
-    """So after a failed restart, another restart can bring back the previous version."""
+    """In this order, another restart can bring back the previous version after a failed restart."""
     edge = HealthCheckedEdge(tmp_path, [f"worker:{index}" for index in range(3)])
     edge.healthy.discard(broken)
     programs = Programs(tmp_path, edge)

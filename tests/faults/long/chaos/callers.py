@@ -42,7 +42,7 @@ _ROUTES = {
     "ReleaseOrg": ("POST", "/v1/hold/release"),
     "CreateWebhook": ("POST", "/v1/webhooks"),
 }
-# An API key with scopes that no template has, for holds: no template has org:hold.
+# These calls use the owner's token, because no template of API keys has the scope org:hold.
 _NEED_OWNER = {"HoldOrg", "ReleaseOrg"}
 _FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"

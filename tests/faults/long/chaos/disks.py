@@ -105,6 +105,6 @@ def _move(source: Path, destination: Path) -> None:
 
 
 def _special(folder: str, names: list[str]) -> list[str]:
-    """Returns the names of sockets, pipes and devices, which cannot be copied."""
+    """Returns the names of sockets and pipes, which cannot be copied."""
     modes = {name: (Path(folder) / name).lstat().st_mode for name in names}
     return [name for name, mode in modes.items() if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)]

@@ -37,8 +37,8 @@ _CLOCKS = {
     Target.CLOCK_OF_CONTROLLERS: "fleet",
     Target.CLOCK_OF_DATABASE: "database",
 }
-# This place adds its own faults to the faults of one machine, except for those that need the
-# embedded database.
+# All faults of one machine, except for those that need the embedded database, and the faults that
+# only this place has.
 WEIGHTS = {
     **{
         pair: weight

@@ -22,7 +22,7 @@ from tests.faults.long.chaos.waits import Waits
 from tests.support.stack import Stack
 
 # A lease was too short for the machine if the agent, or an average worker, waited for a processor
-# for this share of it.
+# for at least this share of the lease.
 _STARVED_SHARE = 0.5
 # How long the controllers may take to notice that an agent has ended.
 _NOTICED_SECONDS = 10.0

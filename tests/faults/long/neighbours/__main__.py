@@ -81,7 +81,10 @@ async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs:
 
 
 async def _mixed(stack: Stack, mine: Sequence[str], seconds: float) -> bool:
-    """Whether a call of the neighbour failed, or a filler was never refused."""
+    """Runs fillers at once.
+
+    Returns whether a call of the neighbour failed or no call of a filler was refused.
+    """
     other = Workspace(stack, "other_org")
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], len(mine))

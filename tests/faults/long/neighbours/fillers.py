@@ -93,11 +93,12 @@ def new_keys(stack: Stack, workspace_id: str, count: int) -> list[str]:
 async def filled(
     stack: Stack, name: str, keys: Sequence[str], workspace_ids: Sequence[str], workers: int
 ) -> AsyncIterator[Counter[str]]:
-    """Holds the share of an organization, or of its only key, with the calls of a separate process.
+    """Fills the organization's share, or the shares of its keys if these are smaller.
 
-    Each key uses one of the workspaces, because two keys cannot wait for the same A2A message.
-    Yields a counter of the slugs with which calls have ended so far. The block begins once at least
-    one call was refused. Rate limits must be off, since they would refuse calls as well.
+    The calls come from a separate process. Each key uses one of the workspaces, because two keys
+    cannot wait for the same A2A message. Yields a counter of the slugs with which calls have ended
+    so far. The block begins once at least one call was refused. Rate limits must be off, since they
+    would refuse calls as well.
     """
     share = SHARES[FILLERS[name].kind]
     room = min(share.organization, share.credential * len(keys)) * workers

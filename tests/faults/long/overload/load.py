@@ -30,7 +30,7 @@ _CONNECTIONS = 4
 _READ_SECONDS = 0.25
 # The number of steps of a task after its first step.
 _STEPS = 100
-# The most tasks that are submitted after each read.
+# The maximum number of tasks to submit after each read.
 _SUBMITS_A_READ = 15
 # The first and the longest pause after a refused submission. Each pause is twice as long as the one
 # before, with jitter, as in this project's client.

@@ -109,8 +109,7 @@ def agents_secrets(stack: Stack) -> Iterator[Secret]:
                 ("signal", tokens.signal_secret(workspace_id, epoch)),
             ):
                 yield Secret(f"a {kind} secret", secret.hex())
-                # Both kinds of tokens are made from such a code. The run has taken less than 10
-                # minutes.
+                # Both kinds of tokens contain such a code. The run has taken less than 10 minutes.
                 for minute in range(-10, 2):
                     code = signal_token(secret, minute_of(time.time()) + minute)
                     yield Secret(f"a {kind} token", code)

@@ -83,7 +83,7 @@ def _soak(stack: Stack, calls: int, warm_up: int, seed: int, recorder: Recorder)
 
 
 def _answers(tally: Tally) -> Iterator[str]:
-    """Yields one line for each RPC with its answers, including those during the warm-up."""
+    """Yields one line for each RPC with its answers, including the answers during the warm-up."""
     for rpc in sorted({rpc for rpc, _ in tally.answers}):
         of_rpc = Counter(
             {answer: count for (each, answer), count in tally.answers.items() if each == rpc}

@@ -113,7 +113,7 @@ def disorder(receiver: Receiver) -> list[EventKey]:
 
 
 def webhook_ids(receiver: Receiver) -> dict[EventKey, set[str]]:
-    """Returns the values of the `webhook-id` header of each event's requests."""
+    """Returns, for each event, the `webhook-id` values of its requests."""
     ids: dict[EventKey, set[str]] = defaultdict(set)
     for each in receiver.requests:
         ids[event_of(each.body)].add(each.headers["webhook-id"])

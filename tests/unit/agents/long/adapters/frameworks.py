@@ -110,7 +110,7 @@ class Framework:
 class Commands:
     """The tool of the agents under test.
 
-    It may run in any process, so it tells the test by files.
+    It may run in any process, so it uses files to tell the test what it does.
     """
 
     def __init__(self, folder: Path) -> None:
