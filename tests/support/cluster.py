@@ -1,6 +1,6 @@
 """A cluster of the embedded PostgreSQL, which is made once and then copied for each stack.
 
-To make a cluster takes a second, most of which initdb waits for the disk.
+Making a cluster takes a second. For most of it, initdb waits for the disk.
 """
 
 import fcntl

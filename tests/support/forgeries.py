@@ -35,7 +35,7 @@ class Victim:
     def good(self, **changes: Any) -> str:
         """Returns a token that the provider has signed, with changed claims.
 
-        None removes a claim.
+        A claim whose new value is None is left out.
         """
         claims = {**self.claims, **changes}
         claims = {name: value for name, value in claims.items() if value is not None}

@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
 
-# Less than the programs of a stack open, so that they must share sessions.
+# Fewer than the connections that a stack's programs open, so the programs must share sessions.
 SERVER_CONNECTIONS = 4
 _SETTINGS = """\
 [databases]

@@ -112,7 +112,7 @@ def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
-    """Returns the credentials in the files of a stack that may not hold them."""
+    """Returns the credentials in a stack's files. Skips files that are meant to hold some."""
     secrets = Secrets(issued(ready, state_dir))
     return [
         f"{path}: {name}"

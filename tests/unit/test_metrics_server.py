@@ -36,7 +36,7 @@ def test_silent_connections_keep_no_threads_and_nobody_out(
         for number in range(200):
             each = silent.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 2:
-                # A part of a request does not count as one.
+                # An incomplete request counts as silence.
                 each.sendall(b"GET /metrics HTTP/1.1\r\n")
             if number % 20 == 0:
                 answer = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)

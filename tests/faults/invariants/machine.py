@@ -121,7 +121,7 @@ class CancellationMachine(Steps):
         wait_seconds=st.sampled_from([None, 10.0]),
     )
     def cancel_another(self, which: str, wait_seconds: float | None) -> None:
-        """Cancels a task that may have ended, or names no task although none may be running."""
+        """Cancels a task that may have ended, or names no task, even if none runs."""
         self._troubles += 1
         task_ids = self.world.task_ids
         named = {

@@ -29,7 +29,7 @@ _ADS = {"config_source": {"ads": {}, "resource_api_version": "V3"}}
 def listener(port: int, certificate: Certificate) -> dict[str, Any]:
     """A listener with TLS and without policies.
 
-    In reality, its certificate comes from the gateway.
+    Envoy Gateway would send Envoy the certificate. Here, Envoy reads it from files.
     """
     connections = {
         "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",

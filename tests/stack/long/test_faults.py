@@ -65,9 +65,9 @@ def test_an_agent_that_does_not_answer(
 def test_pollers_of_an_agent_that_does_not_answer(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    """While the agent is frozen, it gets few of the polls, but every cancellation.
+    """While the agent is frozen, workers send it few of the polls, but every cancellation.
 
-    Once the agent runs again, polls reach it too.
+    Once it runs again, polls are answered.
     """
     task_id = workspace.begin(gate.command, "echo never")
     iteration = f"{workspace.path}/tasks/{task_id}/iteration"

@@ -82,7 +82,8 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
                 "output_tokens": 5,
             },
         ),
-        # The same usage in LangChain: with how long tokens stay in the cache, and without it.
+        # The same usage in LangChain: first with the tokens that are cached for an hour, then
+        # without.
         (
             {
                 "input_tokens": 9,

@@ -129,7 +129,7 @@ class ManyHosts(Stack):
             pod_processes.kill(pod.name)
         self._end(*WORKERS, number=number, until=until)
         self._end(DATABASE, number=postgres.STOP_SIGNAL, until=until)
-        # Envoy is left out because the signal ends it, which its exit code shows.
+        # Leaves out Envoy, whose exit code only says that the signal ended it.
         codes = [each.returncode for host, each in self._programs.items() if host != EDGE]
         self._programs.clear()
         secrets.search(self.ready, self.state_dir)
