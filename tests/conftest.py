@@ -1,7 +1,7 @@
 """Fixtures for PostgreSQL: one server per test run, and an empty migrated database per test.
 
 The server is the embedded one, or the server of TEST_DATABASE_URL. Tests share one database,
-which is truncated after each test: a copy from a template takes a third of a second on a slow disk.
+which is emptied after each test: a copy from a template takes a third of a second on a slow disk.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ from evershell.store.migrate import migrate
 from evershell.store.pool import Pool, open_pool
 
 pytest_plugins = [
-    # First, because the others import it, and pytest rewrites a plugin that it imports itself.
+    # Must come first: the other plugins import it, and pytest can rewrite only modules that it
+    # imports itself.
     "tests.support.secrets",
     "tests.support.browser",
     "tests.support.commands",
@@ -38,10 +39,11 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def plain_log() -> None:
-    """The default format of structlog shows all variables of a traceback, which is slow.
+    """Sets a plain format: structlog's default shows all variables of a traceback, which is slow.
 
-    A program that a test has run in this process leaves its settings. With its cache, the modules
-    that log next would keep their loggers, and `capture_logs` would not see their lines.
+    A program that a test has run in this process leaves its settings behind. These include a cache:
+    with it, modules that log later would keep their loggers, and `capture_logs` would miss their
+    lines.
     """
     structlog.configure(
         processors=[structlog.processors.JSONRenderer(default=str)],
@@ -58,7 +60,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     places = postgres.places(tmp_path_factory.mktemp("postgres"))
     postgres.initialise(places.data_dir)
     with _log(places.data_dir.parent).open("wb") as log:
-        # No test needs its data after a crash, so commits do not wait for the disk.
+        # No test needs its data after a crash of the server, so commits do not wait for the disk.
         command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "fsync=off"]
         process = subprocess.Popen(command, stderr=log)
     try:
@@ -108,14 +110,14 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(migrated_database_url: str) -> Iterator[str]:
-    """An empty database with the current schema. The test's connections are closed afterwards."""
+    """An empty database with the current schema. After the test, its connections are closed."""
     yield migrated_database_url
     with psycopg.connect(migrated_database_url, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        # Truncating a table takes longer than deleting a few rows.
+        # Deletes rows, because truncating a table takes longer than deleting a few rows.
         connection.execute(
             "DELETE FROM events; DELETE FROM tasks; DELETE FROM workspaces; DELETE FROM api_keys; "
             "DELETE FROM orgs; DELETE FROM audit_entries; DELETE FROM idempotency_keys; "
@@ -131,7 +133,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 def stranger() -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that belongs to no pod. Like an agent, it leads a POSIX session."""
+    """A process that belongs to no pod. Like an agent, it leads its own session."""
     process = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
     yield process
     process.kill()

@@ -1,11 +1,11 @@
 """Hosts that a test can cut from each other: network namespaces, joined by a bridge.
 
-Needs root and the program ip(8). Each host has a process that holds its namespace. It dies with the
-test, and the kernel then removes the namespace and everything in it, so nothing is left behind. The
-test itself is a host too.
+Needs root and the program ip(8). Each host has a process that holds its namespace. When the test
+dies, these processes die too, and the kernel removes the namespaces with everything in them. The
+test itself is also a host.
 
-A cut loses packets silently, as a broken switch does: the sender has a permanent neighbour entry
-(ip-neighbour(8)) for the receiver, and during a cut the entry has an address that no host has.
+A cut loses packets silently, as a broken switch does. Each sender has a permanent neighbour entry
+(ip-neighbour(8)) for each receiver; during a cut, this entry contains an address that no host has.
 """
 
 import os
@@ -20,9 +20,9 @@ import pytest
 
 from tests.support.waiting import eventually
 
-# The name of the host of this process.
+# The name of the host that this process is.
 TEST = "test"
-# For benchmarks of networks (RFC 2544), so no real host has such an address.
+# This range is reserved for benchmarks of networks (RFC 2544), so no real host uses it.
 _PREFIX = "198.18"
 _NO_HOST = "02:00:00:00:ff:ff"
 _LIMIT_SECONDS = 10.0
@@ -31,7 +31,7 @@ _HOLDER = ("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infin
 
 @cache
 def refusal() -> str:
-    """Why this machine can have no hosts. Empty if it can."""
+    """Returns why this machine cannot have such hosts; empty if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     try:
@@ -42,14 +42,14 @@ def refusal() -> str:
 
 
 def require() -> None:
-    """Skips the test on a machine that can have no hosts."""
+    """Skips the test if this machine cannot have such hosts."""
     if reason := refusal():
         pytest.skip(reason)
 
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    # The process that holds its namespace.
+    # The process that holds the host's namespace.
     pid: int
     device: str
     address: str
@@ -57,33 +57,33 @@ class _Host:
 
 
 class Network:
-    """The hosts, by name."""
+    """The hosts of a test, by name."""
 
     def __init__(self, hosts: dict[str, _Host]) -> None:
         self._hosts = hosts
-        # The cuts in effect, as pairs of sender and receiver.
+        # The cuts in effect: pairs of a sender and a receiver.
         self._cut: set[tuple[str, str]] = set()
 
     def address(self, host: str) -> str:
-        """The address of a host."""
+        """Returns the address of a host."""
         return self._hosts[host].address
 
     def namespace(self, host: str) -> Path:
-        """The file of the network namespace of a host, for setns(2)."""
+        """Returns the file of a host's network namespace, for setns(2)."""
         return _namespace(self._hosts[host].pid)
 
     def command(self, host: str, *command: str) -> list[str]:
-        """The command that runs a command on a host. The process keeps its id."""
+        """Returns a command line that runs `command` on a host, in the same process."""
         return _within(self.namespace(host), *command)
 
     def cut(self, *ways: tuple[str, str]) -> None:
-        """Loses all packets from each sender to its receiver, until `heal`."""
+        """Loses all packets from each sender to its receiver, until `heal` is called."""
         self._cut |= set(ways)
         for sender in {sender for sender, _ in ways}:
             self._set(sender, [to for one, to in ways if one == sender])
 
     def heal(self, *ways: tuple[str, str]) -> None:
-        """Ends these cuts; without any, all of them."""
+        """Ends the given cuts, or all cuts if none is given."""
         healed = set(ways) or set(self._cut)
         self._cut -= healed
         for sender in {sender for sender, _ in healed}:
@@ -91,7 +91,7 @@ class Network:
 
     @contextmanager
     def parted(self, *ways: tuple[str, str]) -> Iterator[None]:
-        """Cuts inside the block, and heals afterwards."""
+        """Cuts the given ways inside the block, and ends these cuts afterwards."""
         self.cut(*ways)
         try:
             yield
@@ -99,7 +99,7 @@ class Network:
             self.heal(*ways)
 
     def connect_all(self) -> None:
-        """Lets every host reach every other one."""
+        """Lets every host reach every other host."""
         for sender in self._hosts:
             self._set(sender, [to for to in self._hosts if to != sender])
 
@@ -114,20 +114,21 @@ class Network:
 
 
 def both_ways(some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
-    """All ways between two groups of hosts."""
+    """Returns all pairs of sender and receiver between two groups of hosts."""
     return [*one_way(some, others), *one_way(others, some)]
 
 
 def one_way(senders: Sequence[str], receivers: Sequence[str]) -> list[tuple[str, str]]:
-    """All ways from the first group to the second."""
+    """Returns all pairs of a sender in the first group and a receiver in the second."""
     return [(sender, to) for sender in senders for to in receivers]
 
 
 @contextmanager
 def network(names: Sequence[str]) -> Iterator[Network]:
-    """A network with these hosts and this process.
+    """Makes a network of new hosts with these names, and of this process.
 
-    Raises OSError or RuntimeError, with what ip(8) says, if the machine cannot have one.
+    Raises OSError, or RuntimeError with the output of ip(8), if the machine cannot have such a
+    network.
     """
     with ExitStack() as stack:
         switch = stack.enter_context(_holder())
@@ -152,7 +153,7 @@ def network(names: Sequence[str]) -> Iterator[Network]:
 
 @contextmanager
 def _holder() -> Iterator[int]:
-    """The process that holds the namespace of a host."""
+    """Runs a process that holds a new network namespace. Yields its id."""
     process = subprocess.Popen(_HOLDER)
     try:
         own = _namespace(os.getpid()).readlink()
@@ -178,10 +179,10 @@ def _test_device(number: int) -> str:
 
 
 def _connect_test(switch: int) -> int:
-    """Connects this process, and returns a number that no other network of this machine has."""
+    """Connects this process. Returns a number that no other such network of this machine has."""
     for number in range(256):
         try:
-            # Fails if the device exists.
+            # Raises RuntimeError if the device already exists.
             _plug(switch, "port1", os.getpid(), _test_device(number))
         except RuntimeError as error:
             if "exists" not in str(error):
@@ -192,7 +193,7 @@ def _connect_test(switch: int) -> int:
 
 
 def _plug(switch: int, port: str, pid: int, device: str) -> None:
-    """Connects a host to the switch. Makes its device."""
+    """Makes a device for a host, and connects it to the switch."""
     _ip(
         _namespace(switch),
         f"link add {port} type veth peer name {device} netns {pid}",
@@ -209,7 +210,7 @@ def _within(namespace: Path, *command: str) -> list[str]:
 
 
 def _ip(namespace: Path, *lines: str) -> None:
-    """Runs commands of ip(8) in the namespace. Raises RuntimeError."""
+    """Runs commands of ip(8) in the namespace. Raises RuntimeError if one fails."""
     done = subprocess.run(
         _within(namespace, "ip", "-batch", "-"),
         input="\n".join(lines),

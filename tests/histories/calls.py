@@ -1,4 +1,4 @@
-"""Calls of histories that are written by hand."""
+"""Helpers that write calls and histories by hand."""
 
 import math
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ def called(
     org: str = "",
     **arguments: Any,
 ) -> Call:
-    """A call. Without `during`, it begins after the calls before it have ended."""
+    """A call. Without `during`, it begins after all earlier calls have ended."""
     began, ended = during or (math.nan, math.nan)
     return Call("A", org, name, arguments, began, ended, answer, error, details or {})
 
 
 def on(name: str, answer: dict[str, Any] | None = None, **others: Any) -> Call:
-    """A call on a workspace."""
+    """A call on the workspace WORKSPACE."""
     return called(name, answer, **{"workspace_id": WORKSPACE} | others)
 
 
@@ -39,7 +39,7 @@ def cancel(outcome: str, found: str = "", **others: Any) -> Call:
 
 
 def task(task_id: str, status: str, **others: Any) -> dict[str, Any]:
-    """A task. The status `asked` is a task that runs and whose cancellation is recorded."""
+    """A task. The status `asked` stands for a running task whose cancellation is recorded."""
     asked = {"cancel_requested_at": "2026-01-01T00:00:00Z"} if status == "asked" else {}
     status = "running" if asked else status
     return {"id": task_id, "workspace_id": WORKSPACE, "status": status} | asked | others
@@ -51,7 +51,7 @@ def get(task_id: str, status: str, workspace_id: str = WORKSPACE, **others: Any)
 
 
 def watched(after: int, *events: dict[str, Any], **others: Any) -> Call:
-    """A stream that got these events. They are numbered, and come one after the other."""
+    """A stream that got these events, numbered after `after`, one after another."""
     call = on("WatchEvents", {}, after=after, **others)
     call.messages = [
         (0.0, {"event": {"seq": after + i} | each}) for i, each in enumerate(events, 1)
@@ -65,7 +65,7 @@ def event(kind: str, status: str = "completed", **others: Any) -> dict[str, Any]
 
 
 def history(calls: Iterable[Call]) -> History:
-    """The calls in their order, one second each."""
+    """A history of these calls, in their order. Each call without a time takes about a second."""
     now = 0.0
     timed = list(calls)
     for call in timed:

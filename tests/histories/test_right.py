@@ -1,4 +1,4 @@
-"""Right histories are not refused, also if answers are missing."""
+"""The checker does not refuse right histories, even if answers are missing."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 LOST: dict[str, Any] = {"error": "(no answer)"}
 BULK = {"workspace_id": "ws", "task_id": "t1", "outcome": "already_requested"}
 RECORDED = {"task_id": "t1", "intent_recorded": "true"}
-# Begins with the first call, and ends after the last one.
+# The time of a call that begins with the first call and ends after the last one.
 LONG = (0.5, 99.0)
 
 RIGHT: dict[str, Sequence[Call]] = {
@@ -238,7 +238,7 @@ def test_the_checker_judges_files_and_needs_nothing_else(tmp_path: Path) -> None
     path = tmp_path / "history.jsonl"
 
     def verdict() -> tuple[int, str]:
-        # Without the environment of the service.
+        # Runs without the environment of the service.
         command = [sys.executable, "-m", "evershell.histories", str(path)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         return done.returncode, done.stdout

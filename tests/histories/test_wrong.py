@@ -1,4 +1,4 @@
-"""Wrong histories are refused, with the shortest contradiction."""
+"""The checker refuses wrong histories, and reports the shortest contradiction."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,8 @@ from tests.histories.calls import called, cancel, event, get, history, on, submi
 PARENT = [submit("p"), submit("c", "ws2", parent_task_id="p")]
 WORKSPACES = {"workspaces": [{"id": "ws", "status": "busy", "current_task_id": "t1"}]}
 
-# Each history, and what its contradiction names.
+# For each rule that is broken: the calls of a history, and the answers that its contradiction
+# names.
 WRONG: dict[str, tuple[Sequence[Call], Sequence[str]]] = {
     "accepted, then completed": (
         [submit("t1"), cancel("accepted", "t1"), get("t1", "completed")],

@@ -1,4 +1,4 @@
-"""Models of the protocol, which Spin explores completely, and mutations of them.
+"""Models of the protocol that Spin explores completely, and mutations of these models.
 
 `make spec` runs everything and prints a line for each property and each mutation. docs/model.md
 lists both.

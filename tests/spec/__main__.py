@@ -1,4 +1,4 @@
-"""`make spec`: prints a line for each property and each mutation. Exits with 1 if one is wrong."""
+"""`make spec`: prints a line for each property and each mutation. Exits 1 if a result is wrong."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def of_model(name: str) -> int:
-    """How many properties of the model do not hold."""
+    """Checks a model. Returns how many of its properties do not hold."""
     checked, broken = model(name), 0
     with compiled(checked) as checker:
         for each in checked.properties:
@@ -37,7 +37,7 @@ def of_model(name: str) -> int:
 
 
 def of_mutant(mutant: Mutant) -> int:
-    """The exit code: 0 if exactly the mutant's own property finds it, else 1."""
+    """Checks a mutant. Returns 0 if its own property, and no other, finds it; otherwise 1."""
     found_by = findings(mutant)
     is_right = found_by == [mutant.found_by]
     result = "found" if is_right else f"WRONG: found by {', '.join(found_by) or 'none'}"
@@ -46,7 +46,7 @@ def of_mutant(mutant: Mutant) -> int:
 
 
 def findings(mutant: Mutant) -> list[str]:
-    """The properties that find the mutant."""
+    """Returns the names of the properties that find the mutant."""
     mutated = mutant.mutated
     with compiled(mutated) as checker:
         return [each.name for each in mutated.properties if not checker.check(each).holds]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = Path(__file__).parent / "models"
-# In the order of docs/model.md.
+# The names of the models, in the order of docs/model.md.
 NAMES = ("cancel", "force", "agent", "controller", "database", "trees", "holds", "lifecycle")
-# The time limit of one search. The longest takes less than a second.
+# The time limit of one search. The longest search takes less than a second.
 _LIMIT_SECONDS = 120
 _COMPILE = ("gcc", "-O0", "-w", "-DNFAIR=3", "-o", "pan", "pan.c")
 _PROPERTY = re.compile(r"/\* ([^*]+?) \*/\nltl (\w+)\s+\{ (.+?) \}\n", re.DOTALL)
-# What a transition stands for: `/* path: name, name */`.
+# The comment that says what a transition stands for: `/* path: name, name */`.
 _REFERENCE = re.compile(r"/\* (\S+/\S+): ([\w, ]+?) \*/")
 
 
@@ -28,7 +28,7 @@ class Property:
     name: str
     # What the property says, in one sentence.
     sentence: str
-    # Whether the property says that something happens eventually. Its scheduling is then fair.
+    # Whether the property says that something happens eventually. If so, scheduling must be fair.
     is_liveness: bool
 
 
@@ -41,19 +41,19 @@ class Model:
 
     @property
     def path(self) -> str:
-        """Its path in the repository."""
+        """The path of the model in the repository."""
         return str((_FOLDER / f"{self.name}.pml").relative_to(ROOT))
 
     @property
     def head(self) -> list[str]:
-        """The paragraphs of its first comment: what it is, covers and leaves out."""
+        """The paragraphs of the model's first comment: what the model is, covers and leaves out."""
         comment = self.text[2 : self.text.index("*/")]
         plain = re.sub(r"^ \* ?", "", comment, flags=re.MULTILINE)
         return [" ".join(each.split()) for each in plain.split("\n\n") if each.strip()]
 
     @property
     def properties(self) -> list[Property]:
-        """Its properties, in their order."""
+        """The properties of the model, in their order."""
         return [
             Property(name, " ".join(sentence.split()), "<>" in formula)
             for sentence, name, formula in _PROPERTY.findall(self.text)
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def references(self) -> set[tuple[str, str]]:
-        """The paths and names of the functions that the transitions stand for."""
+        """The functions that the transitions stand for, each as a path and a name."""
         return {
             (path, name)
             for path, names in _REFERENCE.findall(self.text)
@@ -69,14 +69,14 @@ class Model:
         }
 
     def with_replaced(self, text: str, replacement: str) -> "Model":
-        """A mutation. Raises ValueError unless the text occurs exactly once."""
+        """Returns a mutation of the model. Raises ValueError unless `text` occurs exactly once."""
         if self.text.count(text) != 1:
             raise ValueError(f"{self.path} does not have this text exactly once: {text}")
         return Model(self.name, self.text.replace(text, replacement))
 
 
 def model(name: str) -> Model:
-    """The model of this name."""
+    """Reads the model with this name."""
     return Model(name, (_FOLDER / f"{name}.pml").read_text())
 
 
@@ -95,7 +95,10 @@ class Checker:
         self._folder = folder
 
     def check(self, wanted: Property) -> Verdict:
-        """Searches for a run that breaks the property. Raises AssertionError if it cannot."""
+        """Searches for a run that breaks the property.
+
+        Raises AssertionError if the search fails.
+        """
         fair = ("-f",) if wanted.is_liveness else ()
         output = _run(self._folder, "./pan", "-m200000", "-a", *fair, "-N", wanted.name)
         errors = re.search(r"errors: (\d+)", output)
@@ -108,7 +111,7 @@ class Checker:
 
 @contextmanager
 def compiled(checked: Model) -> Iterator[Checker]:
-    """Compiles the search program. Raises AssertionError if Spin refuses the model."""
+    """Compiles the search program of a model. Raises AssertionError if Spin refuses the model."""
     with tempfile.TemporaryDirectory(prefix="spec-") as name:
         folder = Path(name)
         (folder / "model.pml").write_text(checked.text)
@@ -118,7 +121,7 @@ def compiled(checked: Model) -> Iterator[Checker]:
 
 
 def missing_program() -> str | None:
-    """The first program that is not installed; None if there is none."""
+    """Returns the first program that is not installed; None if all are."""
     return next((each for each in ("spin", "gcc") if shutil.which(each) is None), None)
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - the texts are lines of the models
-"""The mutations of the models: each breaks one property, and keeps all others of its model."""
+"""The mutations of the models. Each breaks one property and keeps all others of its model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ class Mutant:
     """A model with a defect."""
 
     model: str
-    # The only property that finds it.
+    # The property that finds the mutant. No other property does.
     found_by: str
-    # What is wrong, as a clause.
+    # What is wrong, as a clause for docs/model.md.
     defect: str
-    # A text of the model, and what takes its place.
+    # A text of the model, and its replacement.
     text: str
     replacement: str
 
     @property
     def mutated(self) -> Model:
-        """The model with the defect. Raises ValueError if the text is not in the model."""
+        """The model with the defect. Raises ValueError if the model does not contain the text."""
         return model(self.model).with_replaced(self.text, self.replacement)
 
 
@@ -102,7 +102,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "force",
         "earliest_force_is_recorded",
-        "the first deadline stays",
+        "the first deadline stays, even if a later call sets an earlier one",
         "        :: deadline < force_at -> force_at = deadline",
         "        :: deadline < force_at -> skip",
     ),
@@ -172,14 +172,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "agent",
         "current_task_is_kept",
-        "a reply to an older heartbeat is followed",
+        "the agent follows a reply to an older heartbeat",
         "replied != working && !sent_before_start ->",
         "replied != working ->",
     ),
     Mutant(
         "agent",
         "cancelled_ends",
-        "only a lost lease ends the pod, and a heartbeat renews it",
+        "only an expired lease ends the pod, and heartbeats renew the lease",
         "(!alive || lease_over || (current != NOBODY && intent[current]))",
         "(lease_over)",
     ),
@@ -271,7 +271,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "database",
         "cancel_decides_the_end",
-        "the end is decided by what the agent knows",
+        "what the agent knows decides the end",
         "status[1] = (intent[1] -> CANCELLED : (flag -> FAILED : COMPLETED));",
         "status[1] = (flag -> CANCELLED : COMPLETED);",
     ),
@@ -339,7 +339,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "holds",
         "hold_cancels_all_that_runs",
-        "a task that another transaction has locked is left out",
+        "the hold leaves out a task that another transaction has locked",
         "        intent[1] = intent[1] || status[1] == OPEN };",
         "        skip };",
     ),
@@ -413,5 +413,5 @@ MUTANTS: tuple[Mutant, ...] = (
 
 
 def of(name: str) -> Iterator[Mutant]:
-    """The mutants of a model."""
+    """Returns the mutants of a model."""
     return (each for each in MUTANTS if each.model == name)

@@ -1,4 +1,4 @@
-"""The models name functions that exist. Each mutation changes its model."""
+"""The models name only functions that exist, and each mutation changes its model."""
 
 import re
 

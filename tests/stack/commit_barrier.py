@@ -1,4 +1,4 @@
-"""Blocks a commit of a workspace, so that a test decides the order of the next transactions."""
+"""Blocks a commit in a workspace, so that a test decides the order of the next transactions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,9 @@ from tests.support.waiting import eventually
 def next_event_held_up(workspace: Workspace) -> Iterator[None]:
     """Blocks the transaction of the workspace's next event until the context ends.
 
-    The context inserts an event with the next `seq` and does not commit it. The transaction that
-    inserts the same `seq` waits for it, and holds the lock of the workspace, for which others wait.
+    The context inserts an event with the next `seq` and does not commit it. The service's
+    transaction that inserts the same `seq` waits for it. Meanwhile, this transaction holds the lock
+    of the workspace, so other transactions wait too.
     """
     seq = workspace.log()[-1]["seq"] + 1
     with workspace.stack.database() as connection, connection.transaction(force_rollback=True):
@@ -25,7 +26,7 @@ def next_event_held_up(workspace: Workspace) -> Iterator[None]:
 
 
 def await_waiting(workspace: Workspace, statement: str) -> None:
-    """Waits until a database session waits for a lock with a statement that contains this text."""
+    """Waits until a session waits for a lock in a statement that contains this text."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
     with workspace.stack.database() as connection:
         eventually(lambda: connection.execute(query, (f"%{statement}%",)).fetchone() != (0,))

@@ -1,6 +1,6 @@
-"""Every cell of the matrix of cancellations: its call on a stack, and an oracle for its answer.
+"""Every cell of the matrix of cancellations: the call to make on a stack, and the expected answer.
 
-The oracle shares nothing with the service.
+The oracle, which computes the expected answer, shares no code with the service.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ import grpc
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.wires import Failed
 
-# `intent`: busy, and the cancellation of its task is already recorded.
+# `intent` stands for a busy workspace whose task has a recorded cancellation.
 STATES = ("provisioning", "idle", "busy", "intent", "stopping", "stopped", "failed", "deleting")
 HAS_CURRENT_TASK = ("busy", "intent", "stopping", "deleting")
 CREDENTIALS = (
@@ -31,14 +31,15 @@ CREDENTIALS = (
     "other_org",
 )
 TASKS = ("none", "current", "finished", "foreign", "unknown", "malformed")
-# The protocol of a call. `path` is REST with the task in the path instead of the body.
+# The protocol of a call. `path` is REST with the task in the path instead of in the body.
 WIRES = ("rest", "path", "grpc")
-# The owners of the workspaces. The member, for whom `:own` matches, has only some states.
+# The state and the creator of each workspace. Only some states have a workspace of the member, for
+# whom `:own` matches.
 PLACES = tuple((state, "owner") for state in STATES) + tuple(
     (state, "member") for state in ("idle", "busy", "intent")
 )
 
-# The row of the contract's tables that each answer stands for.
+# The statuses of each answer, as in the contract's tables.
 STATUSES = {
     "unauthenticated": (401, grpc.StatusCode.UNAUTHENTICATED),
     "validation_error": (400, grpc.StatusCode.INVALID_ARGUMENT),
@@ -68,7 +69,7 @@ class Cell:
 
     @property
     def answer(self) -> str:
-        """The slug or the outcome: the result of the first check that has one."""
+        """The expected slug or outcome: the result of the first check that has a result."""
         return next(answer for _, check in CHECKS if (answer := check(self)))
 
     @property
@@ -137,8 +138,9 @@ CHECKS: list[tuple[str, Callable[[Cell], str]]] = [
 
 
 def exists(cell: Cell) -> bool:
-    """Some combinations cannot exist: a workspace that runs nothing has no current task, and a path
-    always names one.
+    """Whether the combination can exist.
+
+    A workspace that runs nothing has no current task, and a path always names a task.
     """
     return (cell.task != "current" or cell.state in HAS_CURRENT_TASK) and (
         cell.task != "none" or cell.wire != "path"
@@ -153,7 +155,7 @@ MATRIX = [
 MALFORMED = "no good"
 UNKNOWN = "task_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 FIRST_REASON = "the first to ask"
-# The actor of each credential.
+# The actor of each credential begins with this text.
 ACTORS = {
     "full_access": "key_",
     "submit_observe": "key_",
@@ -164,7 +166,7 @@ ACTORS = {
 
 @dataclass(slots=True)
 class Place:
-    """A workspace in the state of its cells."""
+    """A workspace in the state that its cells need."""
 
     workspace: Workspace
     gate: Gate
@@ -186,14 +188,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """All places, and a bystander workspace whose running task is the foreign task."""
+    """All places, and a bystander workspace, whose running task is the `foreign` task."""
 
     stack: Stack
     bystander: Place
     places: dict[tuple[str, str], Place]
 
     def snapshot(self, place: Place) -> dict[str, Any]:
-        """The database rows of the place and the bystander, without the expiry of their leases."""
+        """The rows of the place and the bystander in the database, without `lease_expires_at`."""
         of = [place.workspace.id, self.bystander.workspace.id]
         with self.stack.database() as connection:
             row = connection.execute(
@@ -225,7 +227,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
     if state == "intent":
         assert workspace.cancel(reason=FIRST_REASON)["outcome"] == "accepted"
     if state in ("stopped", "provisioning"):
-        # The running task becomes the finished task.
+        # The task that is still running becomes the finished task.
         place.tasks["finished"], place.finished_status = place.begin(), "cancelled"
         workspace.rest.post(f"{workspace.path}/stop")
         place.end()
@@ -240,7 +242,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
 
 @contextmanager
 def prepared_places(stack: Stack, names: Sequence[tuple[str, str]]) -> Iterator[Places]:
-    """The places of these states and creators. Their tasks end when the context exits."""
+    """Prepares the places for these states and creators. Their tasks end when the context exits."""
     with ThreadPoolExecutor(4) as pool:
         preparing = {place: pool.submit(prepare, stack, *place) for place in names}
         bystander = prepare(stack, "busy", "owner")
@@ -256,10 +258,10 @@ def prepared_places(stack: Stack, names: Sequence[tuple[str, str]]) -> Iterator[
 
 
 def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
-    """Enters the state, and holds a transient state until the context ends.
+    """Brings the place into the state, and keeps it there until `held` is closed.
 
-    The controller is frozen, so no pod starts or ends. In `stopping` and `deleting`, the agent is
-    frozen too.
+    For states that would pass, the controller is frozen, so no pod starts or ends. In `stopping`
+    and `deleting`, the agent is frozen too.
     """
     if state in ("provisioning", "stopping", "deleting"):
         held.enter_context(stack.frozen("fleet"))
@@ -277,7 +279,7 @@ def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
 
 
 def call(stack: Stack, cell: Cell, place: Place) -> dict[str, Any] | Failed:
-    """Makes the cell's call and compares its result with the oracle."""
+    """Makes the call of the cell. Checks that it fails or succeeds as the oracle says."""
     task_id = place.tasks[cell.task]
     if cell.wire == "grpc":
         grpc_ = stack.grpc(cell.credential)
@@ -335,7 +337,7 @@ def check_reply(reply: dict[str, Any], cell: Cell, place: Place) -> None:
 
 
 def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, creator: str) -> None:
-    """Makes the calls of all cells of this place that record nothing."""
+    """Makes the calls of all cells of this place that must record nothing."""
     place = places.places[state, creator]
     cells = [
         cell
@@ -356,7 +358,7 @@ def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, cr
 
 def check_cells_that_record(stack: Stack, places: Places, creator: str, at_most: int) -> None:
     """Makes the calls of up to `at_most` cells that record a cancellation."""
-    # The workspace is idle before and after each cell, because each cell has its own task.
+    # Each cell has its own task, so the workspace is idle before and after the cell.
     place = places.places["idle", creator]
     workspace = place.workspace
     cells = [cell for cell in MATRIX if cell.creator == creator and cell.answer == "accepted"]

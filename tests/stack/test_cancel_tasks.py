@@ -1,4 +1,4 @@
-"""CancelTasks through the edge, over REST and gRPC, with the tasks of the other organization."""
+"""CancelTasks through the edge, over REST and gRPC, for tasks of the other organization."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def test_a_batch_keeps_the_promises_of_a_cancellation(
     again = stack.grpc(OTHER_ORG).call("CancelTasks", filter={"metadata": {"team": "a"}})
     assert counts(again) == (2, 0, 2, 0)
     for other, (gate, task_id) in zip(others, begun, strict=True):
-        # The iteration ends normally, and no other begins.
+        # The current iteration ends normally, and no other iteration begins.
         assert other.task(task_id)["status"] == "running"
         agent = stack.agent_pid(other.id)
         gate.open()

@@ -1,4 +1,4 @@
-"""The client on a real stack, in both forms, through Envoy."""
+"""The client, in its synchronous and asynchronous form, on a real stack through Envoy."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -119,7 +119,7 @@ def test_a_watch_survives_the_death_of_all_workers_and_misses_nothing(
 
 
 def _submitted(workspace: Workspace) -> str:
-    """Submits a task, unless the workers are still starting."""
+    """Submits a task. Returns its id; empty while the workers are still starting."""
     response = workspace.rest.call("POST", f"{workspace.path}/tasks", json={"description": "true"})
     return str(response.json()["task_id"]) if response.is_success else ""
 

@@ -1,4 +1,4 @@
-"""A workspace is deleted through the edge: only its record is left."""
+"""Deletes a workspace through the edge. Only a record of it remains."""
 
 import threading
 from collections.abc import Iterator
@@ -12,14 +12,15 @@ from tests.support.waiting import eventually
 from tests.support.wires import Failed
 
 TABLES = ("tasks", "events", "agent_cards", "webhooks", "webhook_deliveries")
-# A worker checks every 5 s whether there are webhooks, and then starts a process.
+# Includes up to 5 s until a worker notices that there are webhooks, and the start of the process
+# that sends.
 LIMIT_SECONDS = 40.0
-# A folder of a tool that only its owner can remove, and only after changing its mode.
+# A tool makes a folder that only the folder's owner can remove, after changing its mode.
 LOCKED = "mkdir -p locked/inner && touch locked/inner/file && chmod -R 000 locked"
 
 
 class Wire:
-    """The calls of a deletion over REST or gRPC."""
+    """The calls that a deletion needs, over REST or gRPC."""
 
     def __init__(self, stack: Stack, kind: str) -> None:
         self._stack = stack
@@ -34,7 +35,7 @@ class Wire:
         return answer
 
     def fails(self, method: str, rpc: str, path: str, **fields: Any) -> Failed:
-        """A call that fails. `path` is appended to the path of the workspace."""
+        """Makes a call that must fail. `path` is appended to the path of the workspace."""
         token = fields.pop("token", "full_access")
         if self._kind == "grpc":
             return self._stack.grpc(token).fails(rpc, **fields)
@@ -49,7 +50,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def rows(stack: Stack, workspace_id: str) -> int:
-    """The number of the workspace's rows in the database, apart from its record."""
+    """Returns the number of the workspace's rows, except for the record of the deletion."""
     counts = " + ".join(
         f"(SELECT count(*) FROM {table} WHERE workspace_id = %(id)s)" for table in TABLES
     )
@@ -105,7 +106,7 @@ def test_a_busy_workspace_is_deleted_with_everything_it_has(
     assert (completed["status"], completed["reason"]) == ("cancelled", "workspace deleted")
     assert completed["iterations"] == 1
     assert messages[-1]["error"]["code"] == "workspace_not_found"
-    # The workspace was removed only after this delivery.
+    # The webhook got the end, because a workspace is removed only after its deliveries.
     assert [each["type"] for each in receiver.events(task_id)] == ["task_completed"]
     workspace.rest.call("DELETE", f"/v1/webhooks/{created}")
 
@@ -165,7 +166,7 @@ def test_a_workspace_is_deleted_in_every_state(stack: Stack) -> None:
 
 
 def test_the_key_of_a_creation_outlives_the_workspace(stack: Stack) -> None:
-    """A late repeat of the creation must not create a second workspace."""
+    """A late repeat of the creation does not create a second workspace."""
     rest, headers = stack.rest(), {"idempotency-key": "created once and deleted"}
     made = rest.call("POST", "/v1/workspaces", json={}, headers=headers).json()["id"]
     rest.call("DELETE", f"/v1/workspaces/{made}")

@@ -1,4 +1,4 @@
-"""Calls that the state of a workspace refuses, on a real stack.
+"""Calls that are refused because of the state of the workspace, on a real stack.
 
 The other refusals are cells of the matrix (test_matrix.py).
 """
@@ -19,7 +19,7 @@ GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def cancel_fails(stack: Stack, slug: str, workspace_id: str) -> tuple[Failed, Failed]:
-    """Makes the same call over REST and gRPC, and checks that both fail and are logged alike."""
+    """Makes the same call over REST and gRPC. Checks that both fail alike and are logged."""
     both = both_fail(stack, slug, workspace_id)
     for failed in both:
         assert_logged(stack, failed)
@@ -37,7 +37,7 @@ def both_fail(stack: Stack, slug: str, workspace_id: str) -> tuple[Failed, Faile
 
 
 def assert_logged(stack: Stack, failed: Failed) -> None:
-    """Checks that a worker logs the call with this request id. It logs right after the response."""
+    """Checks that a worker logs the call with this request id, which happens after the response."""
     logs = list((stack.state_dir / "logs").glob("worker-*.log"))
 
     def is_logged() -> bool:
@@ -67,7 +67,7 @@ def test_a_provisioning_workspace_refuses_a_cancellation(stack: Stack) -> None:
         created = stack.rest().post("/v1/workspaces", {}, status=201)
         assert created["status"] == "provisioning"
         both = both_fail(stack, "workspace_provisioning", created["id"])
-    # The supervisor, which is frozen too, writes the logs.
+    # The logs are written by the supervisor, which was frozen too.
     for failed in both:
         assert_logged(stack, failed)
     assert_precondition(*both, created["id"])
@@ -116,7 +116,7 @@ def test_a_task_for_an_agent_that_does_not_answer_ends_as_delivery_failed(
         assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", False)
         task_id = failed.details["task_id"]
         assert workspace.await_end(task_id)["status"] == "delivery_failed"
-    # The agent reads the call after the freeze, and does not run a task that has ended.
+    # After the freeze, the agent reads the call, but does not run the task, which has ended.
     assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
     assert not (stack.files(workspace.id) / "ran").exists()
     assert workspace.task(task_id)["status"] == "delivery_failed"

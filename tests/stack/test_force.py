@@ -1,4 +1,4 @@
-"""Forced cancellation: it interrupts the iteration in time, with all its processes."""
+"""A forced cancellation interrupts the iteration in time, with all its processes."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import time
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Identify these processes among all others on the machine.
+# Identifies these processes among all others on the machine.
 PLAIN, OWN_SESSION, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 
 
@@ -38,7 +38,7 @@ def test_force_interrupts_the_iteration_and_every_process_that_it_started(
     (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
     result = iteration["tool_call"]["result"]
     assert (result["status"], result["output"]) == ("interrupted", "so far\n")
-    # The same agent takes the next task.
+    # The same agent takes the next task, so the epoch has not changed.
     assert workspace.await_end(workspace.submit("echo next"))["status"] == "completed"
     assert workspace.get()["epoch"] == "1"
 
@@ -46,7 +46,10 @@ def test_force_interrupts_the_iteration_and_every_process_that_it_started(
 def test_a_force_deadline_reaches_the_agent_after_its_signal_was_lost(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """The agent is frozen while a second call sets the deadline. It interrupts when it resumes."""
+    """A second call sets the deadline while the agent is frozen.
+
+    The agent interrupts when it resumes.
+    """
     task_id = workspace.submit(f"sleep {PLAIN}")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel()
@@ -60,9 +63,10 @@ def test_a_force_deadline_reaches_the_agent_after_its_signal_was_lost(
 
 
 def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
-    """The agent is frozen.
+    """The agent is frozen during the cancellation.
 
-    The controller ends the pod 2 s after the deadline, long before the lease of 30 s expires.
+    The controller ends the pod 2 s after the deadline, long before the agent's lease of 30 s
+    expires.
     """
     task_id = workspace.submit(f"sleep {PLAIN}", "touch never")
     eventually(lambda: running(PLAIN))

@@ -9,7 +9,7 @@ def test_a_cancelled_task_ends_after_its_iteration_and_the_agent_takes_the_next_
     pid = workspace.stack.agent_pid(workspace.id)
     task_id = workspace.submit("echo first", gate.command, "echo never")
     workspace.await_event("iteration_completed", task_id)
-    # A cancellation between two iterations would prevent the next one.
+    # Waits, because a cancellation between two iterations would prevent the next one.
     workspace.await_phase(task_id, "tool_call")
 
     answer = workspace.cancel(reason="it has gone wrong")
@@ -21,7 +21,7 @@ def test_a_cancelled_task_ends_after_its_iteration_and_the_agent_takes_the_next_
         "it has gone wrong",
     )
     assert answer["requested_at"] and answer["requested_by"].startswith("key_")
-    # The response does not wait for the end of the iteration.
+    # The response came before the end of the iteration.
     assert answer["task"]["status"] == "running"
     assert workspace.task(task_id)["cancel_reason"] == "it has gone wrong"
     gate.open()
@@ -29,7 +29,7 @@ def test_a_cancelled_task_ends_after_its_iteration_and_the_agent_takes_the_next_
     assert end["status"] == "cancelled"
     assert (end["iterations"], end["forced"], end["work_stopped"]) == (2, False, "yes")
     assert end["cancel"]["reason"] == "it has gone wrong"
-    # The iteration in flight is recorded with its result, which the task keeps.
+    # The iteration in flight is recorded with its result, which becomes the result of the task.
     (_, last) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
     assert last["tool_call"]["result"]["output"] == end["result"] == "open\n"
     assert end["usage"] == {

@@ -1,4 +1,4 @@
-"""A hold through the edge, over REST and gRPC. The other organization is held."""
+"""A hold through the edge, over REST and gRPC, on the other organization."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ CALLER = "other_org"
 
 @pytest.fixture
 def other(stack: Stack) -> Iterator[Workspace]:
-    """A workspace of the other organization, which is released at the end."""
+    """A workspace of the other organization. At the end, its hold is released."""
     workspace = Workspace(stack, CALLER)
     yield workspace
     workspace.rest.post("/v1/hold/release", status=200)

@@ -1,4 +1,4 @@
-"""Idempotency keys through the edge: over REST by header, over gRPC by metadata."""
+"""Idempotency keys through the edge: in a header over REST, in metadata over gRPC."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def submit(workspace: Workspace, key: str, description: str, status: int = 202) 
 
 
 def test_a_repeat_has_no_effect(workspace: Workspace, gate: Gate) -> None:
-    """A repeat over either protocol changes nothing, while the task runs and after its end."""
+    """A repeat over either protocol changes nothing, both during the task and after its end."""
     key = f"key of {workspace.id}"
     first = submit(workspace, key, gate.command)
     workspace.await_phase(first["task_id"], "tool_call")

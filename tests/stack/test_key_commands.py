@@ -1,4 +1,4 @@
-"""The commands about keys and organizations, as an operator runs them."""
+"""The commands for keys and organizations, as an operator would run them."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
 # The contract says 10 s: workers cache a key for 5 s, and check the keys of streams every 3 s. The
-# rest is for a busy machine.
+# other 20 s are for a busy machine.
 REVOKED_SECONDS = 30.0
 
 

@@ -7,7 +7,7 @@ from tests.support.sandbox import skip_without_sandbox
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Identify these processes among all others on the machine.
+# Identifies these processes among all others on the machine.
 HIDDEN, DETACHED = unique_seconds(), unique_seconds()
 
 
@@ -17,7 +17,7 @@ def test_every_process_of_a_pod_ends_with_its_agent(
 ) -> None:
     """A tool leaves its session, its folder and its environment, and ignores SIGTERM.
 
-    The kernel ends it with its agent, whose end any controller can see.
+    Still, the kernel ends the tool together with its agent, whose end any controller can see.
     """
     skip_without_sandbox()
     task_id = workspace.submit(
@@ -40,7 +40,7 @@ def test_every_process_of_a_pod_ends_with_its_agent(
 def test_an_agent_is_forked_and_a_child_of_the_controller(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """An agent that is not forked takes three times as long to start, and is a child of bwrap."""
+    """An agent that is not forked is a child of bwrap, and takes three times as long to start."""
     skip_without_sandbox()
     agent = psutil.Process(stack.agent_pid(workspace.id))
     eventually(lambda: agent.ppid() in stack.pids("fleet"))

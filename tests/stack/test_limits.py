@@ -27,7 +27,7 @@ def test_a_task_is_cancelled_at_its_duration(workspace: Workspace, gate: Gate) -
     started, asked = (
         datetime.fromisoformat(task[name]) for name in ("started_at", "cancel_requested_at")
     )
-    # The controller looks every second or so.
+    # The controller checks the limits about every second.
     assert timedelta(seconds=1.5) <= asked - started < timedelta(seconds=30)
     workspace.await_end(workspace.submit("true"))
 
@@ -40,6 +40,6 @@ def test_the_iteration_that_reaches_the_tokens_is_the_last(workspace: Workspace)
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 3)
     assert end["reason"] == "max_total_tokens reached: 135 of 100 tokens"
-    # The model of the tests costs nothing.
+    # The scripted model of the tests costs nothing.
     nothing = {"currency_code": "USD", "units": "0", "nanos": 0}
     assert end["usage"]["cost"] == workspace.task(task_id)["usage"]["cost"] == nothing

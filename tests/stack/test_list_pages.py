@@ -1,4 +1,4 @@
-"""Lists whose pages are empty although more items follow, for each client."""
+"""Lists with pages that are empty although more items follow, as each client reads them."""
 
 import json
 
@@ -10,7 +10,7 @@ from evershell.store.scans import MAX_ROWS
 from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 
-# This entry is older than the entries that do not match.
+# The entry that matches. It is older than all entries that do not match.
 _MATCHING = "aud_00000000000000000000000001"
 _ENTRIES = """
     INSERT INTO audit_entries (id, time, org_id, actor_id, credential_kind, credential_id, rpc,
@@ -23,7 +23,7 @@ _ENTRIES = """
 
 @pytest.fixture
 def entries(stack: Stack, workspace: Workspace) -> None:
-    """Entries of the workspace: one page that does not match, and one entry that does."""
+    """Adds audit entries to the workspace: many that do not match, and an older one that does."""
     with psycopg.connect(stack.ready["database_url"]) as connection:
         connection.execute(_ENTRIES, (2 * MAX_ROWS, workspace.id))
 

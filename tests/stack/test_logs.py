@@ -23,7 +23,7 @@ def files(stack: Stack) -> list[Path]:
 
 def test_every_line_is_json_and_has_a_timestamp(stack: Stack, workspace: Workspace) -> None:
     workspace.await_end(workspace.submit("true"))
-    # Envoy writes its log in intervals.
+    # Envoy writes its log only at intervals.
     eventually(
         lambda: (
             {"envoy", "fleet", "log"}

@@ -1,4 +1,4 @@
-"""The stack: start, stop and restart."""
+"""The stack starts, stops and restarts."""
 
 import json
 import os
@@ -24,14 +24,14 @@ def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
         "other_org",
     }
     assert not any(token in stack.output.read_text() for token in stack.tokens.values())
-    # gRPC's C library writes nothing, not even when a program starts.
+    # gRPC's C library has written nothing, even when a program was started.
     assert "fork_posix" not in stack.output.read_text()
 
 
 def test_the_printed_calls_work(stack: Stack) -> None:
     calls = stack.output.read_text().partition("In another terminal:")[2]
     environment = {name: value for name, value in os.environ.items() if name != "TOKEN"}
-    # The last call is a stream, which runs until the test kills the shell.
+    # The last call is a stream, which goes on until the test kills the shell.
     shell = subprocess.Popen(
         ["/usr/bin/env", "bash", "-ec", calls],
         cwd=ROOT,
@@ -45,7 +45,7 @@ def test_the_printed_calls_work(stack: Stack) -> None:
     printed = ""
     try:
         assert shell.stdout is not None
-        # Each of the first two calls prints one line.
+        # The first two calls print one line each.
         task_id = json.loads(shell.stdout.readline())["task_id"]
         assert json.loads(shell.stdout.readline())["outcome"] == "accepted"
         for line in shell.stdout:
@@ -56,7 +56,8 @@ def test_the_printed_calls_work(stack: Stack) -> None:
         timer.cancel()
         os.killpg(shell.pid, signal.SIGKILL)
         shell.communicate()
-    # On a busy machine the agent gets the first cancellation before it begins the first command.
+    # On a busy machine, the agent gets the first cancellation before it begins the first command.
+    # The task then ends without force.
     is_forced = '"outcome": "already_requested"' in printed
     assert is_forced or '"outcome": "no_active_task"' in printed
     assert f'"forced":{json.dumps(is_forced)}' in printed.splitlines()[-1]

@@ -1,6 +1,6 @@
 """A part of the matrix: a busy workspace with each credential, task and wire.
 
-The whole matrix is in tests/stack/long.
+tests/stack/long has the whole matrix.
 """
 
 from collections.abc import Iterator

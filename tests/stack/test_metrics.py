@@ -1,15 +1,16 @@
-"""The metrics of a whole stack: workers, fleet controller and Envoy."""
+"""The metrics of a whole stack: workers, fleet controllers and Envoy."""
 
 from tests.support.metrics import await_metrics, scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# The offsets of their ports from METRICS_PORT: two workers, a controller, Envoy, a controller.
+# The offsets of the metrics ports from METRICS_PORT: two workers and two controllers. Offset 3 is
+# Envoy.
 PROGRAMS = (0, 1, 2, 4)
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:
-    """The sum over all programs."""
+    """Returns the sum of the samples of all programs."""
     return sum(scrape(stack, index).get((name, frozenset(labels.items())), 0) for index in PROGRAMS)
 
 
@@ -29,7 +30,7 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
-    # The controller would signal the agent again after 2 s.
+    # Freezes the controller, which would signal the agent again after 2 s.
     with stack.frozen("fleet"):
         workspace.cancel()
         stack.grpc().call("CancelTask", workspace_id=workspace.id)
@@ -37,7 +38,7 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
         gate.open()
         assert workspace.await_end(task_id)["status"] == "cancelled"
 
-    # The programs count after the caller has its response.
+    # The programs count a call after the caller has got the response.
     wanted = [old + more for old, more in zip(before, (2, 1, 2, 1, 1), strict=True)]
     eventually(lambda: counts() == wanted)
     assert total(stack, "evershell_database_connections", state="idle") >= 2

@@ -1,4 +1,4 @@
-"""The responses of a real stack match the OpenAPI document, and `Rest.call` rejects others."""
+"""A real stack's responses match the OpenAPI document. The check rejects other responses."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ SPECIAL_READS = ("GetCurrentIteration", "GetHold", "ListTasks", "ListWebhooks", 
 
 
 def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[str, Any]]:
-    """Calls every operation in the life of a workspace. Yields operation ids with responses."""
+    """Calls every operation. Yields operation ids, each with the response."""
     rest, path = workspace.rest, workspace.path
     yield "CreateWorkspace", rest.post("/v1/workspaces", example("CreateWorkspace"), status=201)
     submitted = rest.post(f"{path}/tasks", example("SubmitTask") | {"description": gate.command})
@@ -38,12 +38,12 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
         if read.method == "GET" and (name := read.described["operationId"]) not in SPECIAL_READS:
             place = read.path.format(workspace_id=workspace.id, task_id=task_id)
             yield name, rest.get(place)
-    # Holds the other organization, so that this one stays free.
+    # The hold is on the other organization, so this one can go on.
     other = stack.rest("other_org")
     yield "HoldOrg", other.post("/v1/hold", example("HoldOrg"), status=200)
     yield "GetHold", other.get("/v1/hold")
     yield "ReleaseOrg", other.post("/v1/hold/release", status=200)
-    # No event of this type occurs, so nothing is sent to the address of the example.
+    # No event of this type occurs, so nothing is sent to the URL of the example.
     webhook = example("CreateWebhook") | {"event_types": ["workspace_provisioned"]}
     created = other.post("/v1/webhooks", webhook, 201)
     yield "CreateWebhook", created
@@ -60,7 +60,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
 
 
 def example(name: str) -> dict[str, Any]:
-    """The example of a request body in the document."""
+    """Returns the example of a request body from the document."""
     body: dict[str, Any] = named(name).described["requestBody"]["content"]["application/json"][
         "example"
     ]
@@ -78,7 +78,8 @@ def test_every_response_matches_its_description(
     called = set()
     for name, answer in answers(stack, workspace, gate):
         called.add(name)
-        # The check rejects a response with an unknown field and one with a missing field.
+        # The check must also reject a response with an unknown field, and a response without a
+        # field.
         successes = named(name).described["responses"].items()
         status, response = next(
             (int(status), response) for status, response in successes if status < "400"

@@ -1,4 +1,4 @@
-"""A cancellation races with the natural completion of its task.
+"""A cancellation races with the end of its task.
 
 A barrier inside the transaction that must commit first decides the order.
 """
@@ -61,9 +61,10 @@ def test_a_completion_before_the_cancellation_wins(
 def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
     workspace: Workspace, pool: ThreadPoolExecutor
 ) -> None:
-    """The agent is frozen while task and cancellation commit, so it receives both at once.
+    """The agent is frozen while task and cancellation are committed, so it gets both at once.
 
-    The cancellation waits behind the task, whose delivery would fail 2 s after its commit.
+    The cancellation waits for the lock of the submission: 2 s after the submission's commit, the
+    delivery to the frozen agent would fail.
     """
     with workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id)):
         with next_event_held_up(workspace):
@@ -81,7 +82,7 @@ def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 0)
     assert not (workspace.stack.files(workspace.id) / "never").exists()
-    # On a slow machine the calls to the agent time out, which both responses report. The task ends
+    # On a slow machine, the calls to the agent time out, and both responses say so. The task ends
     # in the same way.
     assert submitting.result().status_code in (202, 503)
     assert cancelling.result().json().get("outcome", "accepted") == "accepted"

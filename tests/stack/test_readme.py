@@ -1,4 +1,4 @@
-"""The commands of README.md print what README.md shows."""
+"""The commands in README.md print what README.md shows."""
 
 from pathlib import Path
 

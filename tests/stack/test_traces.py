@@ -1,4 +1,4 @@
-"""Traces from Envoy through the agent to the event log, and the log lines of one call."""
+"""Traces from Envoy through the agent to the event log, and the log lines of a call."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.waiting import eventually
 
 
 def lines(stack: Stack, program: str) -> list[dict[str, Any]]:
-    """The JSON log lines of all programs whose names begin with `program`."""
+    """Returns the JSON log lines of all programs whose name begins with `program`."""
     paths = sorted((stack.state_dir / "logs").glob(f"{program}*.log"))
     # A program may be writing its last line.
     found = [line for path in paths for line in path.read_text().split("\n")[:-1]]
@@ -38,7 +38,7 @@ def test_a_trace_is_passed_on_without_an_exporter_of_spans(stack: Stack, wire: s
 def test_a_call_has_one_log_line_in_envoy_and_one_in_its_worker(
     stack: Stack, workspace: Workspace, wire: str
 ) -> None:
-    """Both lines have the same request id."""
+    """Both log lines have the same request id."""
     trace_id, _, traceparent = new_trace()
     request_id = cancel(stack, workspace, wire, traceparent)
 

@@ -1,4 +1,4 @@
-"""Trees of tasks through the edge, with the tasks of the other organization."""
+"""Trees of tasks, through the edge, with tasks of the other organization."""
 
 from tests.support.other_org import OTHER_ORG, begin
 from tests.support.stack import Gate, Stack, Workspace
@@ -45,7 +45,7 @@ def test_a_tree_is_cancelled_and_shown(
 
 
 def test_a_descendant_is_cancelled_after_the_end_of_its_parent(others: list[Workspace]) -> None:
-    """Its agent is signalled at once: `force_after` interrupts its iteration."""
+    """The descendant's agent is signalled at once, so `force_after` interrupts its iteration."""
     parent, child = others
     [(gate, root_id)] = begin([parent])
     child_id = child.submit("sleep 600", parent_task_id=root_id)
@@ -62,6 +62,6 @@ def test_a_descendant_is_cancelled_after_the_end_of_its_parent(others: list[Work
 
 
 def _active(workspace: Workspace) -> set[str]:
-    """The tasks of the organization that have not ended."""
+    """Returns the ids of the organization's tasks that have not ended."""
     listed = workspace.rest.get("/v1/tasks", params={"active": "true", "page_size": "200"})
     return {each["id"] for each in listed["tasks"]}

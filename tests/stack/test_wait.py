@@ -1,4 +1,4 @@
-"""Cancellations that wait for the end of the task, through Envoy and on two workers."""
+"""Cancellations that wait for the end of the task, through Envoy, with two workers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ def test_a_wait_answers_200_when_the_task_ends(
     answer = calling.result()
     assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "cancelled")
     assert answer["task"]["completed_at"]
-    # The task has ended, so a second call returns at once.
+    # The task has already ended, so a second call returns at once.
     again = workspace.cancel(200, wait="30s", task_id=task_id)
     assert again["outcome"] == "already_finished"
 
@@ -64,7 +64,7 @@ def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     last = seen[-1]
     assert last["error"]["code"] == "unavailable"
     assert f"after={last_seq(workspace)}" in last["error"]["message"]
-    # The supervisor restarts the workers.
+    # The supervisor starts new workers.
     eventually(lambda: len(set(stack.pids("serve")) - set(before)) == len(before))
     faults.await_workers(stack)
     gate.open()

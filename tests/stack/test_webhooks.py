@@ -1,4 +1,4 @@
-"""Webhooks of the whole stack: created over REST, and delivered by the workers."""
+"""Webhooks on a whole stack: created over REST, and called by the workers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,8 @@ TYPES = [
     "task_cancel_requested",
     "task_completed",
 ]
-# A worker checks every 5 s whether there are webhooks, and then starts a process.
+# Includes up to 5 s until a worker notices that there are webhooks, and the start of the process
+# that sends.
 LIMIT_SECONDS = 40.0
 
 
@@ -116,7 +117,7 @@ def test_a_receiver_that_was_gone_gets_its_events_after_a_replay(
 
 
 def events_of(workspace: Workspace, task_id: str) -> list[dict[str, Any]]:
-    """The events of a task that has ended, as the stream shows them."""
+    """Returns the events of a task that has ended, as the stream shows them."""
     events = []
     for message in workspace.rest.events(workspace.id):
         event = message.get("event", {})

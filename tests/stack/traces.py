@@ -1,4 +1,4 @@
-"""Calls that belong to a trace, and the traces of the events that follow."""
+"""Makes calls that belong to a trace, and reads the traces of the events that follow."""
 
 import secrets
 
@@ -11,7 +11,7 @@ PUBLIC = "evershell.workspace.v1.WorkspaceService/"
 
 
 def new_trace() -> tuple[str, str, str]:
-    """A trace id, a span id, and the header with both."""
+    """Returns a new trace id, a span id, and the header that contains both."""
     trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
     return trace_id, span_id, f"00-{trace_id}-{span_id}-01"
 
@@ -47,7 +47,7 @@ def cancel(stack: Stack, workspace: Workspace, wire: str, traceparent: str) -> s
 
 
 def traces(workspace: Workspace, task_id: str) -> dict[str, str]:
-    """Maps the type of each event of the task to its trace id."""
+    """Maps the type of each event of the task to the event's trace id."""
     found: dict[str, str] = {}
     for message in workspace.rest.events(workspace.id):
         event = message["event"]

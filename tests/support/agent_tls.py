@@ -1,4 +1,4 @@
-"""Certificates of agents, of the control plane, and of strangers."""
+"""Certificates for agents, for the control plane, and for strangers."""
 
 from dataclasses import asdict, dataclass, replace
 
@@ -13,7 +13,7 @@ from evershell.pod.tls import TlsIdentity
 
 @dataclass(frozen=True)
 class Certificates:
-    """The certificates of a stack."""
+    """Issues the certificates of one stack."""
 
     of: AgentCertificates
     control_plane: TlsIdentity
@@ -22,7 +22,7 @@ class Certificates:
         return self.of.agent(AgentIdentity(workspace_id, epoch))
 
     def strangers(self, workspace_id: str, epoch: int, trusted: str) -> dict[str, TlsIdentity]:
-        """Identities other than this agent's, each of which trusts `trusted`."""
+        """Returns identities other than this agent's, by description. Each one trusts `trusted`."""
         other = certificates()
         found = {
             "another workspace": self.agent(f"{workspace_id}x", epoch),
@@ -36,18 +36,18 @@ class Certificates:
 
 
 def certificates(key: str = "") -> Certificates:
-    """The certificates of a new stack, or of the stack with this key."""
+    """Returns the certificates of a new stack, or of the stack with this signing key."""
     made = AgentCertificates(key or new_key())
     return Certificates(made, made.control_plane())
 
 
 def parsed(pem: str) -> x509.Certificate:
-    """The first certificate."""
+    """Parses a PEM text. Returns its first certificate."""
     return x509.load_pem_x509_certificate(pem.encode())
 
 
 def is_issued_by(certificate: str, authority: str) -> bool:
-    """Whether the first authority has signed the certificate."""
+    """Whether the first certificate in `authority` has signed the certificate."""
     try:
         parsed(certificate).verify_directly_issued_by(parsed(authority))
     except (InvalidSignature, ValueError):
@@ -56,7 +56,7 @@ def is_issued_by(certificate: str, authority: str) -> bool:
 
 
 def fields(identity: TlsIdentity) -> dict[str, str]:
-    """The identity in the form of an agent's spec."""
+    """Returns the identity as fields of an agent's spec."""
     values = asdict(identity)
     return {
         "tls_certificate": values["certificate"],

@@ -12,23 +12,23 @@ import yaml
 from tests.support.stack import ROOT
 
 _FOLDER = ROOT / "deploy" / "monitoring"
-# The content of a rules file for Prometheus.
+# The content of the rules file for Prometheus.
 SPEC: dict[str, Any] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["spec"]
 _RULES: list[dict[str, Any]] = [rule for group in SPEC["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in _RULES if "alert" in rule}
-# The expressions of the series that the rules record.
+# The expressions of the series that the rules record, by name.
 RECORDED: dict[str, str] = {rule["record"]: rule["expr"] for rule in _RULES if "record" in rule}
 DASHBOARD: dict[str, Any] = json.loads((_FOLDER / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 SCRAPE_INTERVAL = "15s"
 _LIMIT_SECONDS = 60
 
-# Samples of each series, in promtool's notation.
+# The samples of each series, in promtool's notation.
 Series = dict[str, str]
 
 
 def promtool(*arguments: str) -> str:
-    """Runs promtool and returns what it prints. Skips the test if there is none."""
+    """Runs promtool and returns what it prints. Skips the test if promtool is not installed."""
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not installed (Debian: apt-get install promtool)")
@@ -40,7 +40,7 @@ def promtool(*arguments: str) -> str:
 
 
 def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
-    """The rules as a file for Prometheus."""
+    """Writes the rules to a file for Prometheus. Returns its path."""
     path = folder / "rules.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path
@@ -49,7 +49,10 @@ def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
 def assert_firing(
     folder: Path, series: Series, at: str, firing: set[str], interval: str = SCRAPE_INTERVAL
 ) -> None:
-    """Fails unless exactly these alerts fire at this time, with a sample each `interval`."""
+    """Fails unless these alerts, and no others, fire at `at`.
+
+    Series have a sample per `interval`.
+    """
     expression = 'group by (alertname) (ALERTS{alertstate="firing"})'
     expected = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]
     test = {

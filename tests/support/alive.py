@@ -4,9 +4,9 @@ import psutil
 
 
 def is_alive(process: psutil.Process | int) -> bool:
-    """Whether the process, or the one with this id, has not ended. A zombie has ended.
+    """Whether the process is still running. A zombie has ended.
 
-    The process may end between any two questions about it, so a missing one has ended as well.
+    A process may end between two questions about it, so a process that is not found has ended too.
     """
     try:
         known = psutil.Process(process) if isinstance(process, int) else process

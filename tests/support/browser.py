@@ -1,4 +1,4 @@
-"""A real browser, for tests of pages and of scripts that call from another site."""
+"""A real browser, for tests of pages, and of scripts on one site that call another site."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES = ("chromium", "google-chrome", "chromium-browser")
-# Stops the browser's own requests to the network.
+# These options stop the browser's own requests to the network.
 QUIET = [
     "--disable-gpu",
     "--no-first-run",
@@ -15,12 +15,12 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# How long a page may take to show what a test expects. A busy machine needs more than the default.
+# How long a page may take to show what a test expects. The default is too short for a busy machine.
 expect.set_options(timeout=30_000)
 
 
 def executable() -> str | None:
-    """The path of an installed browser; None if there is none."""
+    """Returns the path of an installed browser; None if there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 

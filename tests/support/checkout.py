@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from tests.support.stack import ROOT
 
-# The files that a copy does not need. Compiled modules are copied, because otherwise each program
-# would compile them at its start. The last pattern matches one that is still being written.
+# What a copy does not need. It needs compiled modules, because otherwise each program would compile
+# them when it starts. The last pattern matches a compiled module that is still being written.
 _LEFT_OUT = (".git", ".venv", ".state", ".hypothesis", "site", "dist", "node_modules", "*.pyc.*")
 
 
@@ -20,7 +20,10 @@ class Edit(NamedTuple):
 
 
 def copied_checkout(folder: Path, *edits: Edit) -> Path:
-    """Makes a copy that uses the environment of this one. Returns the folder."""
+    """Copies the checkout, with the edits. The copy uses this checkout's environment.
+
+    Returns the folder.
+    """
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*_LEFT_OUT), symlinks=True)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     for edit in edits:
@@ -29,7 +32,7 @@ def copied_checkout(folder: Path, *edits: Edit) -> Path:
 
 
 def apply(edit: Edit, checkout: Path) -> None:
-    """Replaces the text. Fails if it is not there exactly once."""
+    """Replaces the text in the checkout. Fails unless the text occurs exactly once."""
     path = checkout / edit.path
     source = path.read_text()
     assert source.count(edit.text) == 1, f"{edit.path} has not exactly one {edit.text!r}"

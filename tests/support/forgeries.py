@@ -1,4 +1,4 @@
-"""Forged and ambiguous credentials. Each of them must be refused, over every protocol."""
+"""Forged and ambiguous credentials. Every protocol must refuse each of them."""
 
 import json
 from base64 import urlsafe_b64encode
@@ -17,29 +17,32 @@ ATTACKER = ECKey.generate_key("P-256", {"kid": "attacker"})
 
 @dataclass(frozen=True)
 class Victim:
-    """What an attacker may know about a service whose credentials are forged, and more."""
+    """What an attacker may know about a service, and some things that an attacker cannot know."""
 
-    # The key of the identity provider, and its id. Attackers do not have its private half, but
-    # some forgeries change a token that it has signed.
+    # The identity provider's key, and its id. Attackers do not have the private half of the key,
+    # but some forgeries change a token that the provider has signed.
     key: Key
     kid: str
     # The claims of a valid token.
     claims: Mapping[str, Any]
-    # A good API key.
+    # A valid API key.
     api_key: str
-    # The token of an agent.
+    # A valid token of an agent.
     agent_token: str
-    # A set with the attacker's key.
+    # The URL of a JWK set with the attacker's key.
     url: str
 
     def good(self, **changes: Any) -> str:
-        """A token that the provider has signed, with changed claims. None removes a claim."""
+        """Returns a token that the provider has signed, with changed claims.
+
+        A claim whose new value is None is left out.
+        """
         claims = {**self.claims, **changes}
         claims = {name: value for name, value in claims.items() if value is not None}
         return put_together({"alg": "ES256", "kid": self.kid}, claims, self.key)
 
     def forged(self, **header: Any) -> str:
-        """A token with good claims that the attacker has signed."""
+        """Returns a token with valid claims that the attacker has signed."""
         return put_together({"alg": "ES256", "kid": "attacker", **header}, self.claims, ATTACKER)
 
 
@@ -48,7 +51,7 @@ def bearer(token: str) -> Headers:
 
 
 def put_together(header: Mapping[str, Any], claims: Any, key: Key) -> str:
-    """A token that is signed with ES256, even if its header names another algorithm."""
+    """Returns a token that is signed with ES256, even if its header names another algorithm."""
     signing_input = f"{_part(header)}.{_part(claims)}"
     signature = jws.JWSRegistry.algorithms["ES256"].sign(signing_input.encode(), key)
     return f"{signing_input}.{_base64(signature)}"
@@ -67,7 +70,7 @@ def _unsigned(victim: Victim, algorithm: str) -> str:
 
 
 def _confused(victim: Victim) -> str:
-    """HS256, with the provider's public key as the secret."""
+    """Returns a token signed with HS256, where the provider's public key is the secret."""
     secret = OctKey.import_key(json.dumps(victim.key.as_dict(private=False)))
     signing_input = f"{_part({'alg': 'HS256', 'kid': victim.kid})}.{_part(victim.claims)}"
     signature = jws.JWSRegistry.algorithms["HS256"].sign(signing_input.encode(), secret)
@@ -75,7 +78,7 @@ def _confused(victim: Victim) -> str:
 
 
 def _promoted(victim: Victim) -> str:
-    """The claims of a good token are changed, and its signature is kept."""
+    """Changes the claims of a valid token, and keeps its signature."""
     header, _, signature = victim.good(permissions=[]).split(".")
     return f"{header}.{_part(victim.claims)}.{signature}"
 
@@ -86,7 +89,7 @@ def _swapped(victim: Victim) -> str:
 
 
 def _encrypted(victim: Victim) -> str:
-    """A token of five parts (JWE), encrypted with a key that the header names."""
+    """Returns a token of five parts (JWE), encrypted with a key whose id the header names."""
     header = {"alg": "dir", "enc": "A128GCM", "kid": victim.kid}
     key = OctKey.generate_key(128, {"kid": victim.kid})
     return jwe.encrypt_compact(header, json.dumps(victim.claims), key)

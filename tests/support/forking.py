@@ -1,4 +1,4 @@
-"""A fork server of local pods, with a small program instead of the agent."""
+"""A fork server of local pods that forks a small program instead of the agent."""
 
 import os
 import sys
@@ -27,7 +27,10 @@ def main():
 
 
 def started(agent: str, before: str = "") -> ForkServer:
-    """Forks processes that run the text of a program. `before` runs in the fork server first."""
+    """Starts a fork server. Each process that it forks runs the Python code in `agent`.
+
+    The code in `before` runs first, in the fork server itself.
+    """
     program = f"AGENT = {agent!r}\n{_SERVER}\n{before}\nfork_server.serve(main)\n"
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
     server = ForkServer([_PYTHON, "-P", "-c", program], environment)
@@ -36,7 +39,7 @@ def started(agent: str, before: str = "") -> ForkServer:
 
 
 async def end(server: ForkServer) -> None:
-    """Ends the process."""
+    """Ends the fork server."""
     process = server.process
     server.close()
     if process is not None:
@@ -45,7 +48,7 @@ async def end(server: ForkServer) -> None:
 
 @asynccontextmanager
 async def fork_server(agent: str, before: str = "") -> AsyncIterator[ForkServer]:
-    """See `started`."""
+    """Starts a fork server as `started` does, and ends it after the block."""
     server = started(agent, before)
     try:
         yield server

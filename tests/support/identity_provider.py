@@ -12,7 +12,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 ISSUER = "https://idp.example"
 AUDIENCE = "evershell"
-# All tests share these keys, because it takes long to generate an RSA key.
+# All tests share these keys, because generating an RSA key takes long.
 RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
 EC = ECKey.generate_key("P-256", {"kid": "ec"})
 ED = OKPKey.generate_key("Ed25519", {"kid": "ed"})
@@ -20,12 +20,12 @@ KEYS: Mapping[str, Key] = {"RS256": RSA, "ES256": EC, "EdDSA": ED, "Ed25519": ED
 
 
 def jwk_set(*keys: Key) -> str:
-    """The JWK set of the public keys, as the provider publishes it."""
+    """Returns the JWK set of the public keys, as the provider publishes it."""
     return json.dumps({"keys": [key.as_dict(private=False) for key in keys]})
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """The claims of a valid token, with changes. A claim that is None is removed."""
+    """Returns the claims of a valid token, with changes. A claim that is set to None is removed."""
     good = {
         "iss": ISSUER,
         "aud": AUDIENCE,
@@ -40,14 +40,18 @@ def claims(**changes: Any) -> dict[str, Any]:
 def token(
     algorithm: str = "RS256", key: Key | None = None, kid: str | None = "", **changes: Any
 ) -> str:
-    """A signed token. An empty `kid` stands for the id of the key, and None omits it."""
+    """Returns a signed token.
+
+    If `kid` is empty, the header has the key's id; if it is None, no `kid`.
+    """
     key = key or KEYS[algorithm]
     header: dict[str, Any] = {"alg": algorithm, "kid": key.kid if kid == "" else kid}
     if kid is None:
         del header["kid"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecurityWarning)
-        # json.dumps writes ASCII, whose escapes can hold half of a surrogate pair; UTF-8 cannot.
+        # json.dumps escapes non-ASCII characters, so the claims may contain half of a surrogate
+        # pair, which UTF-8 cannot encode.
         return jws.serialize_compact(
             header, json.dumps(claims(**changes)), key, algorithms=[algorithm]
         )

@@ -1,7 +1,7 @@
-"""A namespace of a cluster without nodes, in which the test plays the scheduler and the kubelet.
+"""A namespace in a cluster without nodes. The test plays the scheduler and the kubelet.
 
-The tests need only a KUBECONFIG whose user may do everything. On a cluster with nodes they are
-skipped, because its scheduler and its kubelets would compete with the test.
+The tests only need a KUBECONFIG whose user may do everything. They are skipped on a cluster with
+nodes, because its scheduler and kubelets would compete with the test.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ _POLL_SECONDS = 0.02
 
 
 def require_cluster() -> None:
-    """Skips the test without a cluster."""
+    """Skips the test if there is no cluster."""
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("KUBECONFIG is not set: no cluster")
 
 
 @asynccontextmanager
 async def new_namespace() -> AsyncIterator[Api]:
-    """A namespace in which pods can be created. It is deleted in the end."""
+    """Makes a namespace in which pods can be created, and deletes it at the end."""
     require_cluster()
     async with connect("default", MANAGED_BY) as cluster:
         nodes = await cluster._call("GET", "api/v1/nodes", LIMIT_SECONDS)
@@ -46,14 +46,14 @@ async def new_namespace() -> AsyncIterator[Api]:
 
 
 async def _create_service_account(api: Api) -> None:
-    """In a whole cluster, a controller creates it."""
+    """Creates the default service account. In a complete cluster, a controller does this."""
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
     with suppress(ApiError):
         await api.create("serviceaccounts", account, LIMIT_SECONDS)
 
 
 class Node:
-    """Plays the scheduler and the kubelet: runs every pod, and ends those that are deleted.
+    """Plays the scheduler and the kubelet: runs every pod, and ends each pod that is deleted.
 
     The agent of each pod starts a tool and prints a line.
     """
@@ -62,20 +62,20 @@ class Node:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        # Whether it does anything. A silent node leaves everything as it is.
+        # Whether the node does nothing at all.
         self.is_silent = False
-        # Whether it starts pods.
+        # Whether the node starts pods.
         self.starts_pods = True
-        # Names of pods whose agent does not react to SIGTERM.
+        # The names of pods whose agent ignores SIGTERM.
         self.frozen: set[str] = set()
-        # Names of the pods whose containers run, and of those that ended after SIGTERM.
+        # The names of the pods whose container runs, and of the pods that ended after SIGTERM.
         self.running: set[str] = set()
         self.asked_to_end: set[str] = set()
-        # When each pod must be killed.
+        # By pod, when the node must kill it.
         self._kill_at: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Acts until it is cancelled."""
+        """Acts until this call is cancelled."""
         while True:
             with suppress(ApiError, UnreachableError):
                 pods, _ = await self._api.list("pods", LIMIT_SECONDS)
@@ -104,28 +104,28 @@ class Node:
         await self._api.delete("pods", name, 0, LIMIT_SECONDS)
 
     async def bind(self, name: str) -> None:
-        """Plays the scheduler."""
+        """Assigns a pod to the node, as the scheduler does."""
         target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}}
         await self._api.create(f"pods/{name}/binding", {**binding, "target": target}, LIMIT_SECONDS)
 
     async def report(self, name: str, status: Object) -> None:
-        """Changes the status of a pod."""
+        """Sets the status of a pod."""
         await self._api.patch("pods", f"{name}/status", {"status": status}, LIMIT_SECONDS)
 
     async def report_running(self, name: str) -> None:
-        """Starts the container of a pod."""
+        """Reports that the container of a pod runs."""
         self.running.add(name)
         state = {"running": {"startedAt": _now()}}
         await self.report(name, {"phase": "Running", "podIP": "10.0.0.1", **_container(state)})
 
     async def report_waiting(self, name: str, reason: str, message: str) -> None:
-        """Says why the container of a pod does not start."""
+        """Reports why the container of a pod does not start."""
         state = {"waiting": {"reason": reason, "message": message}}
         await self.report(name, {"phase": "Pending", **_container(state)})
 
     async def report_end(self, name: str, reason: str, exit_code: int) -> None:
-        """Ends the container of a pod, with everything in it."""
+        """Reports that the container of a pod has ended, with everything in it."""
         self.running.discard(name)
         terminated = {
             "exitCode": exit_code,
@@ -143,7 +143,7 @@ def _container(state: Object) -> Object:
         "imageID": "",
         "ready": "running" in state,
         "restartCount": 0,
-        # The merge patch replaces the whole list, and with it the old state.
+        # The merge patch replaces the whole list, so the old state is gone.
         "state": state,
     }
     return {"containerStatuses": [status]}

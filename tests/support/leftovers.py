@@ -1,12 +1,12 @@
 """Fails the test run if it leaves a process, shared memory or a temporary file behind.
 
-Every test run has its own temporary folder (TMPDIR), which its programs inherit. This separates its
-processes and files from another test run on the same machine. The files that Envoy and
+Every test run has its own temporary folder (TMPDIR), which its programs inherit. So its processes
+and files can be told from those of another test run on the same machine. The files that Envoy and
 PostgreSQL create in shared folders do not name their test run, so they are not checked while
 another test run is active.
 
-Each worker of pytest-xdist has its own temporary folder inside the run's, and checks it.
-The run reports what its workers have left, and checks the shared folders when they have ended.
+Each worker of pytest-xdist has a temporary folder inside the run's folder, and checks its own. At
+the end, the run reports what its workers have left behind, and checks the shared folders.
 """
 
 import os
@@ -31,7 +31,7 @@ _SHARED_FILES = (
     (Path("/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
     (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
-# How long processes may take to exit after their signal, in seconds.
+# How many seconds processes may take to exit after they get their signal.
 _OPTION, _SETTLE_SECONDS = "settle_seconds", "10"
 
 
@@ -43,15 +43,16 @@ class Leftovers:
         self._before = set(_shared_files())
         self._inherited = os.environ.get("TMPDIR")
         self.folder = Path(tempfile.mkdtemp(prefix="tests-"))
-        # PostgreSQL runs as another user when the tests run as root.
+        # If root runs the tests, PostgreSQL runs as another user, who must be able to enter the
+        # folder.
         self.folder.chmod(0o711)
-        # pytest keeps the folders of a failed test run. They are outside this run's folder, so
-        # that the next test run finds and removes them.
+        # pytest keeps the folders of a failed test run. They are outside this run's temporary
+        # folder, so that the next test run finds and removes them.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
 
     def found(self, pytest_folder: Path, settle_seconds: float) -> list[str]:
-        """Waits until nothing is left, or the time is up. Returns what is left then."""
+        """Waits until nothing is left, for this time at most. Returns what is still left."""
         try:
             eventually(lambda: not list(self._leftovers(pytest_folder)), settle_seconds)
         except TimeoutError:
@@ -87,7 +88,7 @@ def _shared_files() -> Iterator[Path]:
 
 
 def _running_children() -> Iterator[str]:
-    """All descendants of this process that have not ended. A zombie has ended."""
+    """Yields the descendants of this process that have not ended. A zombie has ended."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if child.status() != psutil.STATUS_ZOMBIE:
@@ -111,7 +112,7 @@ def _entries(path: Path) -> list[Path]:
 
 
 def mapped() -> set[Path]:
-    """The files of shared memory that running processes have mapped."""
+    """Returns the shared memory files that running processes have mapped."""
     found: set[Path] = set()
     for process in psutil.process_iter():
         try:
@@ -123,7 +124,7 @@ def mapped() -> set[Path]:
 
 
 def _unix_sockets() -> set[Path]:
-    """The paths of all open Unix sockets."""
+    """Returns the paths of all open Unix sockets."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     return {Path(columns[7]) for line in lines if len(columns := line.split()) > 7}
 
@@ -145,13 +146,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receives what a worker has left."""
+    """Receives the report of a worker on what it has left behind."""
     node.config.stash[_found_key] += getattr(node, "workeroutput", {}).get("left_behind", [])
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Runs after pytest has removed its own folders. After a failure, pytest keeps them."""
+    """Runs after pytest has removed its own folders, which it keeps if a test has failed."""
     leftovers = session.config.stash[_key]
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     folder = factory.getbasetemp() if factory._basetemp is not None else leftovers.folder
@@ -159,12 +160,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     settle_seconds = float(session.config.getini(_OPTION))
     found += leftovers.found(folder, settle_seconds)
     if hasattr(session.config, "workeroutput"):
-        # The run removes the worker's folder of pytest.
+        # The run itself will remove the worker's folder of pytest.
         session.config.workeroutput["left_behind"] = found
         return
     if exitstatus == pytest.ExitCode.OK and folder != leftovers.folder:
         try:
-            # Another test run, which looks for old folders, may be about to remove it too.
+            # Another test run that removes old folders may also be removing this one.
             eventually(lambda: not folder.exists(), settle_seconds)
         except TimeoutError:
             found.append(str(folder))

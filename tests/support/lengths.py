@@ -1,4 +1,7 @@
-"""Selects the cases of a long test for `make test-exhaustive`; all run in `make soak`."""
+"""Selects which cases of a long test run in `make test-exhaustive`.
+
+`make soak` runs all of them.
+"""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,5 +10,8 @@ import pytest
 
 
 def smoke(cases: Iterable[Any], run: Collection[Any]) -> list[Any]:
-    """The cases for a parameter of a test. All but those in `run` get the mark `soak`."""
+    """Returns the cases for a parameter of a test.
+
+    All except those in `run` get the mark `soak`.
+    """
     return [each if each in run else pytest.param(each, marks=pytest.mark.soak) for each in cases]

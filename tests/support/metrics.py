@@ -12,14 +12,18 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scrape(stack: Stack, index: int, timeout_seconds: float = 20.0) -> Samples:
-    """The samples of one program: the workers in order, a controller, Envoy, a controller."""
+    """Returns the samples of one program.
+
+    The indexes stand for the workers in order, a controller, Envoy, and the other controller.
+    """
     return read(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", timeout_seconds)
 
 
 def read(url: str, timeout_seconds: float = 20.0) -> Samples:
-    """The samples at this URL."""
+    """Returns the samples at this URL."""
     text = httpx.get(url, trust_env=False, timeout=timeout_seconds).text
-    # With the types, the parser adds `_total` to Envoy's counters, which Prometheus does not do.
+    # Leaves out the types: with them, the parser adds `_total` to the names of Envoy's counters,
+    # which Prometheus does not do.
     untyped = "\n".join(line for line in text.splitlines() if not line.startswith("#")) + "\n"
     families = text_string_to_metric_families(untyped)
     return {
@@ -30,7 +34,7 @@ def read(url: str, timeout_seconds: float = 20.0) -> Samples:
 
 
 def await_metrics(stack: Stack, index: int) -> None:
-    """Returns when the program serves its metrics. The standby of a stack starts last."""
+    """Waits until the program serves its metrics. The standby controller of a stack starts last."""
 
     def is_served() -> bool:
         with suppress(httpx.TransportError):

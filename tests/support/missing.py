@@ -1,4 +1,4 @@
-"""In CI, a test that is skipped for lack of a tool fails: CI installs every tool."""
+"""In CI, a test fails if it is skipped for lack of a tool, because CI installs every tool."""
 
 import os
 from collections.abc import Generator
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
-# A case that exists only for some parameters is skipped with a reason that begins with this.
+# A case that does not exist for some parameters is skipped with a reason that begins with this.
 NOT_APPLICABLE = "not applicable: "
 
 

@@ -1,4 +1,4 @@
-"""A model endpoint on loopback that sends scripted answers over the chat-completions protocol."""
+"""A model endpoint on loopback that sends scripted answers in the chat completions protocol."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ USAGE = {
     "completion_tokens_details": {"reasoning_tokens": 4, "audio_tokens": 1},
 }
 DONE = b"data: [DONE]\n\n"
-# The number of pieces in which a text is streamed.
+# The number of pieces into which a streamed text is split.
 _PIECES = 4
 
 
@@ -41,17 +41,17 @@ class Answer:
     body: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
-    # The endpoint waits for this gate before it answers.
+    # If set, the endpoint waits for this gate before it answers.
     gate: Gate | None = None
-    # Whether the endpoint closes the connection in the middle of the body.
+    # Whether the endpoint closes the connection before the end of the body.
     cut: bool = False
-    # Server-sent events that a client gets instead of the body if it requests a stream. A gate
-    # holds the following events back.
+    # Server-sent events, which a client gets instead of the body if it requests a stream. A gate in
+    # between holds back the events after it.
     stream: Sequence[bytes | Gate] = ()
 
 
 def answers(value: Any, status: int = 200, **headers: str) -> Answer:
-    """An answer with JSON. Unless the headers say otherwise, it asks for retries after 1 ms."""
+    """Returns a JSON answer. Unless the headers say otherwise, it asks for a retry after 1 ms."""
     named = {
         name.replace("_", "-"): text for name, text in ({"retry_after_ms": "1"} | headers).items()
     }
@@ -59,7 +59,7 @@ def answers(value: Any, status: int = 200, **headers: str) -> Answer:
 
 
 def completes(message: Mapping[str, Any], **fields: Any) -> Answer:
-    """A chat completion with this message."""
+    """Returns a chat completion with this message."""
     fields = {"model": "test-0613", "usage": USAGE} | fields
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **message}}
     whole = answers({"object": "chat.completion", "choices": [choice]} | fields)
@@ -72,17 +72,17 @@ def completes(message: Mapping[str, Any], **fields: Any) -> Answer:
 
 
 def streams(*events: bytes | Gate, **changes: Any) -> Answer:
-    """A stream of these events."""
+    """Returns a stream of these events."""
     return Answer(stream=events, **changes)
 
 
 def event(chunk: Any) -> bytes:
-    """A server-sent event with this JSON."""
+    """Returns a server-sent event with this JSON."""
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
 def event_of(delta: Mapping[str, Any], finish_reason: str | None = None, **fields: Any) -> bytes:
-    """A chunk of a chat completion with this part of the message."""
+    """Returns a server-sent event with this part of the message of a chat completion."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return event(
         {"object": "chat.completion.chunk", "model": "test-0613", "choices": [choice]} | fields
@@ -106,7 +106,7 @@ def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _pieces(text: Any) -> list[Any]:
-    """Splits a text into pieces. Any other value is one piece, or none if it is empty."""
+    """Splits a text into pieces. Another value is a single piece; an empty value has no pieces."""
     if not text or not isinstance(text, str):
         return [text] if text else []
     size = max(len(text) // _PIECES, 1)
@@ -118,16 +118,16 @@ def says(content: str, **fields: Any) -> Answer:
 
 
 def calls(*commands: str, **fields: Any) -> Answer:
-    """A chat completion with one call of the tool `shell` for each command."""
+    """Returns a chat completion with one call of the tool `shell` for each command."""
     return calls_tools(
         *(("shell", json.dumps({"command": command})) for command in commands), **fields
     )
 
 
 def calls_tools(*named: tuple[str, Any], ids: Iterator[int] | None = None, **fields: Any) -> Answer:
-    """A chat completion with tool calls, each given as name and arguments.
+    """Returns a chat completion with tool calls, each given as a name and arguments.
 
-    The ids of all calls differ, if `ids` is the same iterator.
+    Answers that are given the same iterator `ids` have different ids for all their calls.
     """
     made = [
         {
@@ -141,20 +141,21 @@ def calls_tools(*named: tuple[str, Any], ids: Iterator[int] | None = None, **fie
 
 
 class ModelServer(ThreadingHTTPServer):
-    """Answers each request with the next answer of `script`, and repeats the last one."""
+    """Answers each request with the next answer of `script`, and repeats the last answer."""
 
     daemon_threads = True
 
     def __init__(self, *, can_stream: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        # If False, it ignores that a client requests a stream.
+        # If False, the server ignores that a client requests a stream.
         self.can_stream = can_stream
         self.script: deque[Answer] = deque()
-        # If set, makes the answer to a request in place of the script.
+        # If set, makes the answer to each request. The script is then not used.
         self.respond: Callable[[dict[str, Any]], Answer] | None = None
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
-        # Set when a connection has ended, which a closed gate prevents until its client leaves.
+        # Set once a connection has ended. While a gate is closed, this happens only if the client
+        # leaves.
         self.left = threading.Event()
 
     @property
@@ -179,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def finish(self) -> None:
-        # Also reached if the client has left before its request was complete.
+        # Also called if the client leaves before its request is complete.
         cast(ModelServer, self.server).left.set()
         super().finish()
 
@@ -218,7 +219,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def _pass(self, gate: Gate) -> bool:
-        """Waits for the gate. Returns False if the client closes the connection first."""
+        """Waits until the gate is opened.
+
+        Returns False if the client closes the connection first.
+        """
         gate.reached.set()
         self.connection.settimeout(0.01)
         while not gate.opened.is_set():

@@ -1,7 +1,7 @@
-"""Node, and the packages of npm that the tests use.
+"""Node, and the npm packages that the tests use.
 
-They are not a part of the environment, which has only what the service and its tests need. Their
-versions are fixed in package.json.
+The packages are not part of the environment, which contains only what the service and its tests
+need. package.json fixes their versions.
 """
 
 import hashlib
@@ -26,16 +26,19 @@ NODE = _NODE / "bin" / "node"
 
 @cache
 def node_modules() -> Path:
-    """The folder `node_modules` with the packages of package.json, in a folder of the cache.
+    """Returns the `node_modules` folder with the packages of package.json, from the cache.
 
-    Skips the test if they are not there and the registry cannot be reached.
+    Skips the test if the packages are not there and cannot be downloaded.
     """
     name = f"npm-{hashlib.sha256(_PACKAGES.read_bytes()).hexdigest()[:16]}"
     return cached(name, _install) / "node_modules"
 
 
 def package(name: str, version: str) -> Path:
-    """The folder of one package, in a folder of the cache. Skips the test like `node_modules`."""
+    """Returns the folder of one package from the cache.
+
+    May skip the test, as `node_modules` does.
+    """
 
     def install(folder: Path) -> None:
         (folder / "package.json").write_text(json.dumps({"dependencies": {name: version}}))
@@ -46,7 +49,7 @@ def package(name: str, version: str) -> Path:
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder of the cache with this name. If it is not there, `make` fills it."""
+    """Returns the folder with this name in the cache. If it is not there, `make` fills it."""
     folder = cache_folder() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,20 +60,20 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
             try:
                 made.rename(folder)
             except OSError:
-                # Another run may have made it meanwhile.
+                # Another test run may have made the folder in the meantime.
                 if not folder.exists():
                     raise
     return folder
 
 
 def cache_folder() -> Path:
-    """The folder in which the packages stay between runs."""
+    """Returns the folder that keeps the packages between test runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return Path(os.environ.get("CLIENTS_CACHE", default / "evershell"))
 
 
 def program_folder(folder: Path, *programs: Path) -> Path:
-    """Copies programs into a folder in which they find the packages."""
+    """Copies programs into a folder in which they can import the packages."""
     for program in programs:
         shutil.copy(program, folder)
     (folder / "package.json").write_text('{"type": "module"}')
@@ -79,7 +82,7 @@ def program_folder(folder: Path, *programs: Path) -> Path:
 
 
 def copy_packages(folder: Path, *names: str) -> None:
-    """Copies packages, and those that they need, into `node_modules` of a folder."""
+    """Copies packages, with the packages that they need, into the `node_modules` of a folder."""
     wanted, found = list(names), set()
     while wanted:
         name = wanted.pop()
@@ -107,10 +110,10 @@ def node(
         env={
             **os.environ,
             "PATH": f"{executable.parent}{os.pathsep}{os.environ['PATH']}",
-            # No tool may report its use or look for a newer version.
+            # Tools must not report their use or look for newer versions.
             "REDOCLY_TELEMETRY": "off",
             "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
-            # Its files would stay in the temporary folder.
+            # The cache's files would be left in the temporary folder.
             "NODE_DISABLE_COMPILE_CACHE": "1",
             **env,
         },
@@ -129,10 +132,10 @@ def npm_tool(package: str, *arguments: str | Path, folder: Path) -> str:
 
 
 def npm(*arguments: str, folder: Path, executable: Path = NODE) -> None:
-    """Runs npm, to install packages into a folder. Skips the test if it fails."""
+    """Runs npm to install packages into a folder. Skips the test if npm fails."""
     program = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     options = ["--no-audit", "--no-fund", "--ignore-scripts"]
-    # Without a registry, npm would try again for minutes.
+    # If no registry can be reached, npm would otherwise keep trying for minutes.
     options += ["--fetch-retries", "1", "--fetch-timeout", "30000"]
     done = node(
         program,

@@ -14,14 +14,14 @@ from referencing.jsonschema import DRAFT202012
 from evershell.stack.envoy.documents import edge_file
 
 URI = "urn:openapi"
-# The extension with the codes of an error response, next to the schema that all errors share.
+# The extension that lists the codes of an error response, next to the schema that all errors share.
 ERROR_CODES = "x-error-codes"
 PATH = edge_file("openapi.yaml")
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The parsed document that Envoy serves."""
+    """Returns the parsed document that Envoy serves."""
     loaded: dict[str, Any] = yaml.safe_load(PATH.read_text())
     return loaded
 
@@ -35,7 +35,7 @@ class Operation:
     described: dict[str, Any]
 
     def slugs(self) -> dict[str, int]:
-        """The slugs of its errors, and the HTTP status of each."""
+        """Returns the slugs of the operation's errors, each with its HTTP status."""
         return {
             slug: int(status)
             for status, response in self.described["responses"].items()
@@ -43,14 +43,14 @@ class Operation:
         }
 
     def body(self) -> dict[str, Any] | None:
-        """The schema of its request body, or None."""
+        """Returns the schema of the request body; None if there is no body."""
         if "requestBody" not in self.described:
             return None
         content = self.described["requestBody"]["content"]
         return resolved(content["application/json"]["schema"])
 
     def check(self, status: int, content_type: str, body: Any) -> None:
-        """Checks that the document describes an answer, with every field in it.
+        """Checks that the document describes an answer and every field in it.
 
         Raises AssertionError or jsonschema.ValidationError.
         """
@@ -72,7 +72,7 @@ class Operation:
 
 @cache
 def operations() -> list[Operation]:
-    """Every operation of the document."""
+    """Returns all operations of the document."""
     return [
         Operation(method.upper(), path, described)
         for path, item in document()["paths"].items()
@@ -81,7 +81,7 @@ def operations() -> list[Operation]:
 
 
 def operation(method: str, path: str) -> Operation | None:
-    """The operation of a request, or None if the document has none."""
+    """Returns the operation for a request; None if the document has none."""
     for each in operations():
         if each.method == method and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", each.path), path):
             return each
@@ -89,7 +89,7 @@ def operation(method: str, path: str) -> Operation | None:
 
 
 def resolved(value: dict[str, Any]) -> dict[str, Any]:
-    """The value that a reference refers to, or the value itself."""
+    """Follows references. Returns the value that is not a reference."""
     while "$ref" in value:
         found: Any = document()
         for name in value["$ref"].removeprefix("#/").split("/"):
@@ -114,9 +114,9 @@ def _format_checking(schema: dict[str, Any]) -> Draft202012Validator:
 
 @cache
 def _registry() -> Registry[Any]:
-    """The schemas of the document, without additional properties.
+    """Returns the schemas of the document, without additional properties.
 
-    Callers must ignore unknown fields, but a test fails if an answer has one.
+    Callers must ignore unknown fields, but a test must fail if an answer has one.
     """
 
     def closed(schema: Any) -> Any:
@@ -134,7 +134,7 @@ def _registry() -> Registry[Any]:
 
 
 def _walked(value: Any, change: Any) -> Any:
-    """Changes every mapping, the inner ones first."""
+    """Applies `change` to every mapping in the value, the inner ones first."""
     if isinstance(value, dict):
         return change({name: _walked(each, change) for name, each in value.items()})
     if isinstance(value, list):

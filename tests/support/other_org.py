@@ -1,4 +1,4 @@
-"""Workspaces of the other organization, which a test may put on hold or cancel as a whole."""
+"""Workspaces of the other organization, which tests may put on hold or cancel as a whole."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,13 +7,13 @@ import pytest
 
 from tests.support.stack import Gate, Stack, Workspace
 
-# The credential of its owner.
+# The credential of the other organization's owner.
 OTHER_ORG = "other_org"
 
 
 @pytest.fixture
 def others(stack: Stack) -> Iterator[list[Workspace]]:
-    """Two workspaces of the other organization, which is released at the end."""
+    """Two workspaces of the other organization. At the end, its hold is released."""
     workspaces = [Workspace(stack, OTHER_ORG) for _ in range(2)]
     yield workspaces
     workspaces[0].rest.post("/v1/hold/release", status=200)
@@ -22,7 +22,7 @@ def others(stack: Stack) -> Iterator[list[Workspace]]:
 
 
 def begin(workspaces: list[Workspace], **fields: Any) -> list[tuple[Gate, str]]:
-    """Each workspace's task, and the gate that ends its iteration."""
+    """Begins a task in each workspace. Returns the tasks, each with the gate of its iteration."""
     begun = []
     for workspace in workspaces:
         gate = Gate(workspace)

@@ -1,4 +1,4 @@
-"""A receiver of spans that are exported with OTLP over HTTP."""
+"""Receives spans that programs export with OTLP over HTTP."""
 
 import gzip
 import threading
@@ -14,31 +14,31 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Receiver:
-    """Keeps the spans that it receives."""
+    """A server that keeps the spans that it receives."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[str, Span]] = []
-        # The requests as they came, uncompressed.
+        # The bodies of the requests, uncompressed.
         self.received: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def spans(self, trace_id: str) -> list[Span]:
-        """The spans of a trace."""
+        """Returns the spans of a trace."""
         return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
 
     def of(self, trace_id: str) -> list[tuple[str, Span]]:
-        """The spans of a trace, each with the name of its service."""
+        """Returns the spans of a trace, each with the name of its service."""
         return [each for each in self._spans if each[1].trace_id.hex() == trace_id]
 
     def names(self, trace_id: str = "") -> list[tuple[str, str]]:
-        """The names of services and spans, of one trace or of all."""
+        """Returns the names of services and spans, of one trace or of all traces."""
         found = self.of(trace_id) if trace_id else self._spans
         return [(service, span.name) for service, span in found]
 
     def services(self) -> set[str]:
-        """The names of the services that have sent spans."""
+        """Returns the names of the services that have sent spans."""
         return {service for service, _ in self._spans}
 
     @contextmanager
@@ -72,7 +72,7 @@ class Receiver:
             def _body(self) -> bytes:
                 if "content-length" in self.headers:
                     return self.rfile.read(int(self.headers["content-length"]))
-                # Envoy sends chunks.
+                # Envoy sends its body in chunks.
                 chunks = []
                 while size := int(self.rfile.readline(), 16):
                     chunks.append(self.rfile.read(size))

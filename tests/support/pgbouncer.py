@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, in front of the PostgreSQL of a test."""
+"""PgBouncer in transaction mode, in front of a test's PostgreSQL."""
 
 import os
 import shutil
@@ -14,11 +14,11 @@ from evershell.stack import postgres
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
-# Debian's folder for it is not in every PATH.
+# Debian puts PgBouncer into a folder that is not in every PATH.
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
 
-# Fewer than the programs of a stack open, so that they share sessions.
+# Fewer than the connections that a stack's programs open, so the programs must share sessions.
 SERVER_CONNECTIONS = 4
 _SETTINGS = """\
 [databases]
@@ -40,7 +40,7 @@ logfile = {folder}/pgbouncer.log
 
 
 class PgBouncer:
-    """Starts and stops PgBouncer. It keeps its address."""
+    """A PgBouncer that a test starts and stops. Its address stays the same."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class PgBouncer:
         prepared_statements: int = 200,
         ignored: str = "",
     ) -> None:
-        """`ignored` lists startup parameters that it drops instead of refusing them."""
+        """PgBouncer drops the startup parameters in `ignored` instead of refusing them."""
         server = conninfo_to_dict(database_url)
         (self._port,) = free_ports(1, in_a_row=1)
         self._folder = folder
@@ -67,7 +67,7 @@ class PgBouncer:
                 folder=folder,
             )
         )
-        # The URL of the server itself.
+        # The URL of the PostgreSQL server itself.
         self.session_url = database_url
         self.url = make_conninfo(
             "", host="127.0.0.1", port=self._port, user=server["user"], dbname=server["dbname"]
@@ -75,10 +75,10 @@ class PgBouncer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it accepts clients."""
+        """Starts PgBouncer. Returns once it accepts clients."""
         assert PROGRAM is not None
         with (self._folder / "output").open("ab") as output:
-            # Like PostgreSQL, it refuses to run as root.
+            # Like PostgreSQL, PgBouncer refuses to run as root.
             self._process = subprocess.Popen(
                 [*(postgres._prefix() or ()), PROGRAM, str(self._config)],
                 stdout=output,
@@ -96,16 +96,16 @@ class PgBouncer:
         return True
 
     def admin(self, command: str) -> list[tuple[object, ...]]:
-        """Runs a command in its console, and returns the rows."""
+        """Runs a command in PgBouncer's console, and returns the rows."""
         with psycopg.connect(self.url, dbname="pgbouncer", autocommit=True) as console:
             cursor = psycopg.ClientCursor(console)
             cursor.execute(command.encode())
             return cursor.fetchall() if cursor.description else []
 
     def stop(self) -> None:
-        """Ends it and the connections of its clients at once."""
+        """Ends PgBouncer and the connections of its clients at once."""
         if self._process is not None:
-            # SIGTERM waits until the clients have left.
+            # SIGTERM would wait until all clients have left.
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(10)
             self._process = None

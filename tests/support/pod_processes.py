@@ -1,4 +1,4 @@
-"""Finds the processes of a pod by the environment with which they were started."""
+"""Finds the processes of a pod by an environment variable that was set when they started."""
 
 import ctypes
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.support.alive import is_alive
 
 
 def of_pod(workspace_id: str) -> list[psutil.Process]:
-    """The living processes of the workspace's pods, and their descendants."""
+    """Returns the living processes of the workspace's pods, and their descendants."""
     found: dict[int, psutil.Process] = {}
     for candidate in psutil.process_iter():
         with suppress(psutil.Error):
@@ -23,7 +23,7 @@ def of_pod(workspace_id: str) -> list[psutil.Process]:
 
 
 def kill(workspace_id: str) -> None:
-    """Kills them."""
+    """Kills the processes of the workspace's pods, and their descendants."""
     for each in of_pod(workspace_id):
         with suppress(psutil.Error):
             each.kill()
@@ -31,7 +31,7 @@ def kill(workspace_id: str) -> None:
 
 @contextmanager
 def subreaper() -> Iterator[None]:
-    """Makes this process a subreaper, as the controller of the product is."""
+    """Makes this process a subreaper inside the block, as the controller is."""
     process.become_subreaper()
     try:
         yield

@@ -5,18 +5,18 @@ import random
 import socket
 from pathlib import Path
 
-# Other code may seed the random module's generator; two runs at once need different ports.
+# Other code may seed the generator of the random module, but test runs need different ports.
 _random = random.SystemRandom()
-# The ports that this process has given to tests. Perhaps no server listens on them yet.
+# The ports that tests of this process have got. Their servers may not be listening yet.
 _given: set[int] = set()
 
 
 def free_ports(count: int, in_a_row: int = 2) -> list[int]:
-    """Free ports. The last `in_a_row` of several are consecutive.
+    """Returns free ports. The last `in_a_row` of them are consecutive.
 
-    They are below the range of ephemeral ports, because the kernel could give one of those to a
-    connection before a server listens on it. Each worker of pytest-xdist has its own part,
-    because another could take the same port before a server listens on it.
+    The ports are below the ephemeral range: the kernel could give an ephemeral port to a connection
+    before a server listens on it. Each worker of pytest-xdist has its own range, because otherwise
+    two workers could take the same port before a server listens on it.
     """
     below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -7,16 +7,19 @@ from pathlib import Path
 
 from tests.support.stack import ROOT
 
-# These variables take precedence over STATE_DIR, so the tests remove them.
+# These variables take precedence over STATE_DIR, so they are removed.
 OVERRIDES = ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE", "DATABASE_URL")
-# The tests ignore the profiles of the user who runs them.
+# Makes the programs ignore the profiles of the user who runs the tests.
 NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
 
 
 def command(
     program: str, state_dir: Path, *arguments: str, **environment: str
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of a program, and its environment. It finds the stack only by STATE_DIR."""
+    """Returns the command line of a program and its environment.
+
+    The program finds the stack only by STATE_DIR.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
     return (
         [sys.executable, "-m", "evershell.commands", program, *arguments],

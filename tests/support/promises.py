@@ -1,7 +1,7 @@
-"""The promises of the service about tasks and their logs, written once for every kind of test.
+"""The service's promises about tasks and their logs, stated once for every kind of test.
 
-They hold for every task and every log, at any moment and after any fault. Each yields one line for
-each violation.
+They hold for every task and every log, at any moment and after any fault. Each function yields one
+line for each violation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
-    """A row of the table of tasks. Times are seconds since 1970."""
+    """A row of the tasks table. Times are in seconds since 1970."""
 
     id: str
     workspace_id: str
@@ -28,7 +28,7 @@ class TaskRecord:
     completed_at: float | None = None
     cancel_requested_at: float | None = None
     force_at: float | None = None
-    # The model calls that count, without a reported call of the running iteration.
+    # The model calls that the usage counts, except for a reported call of an iteration that runs.
     model_calls: int = 0
     has_open_iteration: bool = False
     iteration_lost: bool = False
@@ -36,18 +36,18 @@ class TaskRecord:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """An entry of the log."""
+    """An event in the log of a workspace."""
 
     workspace_id: str
     seq: int
     type: str
     task_id: str | None = None
-    # Set for `task_completed`.
+    # These fields are set for `task_completed`.
     status: str | None = None
     forced: bool = False
     iterations: int = 0
     iteration_lost: bool = False
-    # Set for `iteration_completed`.
+    # These fields are set for `iteration_completed`.
     number: int = 0
     is_model_call_interrupted: bool = False
     is_tool_call_interrupted: bool = False
@@ -60,13 +60,14 @@ class History:
 
     tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
     events: Sequence[EventRecord] = ()
-    # The `last_seq` of each workspace's row, by workspace id.
+    # The `last_seq` of each workspace, by workspace id.
     last_seqs: Mapping[str, int] = field(default_factory=dict)
-    # The answers that promised a cancellation, as pairs of task id and description of the answer.
+    # The answers that promised a cancellation, as pairs of the task id and a description of the
+    # answer.
     promised: Sequence[tuple[str, str]] = ()
-    # Whether the oldest events may have been removed.
+    # Whether the oldest events of a log may have been removed.
     removes_old: bool = False
-    # How far the clocks of the programs that wrote the times may differ.
+    # By how much the clocks of the programs that wrote the times may differ.
     clocks_differ_seconds: float = 0.0
 
     def log(self, workspace_id: str) -> list[EventRecord]:
@@ -117,7 +118,7 @@ def read_history(
     *,
     removes_old: bool = False,
 ) -> History:
-    """Reads the history of one workspace, or of all.
+    """Reads the history of one workspace, or of all workspaces.
 
     The connection must not be in a transaction.
     """
@@ -134,7 +135,7 @@ def read_history(
             last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
             promised=promised,
             removes_old=removes_old,
-            # The clocks of a new worker may differ by half the round trip of its first reading.
+            # The clock of a new worker may be off by half the round trip of its first reading.
             clocks_differ_seconds=STEP_SECONDS,
         )
 
@@ -184,7 +185,7 @@ def ends_agree_with_their_task(history: History) -> Iterator[str]:
 
 
 def each_iteration_counts_once(history: History) -> Iterator[str]:
-    """A lost iteration counts as far as it was reported. Nothing stays open after the end."""
+    """A lost iteration counts if it was reported. No iteration stays open after the end."""
     for task in history.tasks.values():
         most = task.iterations + task.iteration_lost
         if not task.iterations <= task.model_calls <= most:
@@ -214,7 +215,7 @@ def requests_are_recorded_once(history: History) -> Iterator[str]:
 
 
 def one_iteration_follows_a_request(history: History) -> Iterator[str]:
-    """Only the iteration in flight completes; none if the agent has not started the task."""
+    """Only the current iteration may complete, and none if the agent has not started the task."""
     for task, log in history.logs_by_task():
         types = [event.type for event in log]
         if "task_cancel_requested" not in types:
@@ -226,7 +227,7 @@ def one_iteration_follows_a_request(history: History) -> Iterator[str]:
 
 
 def force_is_due(history: History) -> Iterator[str]:
-    """An end is forced only after the deadline that a caller set."""
+    """An end is forced only after the force deadline."""
     for task in history.tasks.values():
         latest = (task.completed_at or 0) + history.clocks_differ_seconds
         if task.forced and (task.force_at is None or latest < task.force_at):

@@ -1,4 +1,4 @@
-"""Receivers of webhooks on loopback. Each accepts what it is sent, or is hostile in one way."""
+"""Receivers of webhooks on loopback. Each one accepts its requests, or is hostile in one way."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from tests.support.waiting import eventually
 
-# Answers a request, which is then the last one of the receiver. Returns whether it is accepted.
+# Answers the request that the receiver has added last. Returns whether it accepts the request.
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[bool]]
 
 _LIMIT_SECONDS = 15.0
@@ -24,45 +24,45 @@ _LIMIT_SECONDS = 15.0
 class Request:
     """A request that a receiver has read."""
 
-    # With names in lower case.
+    # The headers, by name in lower case.
     headers: dict[str, str]
     body: bytes
-    # Seconds since 1970, by the clock of this machine.
+    # When the request arrived, in seconds since 1970, by the clock of this machine.
     arrived_at: float
-    # Whether the answer was a success. False if the caller did not wait for it.
+    # Whether the answer was a success. False also if the caller left before the answer.
     accepted: bool
 
     @property
     def event(self) -> dict[str, Any]:
-        """The body."""
+        """The event that the request delivers."""
         event: dict[str, Any] = json.loads(self.body)
         return event
 
     def verified(self, secret: str) -> dict[str, Any]:
-        """The event. Raises WebhookVerificationError if it is not signed with the secret."""
+        """Returns the event. Raises WebhookVerificationError if the secret has not signed it."""
         event: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
         return event
 
 
 @dataclass
 class Receiver:
-    """A receiver, and the requests that it has read. Its behaviour may change at any time."""
+    """A receiver with the requests that it has read. Its behaviour may change at any time."""
 
     behaviour: Behaviour
     host: str = "127.0.0.1"
-    # Chosen when it listens for the first time.
+    # The port, which is chosen when the receiver listens for the first time.
     port: int = 0
-    # In the order of their arrival.
+    # The requests, in the order of their arrival.
     requests: list[Request] = field(default_factory=list)
-    # How many of them it has accepted.
+    # How many requests the receiver has accepted.
     accepted: int = 0
-    # How many connections it has had, and those that are open.
+    # The number of connections so far, and the connections that are open.
     connections: int = 0
     open: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def address(self) -> str:
-        """host:port."""
+        """The address, as `host:port`."""
         return f"{self.host}:{self.port}"
 
     @property
@@ -70,7 +70,7 @@ class Receiver:
         return f"http://{self.address}/hook"
 
     def events(self, task_id: str = "") -> list[dict[str, Any]]:
-        """The events that have arrived, in this order, repeats included."""
+        """The events in the order of their arrival, including repeats."""
         events = [each.event for each in list(self.requests)]
         return [each for each in events if not task_id or each["task_id"] == task_id]
 
@@ -100,22 +100,22 @@ class Receiver:
 
 
 class Receivers:
-    """Runs receivers in a thread."""
+    """Runs receivers in a thread. Each one can listen, refuse connections, and listen again."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        # By the addresses of their receivers.
+        # The servers, by the addresses of their receivers.
         self._servers: dict[str, asyncio.Server] = {}
         self._receivers: list[Receiver] = []
 
     def add(self, behaviour: Behaviour, host: str = "127.0.0.1") -> Receiver:
-        """A receiver that listens."""
+        """Adds a receiver, which listens at once."""
         receiver = Receiver(behaviour, host)
         self.listen(receiver)
         return receiver
 
     def listen(self, receiver: Receiver) -> None:
-        """Listens at the port of the receiver."""
+        """Makes a receiver listen on its port."""
 
         async def listen() -> asyncio.Server:
             return await asyncio.start_server(receiver.serve, receiver.host, receiver.port)
@@ -126,11 +126,11 @@ class Receivers:
         self._receivers.append(receiver)
 
     def refuse(self, receiver: Receiver) -> None:
-        """Refuses connections from now on."""
+        """Makes a receiver refuse new connections from now on."""
         self._loop.call_soon_threadsafe(self._servers.pop(receiver.address).close)
 
     def end_connections(self) -> None:
-        """Closes all connections, which ends the requests that are not answered."""
+        """Closes all connections. This ends the requests that have no answer yet."""
 
         async def abort() -> None:
             for receiver in self._receivers:
@@ -141,7 +141,7 @@ class Receivers:
 
     @contextmanager
     def running(self) -> Iterator["Receivers"]:
-        """Runs inside the block. Ends all connections after it."""
+        """Runs the receivers inside the block. Ends all connections afterwards."""
         thread = threading.Thread(target=self._loop.run_forever)
         thread.start()
         try:
@@ -158,19 +158,19 @@ class Receivers:
 
 @contextmanager
 def receiving() -> Iterator[Receiver]:
-    """A receiver that accepts all requests, until a test changes its behaviour."""
+    """Runs a receiver that accepts all requests, unless a test changes its behaviour."""
     with Receivers().running() as receivers:
         yield receivers.add(accept)
 
 
 async def accept(writer: asyncio.StreamWriter) -> bool:
-    """Accepts at once."""
+    """Accepts the request at once."""
     await _send(writer, "204 No Content")
     return True
 
 
 async def hang(writer: asyncio.StreamWriter) -> bool:
-    """Never answers."""
+    """Never answers the request."""
     await writer.wait_closed()
     return False
 
@@ -184,7 +184,7 @@ async def send_endless_headers(writer: asyncio.StreamWriter) -> bool:
 
 
 async def fail_with_endless_body(writer: asyncio.StreamWriter) -> bool:
-    """Fails, with a body that never ends."""
+    """Fails the request, with a body that never ends."""
     writer.write(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
     while True:
         writer.write(b"x" * 65_536)
@@ -192,7 +192,7 @@ async def fail_with_endless_body(writer: asyncio.StreamWriter) -> bool:
 
 
 def refuse(status: str) -> Behaviour:
-    """Answers with a status, for example `410 Gone`."""
+    """Answers with a status that is not a success, such as `410 Gone`."""
 
     async def answer(writer: asyncio.StreamWriter) -> bool:
         await _send(writer, status, "content-length: 0\r\n")
@@ -202,7 +202,7 @@ def refuse(status: str) -> Behaviour:
 
 
 def accept_after(seconds: float) -> Behaviour:
-    """Accepts late."""
+    """Accepts the request after a delay."""
 
     async def answer(writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(seconds)
@@ -212,7 +212,7 @@ def accept_after(seconds: float) -> Behaviour:
 
 
 def redirect(url: str) -> Behaviour:
-    """Names another address."""
+    """Redirects the caller to another address."""
 
     async def answer(writer: asyncio.StreamWriter) -> bool:
         await _send(writer, "307 Temporary Redirect", f"location: {url}\r\ncontent-length: 0\r\n")
@@ -222,7 +222,7 @@ def redirect(url: str) -> Behaviour:
 
 
 def fail_at_random(share: float, seed: int = 0) -> Behaviour:
-    """Fails this share of the requests."""
+    """Fails this share of the requests, at random."""
     numbers, fail = random.Random(seed), refuse("500 Internal Server Error")
 
     async def answer(writer: asyncio.StreamWriter) -> bool:

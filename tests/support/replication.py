@@ -1,4 +1,4 @@
-"""A primary and its standby, with streaming replication, on this machine."""
+"""A primary and its standby on this machine, with streaming replication."""
 
 import asyncio
 import os
@@ -21,10 +21,10 @@ PROMOTE_SECONDS = 30.0
 
 
 class Server:
-    """One PostgreSQL server. It keeps its folder and its address."""
+    """A PostgreSQL server whose folder and address stay the same."""
 
     def __init__(self, state_dir: Path, environment: Mapping[str, str] | None = None) -> None:
-        """`environment` is added to this process's environment."""
+        """The variables in `environment` are added to this process's environment."""
         state_dir.mkdir()
         self._environment = os.environ | (environment or {})
         self.places = postgres.places(state_dir)
@@ -33,10 +33,11 @@ class Server:
         self._process: psutil.Popen | None = None
 
     def start(self, **settings: str) -> None:
-        """Returns when it answers."""
+        """Starts the server. Returns once it answers."""
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
-        # Shared memory in its folder, because nobody would remove it from /dev/shm after a kill. No
-        # supervisor would start the server again after the crash of one of its processes.
+        # The shared memory is in the server's folder, because nobody would remove it from /dev/shm
+        # after a kill. The server itself restarts after a crash of one of its processes, because no
+        # supervisor would.
         settings = {
             "dynamic_shared_memory_type": "mmap",
             "restart_after_crash": "on",
@@ -51,7 +52,7 @@ class Server:
         return psycopg.connect(self.url, autocommit=True)
 
     def value(self, query: str) -> Any:
-        """The first value of the first row."""
+        """Runs a query. Returns the first value of its first row."""
         with self.connect() as connection:
             row = connection.execute(query.encode()).fetchone()
             assert row is not None
@@ -59,7 +60,7 @@ class Server:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Stops all of its processes (SIGSTOP) inside the block."""
+        """Freezes all processes of the server (SIGSTOP) inside the block."""
         with ExitStack() as frozen:
             for process in self.processes():
                 process.suspend()
@@ -67,9 +68,9 @@ class Server:
             yield
 
     def kill(self) -> None:
-        """Ends all of its processes at once, as the loss of its machine does."""
+        """Ends all processes of the server at once, as if its machine was lost."""
         family = self.processes()
-        # Frozen first, so that none acts on the end of another one.
+        # Freezes all processes first, so that none of them notices the end of another.
         for process in family:
             process.suspend()
         for process in family:
@@ -82,14 +83,14 @@ class Server:
             self._process.wait(START_SECONDS)
 
     def processes(self) -> list[psutil.Process]:
-        """Its processes, the first one first. Empty if it does not run."""
+        """Returns the server's processes, the first process first; empty if it does not run."""
         if self._process is None or not self._process.is_running():
             return []
         return [self._process, *self._process.children(recursive=True)]
 
 
 class Replication:
-    """A primary that commits only what its standby has, and the standby."""
+    """A standby, and a primary that commits only what the standby has."""
 
     def __init__(
         self,
@@ -100,36 +101,39 @@ class Replication:
         self.primary = Server(folder / "first", primary_environment)
         self.standby = Server(folder / "second", standby_environment)
         hosts = [each.places.socket_dir for each in (self.primary, self.standby)]
-        # The URL of both servers, for clients.
+        # The URL for clients, which contains both servers.
         self.url = (
             f"postgresql:///{postgres.DATABASE}?host={hosts[0]},{hosts[1]}&user={postgres.USER}"
         )
 
     def start(self) -> None:
-        """Returns when the replication is synchronous."""
+        """Starts both servers. Returns once the replication is synchronous."""
         postgres.initialise(self.primary.places.data_dir)
         self.start_primary()
         self._start_standby()
         self._await_standby()
 
     def start_primary(self) -> None:
-        """Starts the first server, also after its end."""
+        """Starts the first server, or restarts it after it was killed."""
         self.primary.start(synchronous_standby_names="*", autovacuum="off")
 
     def promote(self) -> None:
-        """Returns when the standby accepts writes."""
+        """Promotes the standby. Returns once it accepts writes."""
         assert self.standby.value(f"SELECT pg_promote(true, {PROMOTE_SECONDS:.0f})")
 
     def fail_over(self) -> None:
-        """Kills the primary. The standby takes its place, and commits alone until `rejoin`."""
+        """Kills the primary.
+
+        The standby takes its place, and commits without a standby until `rejoin`.
+        """
         self.primary.kill()
         self.promote()
         self.primary, self.standby = self.standby, self.primary
 
     def rejoin(self) -> None:
-        """Starts a new standby in the place of the server that was killed.
+        """Starts a new standby in place of the server that was killed.
 
-        Returns when the replication is synchronous.
+        Returns once the replication is synchronous.
         """
         shutil.rmtree(self.standby.places.data_dir, ignore_errors=True)
         self._start_standby()

@@ -1,4 +1,4 @@
-"""Whether the sandbox works here."""
+"""Whether the sandbox of pods works on this machine."""
 
 from functools import cache
 from pathlib import Path
@@ -10,18 +10,18 @@ from evershell.fleet.local.isolation import Sandbox, choose
 
 
 def has_sandbox() -> bool:
-    """Whether the pods of a stack here have a sandbox, unless it is turned off."""
+    """Whether the pods of a stack have a sandbox here by default."""
     return not _reason()
 
 
 def skip_without_sandbox() -> None:
-    """Skips the test if the sandbox does not work here."""
+    """Skips the test if the sandbox does not work on this machine."""
     if reason := _reason():
         pytest.skip(f"pods have no sandbox here: {reason}")
 
 
 def working_sandbox(state_dir: Path) -> Sandbox:
-    """A sandbox of pods. Skips the test if it does not work here."""
+    """Returns a sandbox for pods. Skips the test if the sandbox does not work on this machine."""
     skip_without_sandbox()
     found = choose("sandbox", state_dir, None)
     assert isinstance(found, Sandbox)

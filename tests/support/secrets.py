@@ -1,8 +1,8 @@
 """Searches for credentials in everything that stacks leave behind.
 
 Each stack of a test run is searched when it stops: its output, its logs and the files of its state
-folder. The run fails if a credential was found. tests/faults/long/secrets looks at everything else
-that a stack leaves.
+folder. The run fails if a credential was found. tests/faults/long/secrets searches everything else
+that a stack leaves behind.
 """
 
 import json
@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-# A fragment is long enough to be in no other text by accident, and short enough to find a
-# credential that was cut off.
+# The length of a fragment: long enough not to occur in other texts by accident, and short enough to
+# find a credential that was cut off.
 _FRAGMENT = 20
-# Any credential, even one that no test knows.
+# Patterns that match any credential, even one that no test knows.
 _ANY = {
     "an API key": re.compile(rb"sk_[A-Za-z0-9_-]{40,}"),
     "a runtime token": re.compile(rb"[A-Za-z0-9_-]{4,}\.[0-9]{1,19}\.[0-9]{6,12}\.[0-9a-f]{64}"),
@@ -27,42 +27,42 @@ _ANY = {
     "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a private JWK": re.compile(rb'"d": ?"[A-Za-z0-9_-]{40,}"'),
 }
-# The files of a state folder that hold credentials. Only their owner can read them.
+# The files of a state folder that may hold credentials. Only the owner can read them.
 HOLDERS = ("ready.json", "demo.env", "demo.json", "control-plane.jwk")
-# The files of PostgreSQL hold the texts of callers.
+# The folder of PostgreSQL, which holds texts of callers.
 _DATABASE = "pg"
 _MAX_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Secret:
-    """A credential, by a name that says what it is."""
+    """A credential, with a name that says what it is."""
 
     name: str
     value: str
 
     def fragments(self) -> Iterator[bytes]:
-        """The texts that would reveal the credential: parts of it, and their encodings."""
+        """Yields texts that would reveal the credential: parts of it, and their encodings."""
         for part in self._parts():
             text = part.encode()
             for piece in (text[:_FRAGMENT], text[-_FRAGMENT:]):
                 yield piece
                 yield piece.hex().encode()
             for offset in range(3):
-                # base64 encodes a text in three ways, depending on its offset. The ends depend on
-                # the surroundings.
+                # base64 encodes a text in one of three ways, depending on its offset. The ends also
+                # depend on the surrounding text, so they are left out.
                 yield b64encode(bytes(offset) + text)[4:-4][:_FRAGMENT]
 
     def _parts(self) -> Iterable[str]:
         if self.value.startswith("eyJ"):
-            # The header, and the start of the claims, are the same in many tokens.
+            # Many tokens have the same header and the same start of the claims.
             _, claims, signature = self.value.split(".")
             return (claims[-_FRAGMENT:], signature) if signature else (claims[-_FRAGMENT:],)
         return (self.value.removeprefix("sk_"),)
 
 
 class Secrets:
-    """Known credentials, and the patterns of all others."""
+    """Finds known credentials, and whatever looks like another credential."""
 
     def __init__(self, known: Iterable[Secret]) -> None:
         self._fragments = {
@@ -70,7 +70,7 @@ class Secrets:
         }
 
     def found(self, data: bytes) -> set[str]:
-        """The names of the credentials that the data holds, whole or in part."""
+        """Returns the names of the credentials that the data contains, whole or in part."""
         names = {name for fragment, name in self._fragments.items() if fragment in data}
         for name, pattern in _ANY.items():
             matches = pattern.findall(data)
@@ -83,12 +83,12 @@ class Secrets:
 
 
 def issued(ready: Mapping[str, Any], state_dir: Path) -> list[Secret]:
-    """The credentials that a stack has issued: its demo's credentials, and its keys."""
+    """Returns the credentials of a stack: its demo's credentials and its signing keys."""
     tokens: Mapping[str, str] = ready["demo"]["tokens"] if ready else {}
     found = [Secret(f"demo {name}", token) for name, token in tokens.items()]
     with suppress(FileNotFoundError):
         key = json.loads((state_dir / "control-plane.jwk").read_text())
-        # While the key is rotated, there are two.
+        # During a rotation, there are two keys.
         found += [Secret("the signing key", each["d"]) for each in key.get("keys", [key])]
         kept = json.loads((state_dir / "demo.json").read_text())
         found.append(Secret("the key of the demo's sessions", kept["session key"]["d"]))
@@ -96,10 +96,10 @@ def issued(ready: Mapping[str, Any], state_dir: Path) -> list[Secret]:
 
 
 def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of a state folder, except the database's, and the output of its stack."""
+    """Yields the files of a state folder, except the database's, and the output of its stack."""
     output = state_dir.with_name(state_dir.name + ".output")
     for path in (output, *sorted(state_dir.rglob("*"))):
-        # A file may be removed meanwhile. Tools make pipes and links.
+        # A file may be removed in the meantime. Tools can make pipes and links.
         with suppress(OSError):
             is_plain = path.is_file() and not path.is_symlink()
             relative = path.relative_to(state_dir.parent)
@@ -112,7 +112,7 @@ def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
-    """The credentials that the files of a stack should not hold."""
+    """Returns the credentials in a stack's files. Skips files that are meant to hold some."""
     secrets = Secrets(issued(ready, state_dir))
     return [
         f"{path}: {name}"
@@ -122,13 +122,16 @@ def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
     ]
 
 
-# The findings in the stacks of this test run, and how often a stack was searched.
+# What was found in the stacks of this test run, and the stacks that were searched.
 leaks: list[str] = []
 searched: list[str] = []
 
 
 def search(ready: Mapping[str, Any], state_dir: Path) -> None:
-    """Searches a stack that has stopped. A finding fails the test run at its end."""
+    """Searches the files of a stack that has stopped.
+
+    If it finds something, the test run fails at its end.
+    """
     searched.append(str(state_dir))
     leaks.extend(leak for leak in leaks_of(ready, state_dir) if leak not in leaks)
 

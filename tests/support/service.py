@@ -12,15 +12,15 @@ from tests.support.wires import Grpc, Rest
 
 
 class Service:
-    """A running service: where it listens, and its callers."""
+    """A running service: its addresses, and callers for tests."""
 
     def __init__(self) -> None:
-        # The contents of ready.json, or the parts that a test uses.
+        # The contents of ready.json, or the parts that tests use.
         self.ready: dict[str, Any] = {}
         self._rest: dict[str, Rest] = {}
         self._grpc: dict[tuple[str, str], Grpc] = {}
         self._own: list[Callable[[], None]] = []
-        # Threads of a test may ask for the first caller at once.
+        # Several threads of a test may ask for the first caller at once.
         self._making = threading.Lock()
 
     @property
@@ -29,14 +29,17 @@ class Service:
         return tokens
 
     def rest(self, token: str = "full_access") -> Rest:
-        """A REST caller with this demo credential or bearer token. Empty: no credential."""
+        """Returns a REST caller with this demo credential or bearer token. Empty: no credential."""
         with self._making:
             if token not in self._rest:
                 self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
             return self._rest[token]
 
     def grpc(self, token: str = "full_access", address: str | None = None) -> Grpc:
-        """A gRPC caller. It calls through Envoy unless `address` names a worker."""
+        """Returns a gRPC caller.
+
+        It calls through Envoy unless `address` is the address of a worker.
+        """
         key = (token, address or self.ready["grpc_addr"])
         with self._making:
             if key not in self._grpc:
@@ -44,7 +47,7 @@ class Service:
             return self._grpc[key]
 
     def closes(self, close: Callable[[], None]) -> None:
-        """Lets `close_callers` close the connections of a caller that a test has made."""
+        """Adds a function that `close_callers` calls to close connections that a test has made."""
         self._own.append(close)
 
     def close_callers(self) -> None:
@@ -60,7 +63,7 @@ class Service:
         self._grpc.clear()
 
     def database(self) -> "psycopg.Connection[Any]":
-        """A connection to the primary."""
+        """Opens a connection to the primary of the database."""
         return psycopg.connect(
             self.ready["database_url"], autocommit=True, target_session_attrs="read-write"
         )
@@ -69,9 +72,9 @@ class Service:
 class ServiceWorkspace:
     """A workspace that one test creates."""
 
-    # How long a test waits for an event or a state.
+    # How long a test waits for an event or a status.
     limit_seconds: ClassVar[float] = LIMIT_SECONDS
-    # The credential with which the workspace is called.
+    # The demo credential with which tests call the workspace.
     _token = "full_access"
 
     def __init__(self, service: Service, token: str = "full_access", name: str = "test") -> None:
@@ -86,7 +89,7 @@ class ServiceWorkspace:
         return self.service.rest(self._token)
 
     def submit(self, *lines: str, **fields: Any) -> str:
-        """Submits a task with these commands and returns its id."""
+        """Submits a task with these commands. Returns its id."""
         task_id: str = self.rest.post(
             f"{self.path}/tasks", {"description": "\n".join(lines), **fields}
         )["task_id"]
@@ -108,10 +111,10 @@ class ServiceWorkspace:
         return self.rest.get(self.path)
 
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until this event, and returns it.
+        """Follows the log until this event, and returns the event.
 
-        Fails at the first heartbeat after the limit. The stream sends one after 15 s without an
-        event.
+        Fails at the first heartbeat after the time limit. The stream sends a heartbeat after 15 s
+        without an event.
         """
         deadline = time.monotonic() + self.limit_seconds
         for message in self.rest.events(self.id, after):
@@ -138,14 +141,14 @@ class ServiceWorkspace:
         return self.get()
 
     def replace_agent(self) -> None:
-        """Stops the workspace and resumes it, with an agent of the next epoch."""
+        """Stops and resumes the workspace, which gives it an agent in a new epoch."""
         self.rest.post(f"{self.path}/stop")
         self.await_status("stopped")
         self.rest.post(f"{self.path}/resume", {})
         self.await_status("idle")
 
     def log(self) -> list[dict[str, Any]]:
-        """Reads the whole log from the database."""
+        """Reads the whole log of the workspace from the database."""
         with self.service.database() as connection:
             rows = connection.execute(
                 "SELECT seq, type, task_id, payload FROM events "

@@ -1,4 +1,4 @@
-"""A small program that replaces the agent in tests of pods."""
+"""A small program that stands in for the agent in tests of pods."""
 
 import asyncio
 import json
@@ -9,7 +9,8 @@ from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
 from evershell.pod.spec import PodSpec
 
-# Writes its arguments, input, environment and folder to received.json, prints two lines, and waits.
+# The program writes its arguments, input, environment and folder to received.json, prints two
+# lines, and waits.
 AGENT = f"""#!{sys.executable} -S
 import json, os, sys, time
 received = dict(argv=sys.argv[1:], stdin=sys.stdin.read(), environment=dict(os.environ))

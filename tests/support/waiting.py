@@ -1,4 +1,4 @@
-"""Waits for a condition, with a limit."""
+"""Waits for conditions, with a time limit."""
 
 import asyncio
 import inspect
@@ -9,14 +9,14 @@ from tenacity import AsyncRetrying, Retrying, retry_if_result, stop_after_delay,
 
 T = TypeVar("T")
 
-# Many times as long as on an idle machine. Only a failing test waits this long.
+# The default limit: many times as long as on an idle machine. Only a failing test waits this long.
 LIMIT_SECONDS = 60.0
 _POLL = wait_fixed(0.01)
 _UNTIL_TRUE = retry_if_result(lambda answer: not answer)
 
 
 def eventually(condition: Callable[[], T], timeout_seconds: float = LIMIT_SECONDS) -> T:
-    """Calls the condition until its result is true. Returns the result, or raises TimeoutError."""
+    """Calls the condition until its result is true, and returns the result. Raises TimeoutError."""
     again = Retrying(
         retry=_UNTIL_TRUE,
         stop=stop_after_delay(timeout_seconds),
@@ -29,7 +29,10 @@ def eventually(condition: Callable[[], T], timeout_seconds: float = LIMIT_SECOND
 async def eventually_async(
     condition: Callable[[], object], timeout_seconds: float = LIMIT_SECONDS
 ) -> Any:
-    """Waits like `eventually`, without blocking the event loop. The condition may be async."""
+    """Waits like `eventually` without blocking the event loop.
+
+    The condition may be asynchronous.
+    """
 
     async def ask() -> Any:
         answer = condition()
@@ -45,7 +48,7 @@ async def eventually_async(
 
 
 async def settle() -> None:
-    """Runs all tasks of the event loop that are ready, and those that become ready meanwhile."""
+    """Runs all asyncio tasks that are ready, and those that become ready in the meantime."""
     for _ in range(50):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Callers over REST and gRPC. Both report a failure in the same form."""
+"""Callers over REST and gRPC, which report a failure in the same form."""
 
 import json
 import ssl
@@ -19,9 +19,10 @@ from grpc_status import rpc_status
 from tests.support.openapi import Operation, operation
 from tests.support.waiting import LIMIT_SECONDS
 
-# The beginning of a busy worker's refusal, which no outage has. The call had no effect.
+# The beginning of the message with which a busy worker refuses a call. An outage has other
+# messages. The refused call had no effect.
 OVERLOADED = "The service is overloaded."
-# The time that the refusal names.
+# After how many seconds the refusal asks callers to try again.
 OVERLOADED_SECONDS = 1.0
 
 
@@ -39,7 +40,7 @@ class Failed:
 
 
 class Rest:
-    """A caller over REST. It checks every response against the OpenAPI document."""
+    """A caller over REST, which checks every response against the OpenAPI document."""
 
     def __init__(self, url: str, token: str, verify: ssl.SSLContext | bool = True) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -49,9 +50,9 @@ class Rest:
         self.client.close()
 
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Makes a call and checks its response against the OpenAPI document.
+        """Makes a call, and checks its response against the OpenAPI document.
 
-        Repeats it while a busy worker refuses it.
+        Repeats the call while a busy worker refuses it.
         """
         until = time.monotonic() + LIMIT_SECONDS
         while True:
@@ -66,7 +67,7 @@ class Rest:
             time.sleep(OVERLOADED_SECONDS)
 
     def serves(self, path: str) -> bool:
-        """Whether a read of this path succeeds. False while nothing listens."""
+        """Whether a read of this path succeeds. Returns False if nothing listens."""
         with suppress(httpx.TransportError):
             return self.call("GET", path).is_success
         return False
@@ -81,14 +82,14 @@ class Rest:
         )
 
     def fails(self, method: str, path: str, **arguments: Any) -> Failed:
-        """Makes a call that must fail and checks the form of the failure."""
+        """Makes a call that must fail, and checks the form of the failure."""
         response = self.call(method, path, **arguments)
         assert response.status_code >= 400, response.text
         assert response.headers["content-type"] == "application/json"
         return rest_failure(response)
 
     def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Yields events of the log, each checked against the OpenAPI document."""
+        """Yields the events of the log. Checks each one against the OpenAPI document."""
         path = f"/v1/workspaces/{workspace_id}/events"
         watch = operation("GET", path)
         assert watch is not None
@@ -99,7 +100,7 @@ class Rest:
     def _events(
         self, path: str, after: int, watch: Operation, until: float
     ) -> Generator[dict[str, Any], None, bool]:
-        """Returns whether a worker has served the stream."""
+        """Yields the events of one stream. Returns False if a busy worker refused the stream."""
         with self.client.stream("GET", path, params={"after": after}) as response:
             if response.status_code != 200:
                 text = response.read().decode()
@@ -116,7 +117,7 @@ class Rest:
 
 
 def rest_failure(response: httpx.Response) -> Failed:
-    """Reads an error response over REST and checks its form."""
+    """Reads an error response of REST, and checks its form."""
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
     assert error["request_id"] == response.headers["x-request-id"]
@@ -153,9 +154,9 @@ class Grpc:
         headers: tuple[tuple[str, str], ...] = (),
         **fields: Any,
     ) -> dict[str, Any]:
-        """Makes a call and returns the response in its REST form. Raises grpc.RpcError.
+        """Makes a call and returns the response as REST would show it. Raises grpc.RpcError.
 
-        Repeats it while a busy worker refuses it.
+        Repeats the call while a busy worker refuses it.
         """
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         metadata = (*self._metadata, *headers)
@@ -173,19 +174,19 @@ class Grpc:
         )
 
     def begin(self, rpc: str, timeout: float = 20, **fields: Any) -> Any:
-        """Starts a call and returns its grpc.Future, which can be cancelled."""
+        """Starts a call. Returns its grpc.Future, which can be cancelled."""
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         return getattr(self._stub, rpc).future(request, metadata=self._metadata, timeout=timeout)
 
     def fails(self, rpc: str, **fields: Any) -> Failed:
-        """Makes a call that must fail and checks the form of the failure."""
+        """Makes a call that must fail, and checks the form of the failure."""
         with pytest.raises(grpc.RpcError) as raised:
             self.call(rpc, **fields)
         return grpc_failure(raised.value)
 
 
 def grpc_failure(error: grpc.RpcError) -> Failed:
-    """Reads the rich status of a failed call over gRPC and checks its form."""
+    """Reads the rich status of a failed gRPC call, and checks its form."""
     refused = read_failure(error)
     assert refused.details["ErrorInfo"]["domain"] == "evershell.ai"
     assert refused.details["RequestInfo"]["request_id"] == refused.request_id
@@ -193,9 +194,10 @@ def grpc_failure(error: grpc.RpcError) -> Failed:
 
 
 def read_failure(error: grpc.RpcError) -> Failed:
-    """Reads a failed call over gRPC.
+    """Reads a failed gRPC call.
 
-    The edge's own answers have fewer details. Without a slug, the name of the code replaces it.
+    The edge's own answers have fewer details. If there is no slug, the name of the gRPC code takes
+    its place.
     """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
@@ -209,7 +211,10 @@ def read_failure(error: grpc.RpcError) -> Failed:
 def raw_grpc(
     address: str, method: str, metadata: tuple[tuple[str, str], ...], request: bytes = b""
 ) -> bytes | Failed:
-    """Makes a unary call with a request as bytes. Returns the bytes of the reply, or a failure."""
+    """Makes a unary call with the bytes of a request.
+
+    Returns the bytes of the reply, or a failure.
+    """
     with grpc.insecure_channel(address) as channel:
         try:
             call: Any = channel.unary_unary(method)

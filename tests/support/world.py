@@ -1,4 +1,4 @@
-"""A small world for tests of the core: a store in memory, fake agents, and a fake clock."""
+"""What tests of the core share: a store in memory, fake agents, and a fake clock."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,16 +51,16 @@ async def _nothing(workspace: Workspace, task: Task) -> None:
 
 @dataclass
 class FakeAgents:
-    """Implements core.ports.Agents: records its calls, and answers as the test sets it.
+    """Implements core.ports.Agents: records its calls, and answers as the test has set.
 
     A call fails if `reachable` is false. `known` is the answer to a cancellation, and `iteration`
-    what the agent reports.
+    is what the agent reports about its current iteration.
     """
 
     reachable: bool = True
     known: bool = True
     iteration: CurrentIteration | None = None
-    # Awaited during each call, before it returns or fails.
+    # Awaited during each call, before the call returns or fails.
     meanwhile: Callable[[Workspace, Task], Coroutine[Any, Any, None]] = _nothing
     started: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ def caller(
     kind: CredentialKind = CredentialKind.SESSION,
     every: bool = True,
 ) -> Caller:
-    """A caller with these scopes. Without scopes, it has all of them if `every` is true."""
+    """Returns a caller with these scopes. If none are given, `every` gives it all scopes."""
     held = scopes or (ALL_SCOPES if every else ())
     return Caller(org_id, actor_id, kind, frozenset(held))
 
@@ -130,7 +130,7 @@ def intent(**fields: Any) -> CancelIntent:
 def locked_busy(
     status: TaskStatus = TaskStatus.RUNNING, *, cancel: CancelIntent | None = None, **fields: Any
 ) -> Locked:
-    """A busy workspace with its agent and its open task."""
+    """Returns a busy workspace with its agent and its open task."""
     facts = {"agent_address": "127.0.0.1:9", "run_id": "run_1", "lease_expires_at": NOW, **fields}
     idle = workspace(WorkspaceStatus.BUSY, **facts)
     open_task = task(idle.id, status=status, cancel=cancel)
@@ -138,7 +138,7 @@ def locked_busy(
 
 
 def iteration(number: int, output: str = "hello", **model_call: Any) -> IterationCompleted:
-    """One model call with one tool call."""
+    """Returns a completed iteration with one model call and one tool call."""
     call = {"content": "", "input_tokens": 2, "output_tokens": 3, **model_call}
     tool = {"name": "shell", "result": {"status": "exited", "output": output}}
     return IterationCompleted(number, {"number": number, "model_call": call, "tool_call": tool})
@@ -146,7 +146,7 @@ def iteration(number: int, output: str = "hello", **model_call: Any) -> Iteratio
 
 @dataclass
 class World:
-    """The ports and the clock of a use case, and shortcuts to set up workspaces and tasks."""
+    """What a use case needs, and shortcuts to set up workspaces and tasks."""
 
     subscriptions: FakeSubscriptions = field(default_factory=FakeSubscriptions)
     store: FakeStore = field(default_factory=FakeStore)
@@ -165,13 +165,13 @@ class World:
         return added
 
     async def add_busy(self, **fields: Any) -> tuple[Workspace, Task]:
-        """Adds a workspace with a running task."""
+        """Adds a workspace with a running task. Returns both."""
         idle = await self.add(**fields)
         running = await self.run(idle)
         return await self.workspace(idle.id), running
 
     async def run(self, at: Workspace, **fields: Any) -> Task:
-        """Submits a task and starts it."""
+        """Submits a task and starts it. Returns the task."""
         submitted = task(at.id, **fields)
         await self.change(at.id, lambda locked: task_lifecycle.submit(locked, submitted, USER))
         await self.commit(at.id, submitted.id, TaskStarted())
@@ -183,7 +183,7 @@ class World:
         return change
 
     async def commit(self, workspace_id: str, task_id: str, *events: AgentEvent) -> None:
-        """Commits events as the agent of the current epoch."""
+        """Commits events as the workspace's current agent."""
         await self.change(
             workspace_id,
             lambda locked: task_lifecycle.commit(
@@ -201,7 +201,7 @@ class World:
         await self.commit(workspace_id, task_id, TaskEnded(status=status, result=result))
 
     async def set_status(self, workspace_id: str, status: WorkspaceStatus) -> None:
-        """Sets the status without the checks of the lifecycle."""
+        """Sets the status of a workspace without the checks of its life cycle."""
         await self.change(
             workspace_id,
             lambda locked: Change(replace(locked.workspace, status=status), locked.task),

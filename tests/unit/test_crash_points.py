@@ -1,6 +1,6 @@
-"""Crash points are in no program unless their setting is set.
+"""Programs have no crash points unless the setting is set.
 
-tests/stack/long/test_crash_points.py shows that an armed point kills its program.
+tests/stack/long/test_crash_points.py shows that an armed crash point kills its program.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
 
 
 def record_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
-    """The names of the objects that the module wraps in crash points from now on."""
+    """Returns a set of the names that the module wraps in crash points. The set grows."""
     wrapped: set[str] = set()
 
     class RecordingCrashPoints(CrashPoints):

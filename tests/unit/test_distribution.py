@@ -1,4 +1,4 @@
-"""What is in the wheel."""
+"""What the wheel contains."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def test_the_wheel_has_the_files_of_the_packages_and_no_others(files: dict[str, 
 
 
 def test_the_top_level_is_small() -> None:
-    """The folders of the repository, without the folders of tools."""
+    """The repository has only these folders, except for the folders of tools."""
     listed = subprocess.run(
         ["git", "ls-files"],  # noqa: S607
         cwd=ROOT,
@@ -63,7 +63,7 @@ def test_the_top_level_is_small() -> None:
     ],
 )
 def test_the_dependencies_are_new_enough_for_the_generated_modules(name: str, pattern: str) -> None:
-    """An older version refuses to import them."""
+    """An older version of the package would refuse to import the modules."""
     needed = {
         ".".join(found.groups())
         for path in Path(ROOT, "gen").rglob("*_pb2*.py")

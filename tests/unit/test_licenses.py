@@ -1,4 +1,4 @@
-"""The licenses of the npm packages that callers get. The image checks Python packages."""
+"""The licenses of the npm packages that callers get. The image build checks Python packages."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ BUNDLE = ROOT / "gen" / "evershell" / "edge" / "console" / "LICENSES.txt"
 
 
 def shipped(folder: str) -> dict[str, dict[str, Any]]:
-    """The packages of a lock file that are not only for developers."""
+    """Returns the packages of a lock file, without those that only developers need."""
     packages = json.loads((ROOT / folder / "package-lock.json").read_text())["packages"]
     return {
         path.removeprefix("node_modules/"): package

@@ -1,4 +1,4 @@
-"""The log of a program: it never raises, bounds every field, and counts repeats."""
+"""A program's log: it never raises an error, limits every field, and counts repeats."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ class Clock:
 
 @pytest.fixture
 def written(capfd: pytest.CaptureFixture[str]) -> Iterator[Lines]:
-    """Returns the lines on standard error since its last call."""
+    """Returns a function that reads the lines on standard error since its last call."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
@@ -53,7 +53,7 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -
         assert sink.lost_lines == 3
         free(tmp_path / "disk")
         sink.info("last")
-        # The first of the three was written in part, so the next one begins on a new line.
+        # A part of the first of these lines was written, so the next line begins on a new line.
         assert [line.strip("x") for line in path.read_text().splitlines()] == [
             "first",
             "",
@@ -97,7 +97,7 @@ def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
     logs.configure("agent", "INFO", epoch=3)
     write(structlog.get_logger())
     with_structlog = written()
-    # The log of libraries has to be captured again.
+    # The logs of libraries must be captured once more.
     logging.getLogger().handlers.clear()
     write(logs.configure_plain("agent", epoch=3))
     without = written()
@@ -129,7 +129,7 @@ def test_every_field_is_truncated_at_a_bound(written: Lines) -> None:
         assert "characters cut]" in first[field], field
     assert "[49000 characters cut]" in first["path"]
     assert (first["short"], first["number"], first["absent"]) == (["a"], 7, None)
-    # A traceback keeps its start and its end.
+    # The beginning and the end of a traceback are kept.
     assert second["exception"].startswith("Traceback (most recent call last)")
     assert second["exception"].endswith("yyy")
     assert len(second["exception"]) < 8 * _LIMIT + 50
@@ -175,7 +175,7 @@ def test_repeats_are_left_out_and_counted() -> None:
     sampler = Sampler(20, clock)
     assert [sampler.admit("unauthenticated") for _ in range(20)] == [{}] * 20
     assert {sampler.admit("unauthenticated") is None for _ in range(100)} == {True}
-    # Each kind has a rate of its own.
+    # Each kind of line has its own rate limit.
     assert sampler.admit("rate_limited") == {}
     clock.now += 0.1
     assert sampler.admit("unauthenticated") == {"repeats_left_out": 100}

@@ -1,4 +1,4 @@
-"""The Makefile: what it refuses, and with which messages."""
+"""What the Makefile refuses, and with which messages."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    # If make runs these tests, its options must not reach the make under test.
+    # If these tests run under make, its options must not reach the make under test.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
     }
@@ -23,7 +23,7 @@ def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A virtual environment and the state of a stack, each with a lock file."""
+    """A virtual environment and a stack's state folder, each with a lock file."""
     environment, state = tmp_path / "venv", tmp_path / "state"
     for folder in (environment, state):
         folder.mkdir()
@@ -45,7 +45,7 @@ def test_clean_keeps_the_state_unless_asked_to_remove_it(folders: tuple[Path, Pa
     assert "STATE=1" in kept.stdout
     assert clean(folders, "STATE=1").returncode == 0
     assert not state.exists()
-    # There is nothing left to remove.
+    # Nothing is left to remove.
     assert clean(folders, "STATE=1").returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""The port of a program's metrics."""
+"""The metrics port of a program."""
 
 import socket
 import threading
@@ -36,15 +36,15 @@ def test_silent_connections_keep_no_threads_and_nobody_out(
         for number in range(200):
             each = silent.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 2:
-                # A part of a request is none.
+                # An incomplete request counts as silence.
                 each.sendall(b"GET /metrics HTTP/1.1\r\n")
             if number % 20 == 0:
                 answer = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
                 assert answer.text == "metrics"
-        # The threads of the connections that were closed end.
+        # The threads of closed connections end.
         eventually(lambda: threading.active_count() <= most)
     eventually(lambda: threading.active_count() <= before)
-    # Nothing is written for a client that was silent.
+    # The server has written nothing about the silent clients.
     assert capfd.readouterr() == ("", "")
 
 
@@ -55,7 +55,7 @@ def test_a_silent_connection_ends(port: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_scrape_in_progress_is_never_cut_off() -> None:
-    """One more than there may be connections waits until another one has ended."""
+    """If all connections are in use, one more scrape waits until another one has ended."""
     count, begun, go_on = metrics_server._MAX_CONNECTIONS, threading.Semaphore(0), threading.Event()
 
     def slow(environ: Any, start: Any) -> list[bytes]:
@@ -79,7 +79,7 @@ def test_a_scrape_in_progress_is_never_cut_off() -> None:
 
 
 def test_no_connection_of_a_burst_is_dropped(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait until the server accepts them."""
+    """New connections wait until the server accepts them."""
     accept, go_on = metrics_server._Server.get_request, threading.Event()
 
     def accept_later(server: Any) -> Any:

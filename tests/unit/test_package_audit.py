@@ -1,4 +1,4 @@
-"""`make audit`: its exit code and what it prints, with a stand-in for pip-audit."""
+"""`make audit`: its exit code and its output, with a stand-in for pip-audit."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / ".make" / "audit.py"
-# Writes this report, prints this text, and exits with this code.
+# The stand-in writes the given report, prints the given text, and exits with the given code.
 STAND_IN = """
 import sys
 report, text, code = sys.argv[1:4]
@@ -25,7 +25,7 @@ UNKNOWN = {"name": "own", "skip_reason": "not on the index"}
 
 
 def audit(report: object, text: str = "", code: int = 0) -> tuple[int, str]:
-    """The exit code and the output of the script."""
+    """Runs the script. Returns its exit code and its output."""
     stand_in = [sys.executable, "-c", STAND_IN]
     written = "" if report is None else json.dumps({"dependencies": report})
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The spec of an agent: which signing key it comes from, and which key of the model it has."""
+"""The spec of an agent: which signing key its secrets come from, and which model key it has."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ NEW = with_first_key(BOTH)
 
 @pytest.mark.parametrize(("signing_key", "text"), [(0, NEW), (1, OLD)])
 def test_a_spec_is_made_with_the_signing_key_of_the_agent(signing_key: int, text: str) -> None:
-    """Bootstrap makes it with the key of the agent's token."""
+    """Bootstrap makes the spec with the same key as the agent's token."""
     made = spec_for(Settings(), PodTokens(BOTH), AgentCertificates(BOTH))
     spec = made(AgentIdentity("ws_1", 3, signing_key))
     alone, certificates = PodTokens(text), AgentCertificates(text)

@@ -1,4 +1,4 @@
-"""The prices of the release and of PRICES_FILE."""
+"""The prices of the release, and the prices in PRICES_FILE."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from evershell.core.errors import OperatorError
 from evershell.core.prices import PriceList
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-# A call with each part, a long one, and a small one.
+# A call with each kind of tokens, a call with audio, and a small call.
 CALLS = (
     {
         "input_tokens": 900_000,
@@ -27,7 +27,7 @@ CALLS = (
     {"input_tokens": 900, "output_tokens": 70, "input_audio_tokens": 33, "output_audio_tokens": 7},
     {"input_tokens": 1, "output_tokens": 1},
 )
-# The names of the package.
+# The names that the package genai-prices uses.
 THEIRS = {
     "cached_input_tokens": "cache_read_tokens",
     "reasoning_tokens": "output_reasoning_tokens",
@@ -35,7 +35,7 @@ THEIRS = {
 
 
 def names_of(clause: Any) -> Iterator[str]:
-    """Names to which the clause may apply."""
+    """Yields names of models to which the clause may apply."""
     kind, wanted = clause
     if kind in ("or", "and"):
         for each in wanted:
@@ -73,7 +73,7 @@ def test_the_release_has_the_prices_of_genai_prices() -> None:
                 if expected is None or found is None:
                     assert found is expected, (name, call)
                 else:
-                    # The package rounds half to even.
+                    # The package rounds halves to even.
                     assert abs(found - expected) <= 1, (name, call, at)
                     priced += 1
     assert priced > 1000

@@ -1,4 +1,4 @@
-"""The error messages of programs that cannot start, and of commands of operators."""
+"""The error messages of programs that cannot start, and of operators' commands."""
 
 import asyncio
 import os
@@ -35,9 +35,9 @@ def test_a_program_without_its_key_or_its_database_fails_with_a_message(tmp_path
 def test_signing_keys_that_are_not_valid_are_refused_in_one_line(
     program: str, tmp_path: Path
 ) -> None:
-    """tests/unit/auth/test_signing_keys.py has other contents, and the command `rotate`."""
+    """tests/unit/auth/test_signing_keys.py tests other contents, and the command `rotate`."""
     path = tmp_path / "control-plane.jwk"
-    # Deeper than the parser of JSON recurses.
+    # Nested more deeply than the JSON parser recurses.
     path.write_text("[" * 100_000)
     refused = run(program, tmp_path, DATABASE_URL="postgresql:///nowhere")
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -93,7 +93,7 @@ def test_an_agent_refuses_an_invalid_spec_in_one_line(spec: str) -> None:
 def test_a_state_folder_given_through_a_link_is_the_same_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Agents are found by the path of the state folder in their environment."""
+    """Agents are found by the path of the state folder, which is in their environment."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.setenv("STATE_DIR", str(tmp_path / "real"))
@@ -103,7 +103,7 @@ def test_a_state_folder_given_through_a_link_is_the_same_folder(
 
 
 def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
-    """Otherwise the file would receive the lines of the log."""
+    """Otherwise the lines of the log would be written to the file."""
     program = (
         "import contextlib, os, sys\n"
         "from evershell.cli.main import main\n"
@@ -148,7 +148,7 @@ def test_a_key_with_invalid_options_is_refused(arguments: list[str], expected: s
     assert expected in result.stderr
 
 
-# A fleet controller that waits for its input before it can lead.
+# A fleet controller that waits for input before it is able to lead.
 SLOW_CONTROLLER = """
 import asyncio
 from contextlib import asynccontextmanager
@@ -168,7 +168,7 @@ asyncio.run(fleet.fleet(Settings.read()))
 
 
 async def test_a_controller_makes_no_turn_before_it_can_lead(tmp_path: Path) -> None:
-    """After the first turn, a rolling restart stops the other controller."""
+    """After the controller's first turn, a rolling restart would stop the other controller."""
     count = TurnCount()
     environment = os.environ | {
         "STATE_DIR": str(tmp_path),

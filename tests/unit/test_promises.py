@@ -1,4 +1,4 @@
-"""Verdicts of tests/support/promises.py about the usage of iterations."""
+"""The verdicts of tests/support/promises.py on the usage of iterations."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.support.promises import (
     [
         (2, False, False, True),
         (3, True, False, True),
-        # It was not reported.
+        # The lost iteration was not reported.
         (2, True, False, True),
         (3, False, False, False),
         (4, True, False, False),

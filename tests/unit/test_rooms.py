@@ -1,4 +1,4 @@
-"""The names of the modules of rooms."""
+"""The names of the modules in rooms."""
 
 from collections import Counter
 from pathlib import Path

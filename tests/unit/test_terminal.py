@@ -1,6 +1,6 @@
-"""Standard streams that are full or broken, small terminals, and text from others.
+"""Full or broken standard streams, small terminals, and text that other users have written.
 
-Text from others is printed with its control characters escaped.
+Such text is printed with its control characters escaped.
 """
 
 import os
@@ -43,10 +43,10 @@ main(commands[-1].split())
 
 
 def run(*commands: str, **options: Any) -> tuple[int, str]:
-    """Runs commands, each in a process of its own, which is a fork of the first one.
+    """Runs commands in turn, each in a fork of the same process.
 
-    Returns the exit code of the last one and what they print to standard error, with the other exit
-    codes.
+    Returns the exit code of the last command, and the standard error of all commands. There, the
+    exit code of each other command is a line.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *commands],
@@ -65,7 +65,7 @@ def test_a_full_disk_is_said_in_a_line() -> None:
     message = "Error: Standard output cannot be written: No space left on device.\n"
     with Path("/dev/full").open("w") as full:
         code, errors = run("workspaces", "cancel ws_1", "cancel ws_1 --json", stdout=full)
-    # The exit code of a cancellation tells the outcome.
+    # The exit code of a cancellation still tells the outcome.
     assert (code, errors) == (3, f"{message}exit 1\n{message}exit 3\n{message}")
 
 
@@ -79,7 +79,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        # The exit code of a cancellation tells the outcome.
+        # The exit code of a cancellation still tells the outcome.
         assert run("cancel ws_1", "workspaces", stdout=writer) == (0, "exit 3\n")
     finally:
         os.close(writer)
@@ -107,13 +107,13 @@ NAME = "the nightly import of the customers"
             f"WORKSPACE                      NAME\n"
             f"{ID}  the nightly import of the\n{31 * ' '}customers\n",
         ),
-        # Longer than an id, so it is broken.
+        # The name is longer than an id, so it is broken into lines.
         (
             70,
             60 * "x",
             f"WORKSPACE                      NAME\n{ID}  {39 * 'x'}\n{31 * ' '}{21 * 'x'}\n",
         ),
-        # Too narrow for whole words side by side.
+        # The terminal is too narrow to show whole words next to the id.
         (36, NAME, f"{ID}\n  name          the nightly import\n{16 * ' '}of the customers\n"),
         (20, NAME, f"{ID}\n  name          {NAME}\n"),
     ],
@@ -161,7 +161,7 @@ def test_texts_are_wrapped_and_commands_are_not(
 
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,
-# line separators, a private character and half of a surrogate pair.
+# line separators, a private-use character, and one half of a surrogate pair.
 CONTROL_CHARACTERS = "\x1b[2J\x9b2J\x07\b\x7f\r\u202e\u2066\u200b\u2028\ufeff\ue000\ud800"
 
 
@@ -181,11 +181,11 @@ def test_control_characters_are_escaped(text: str, escaped: str) -> None:
 
 
 def test_no_control_character_is_printed() -> None:
-    # Above the first planes, kinds of characters come in long runs.
+    # Above U+3000, characters of the same kind come in long runs, so a sample is enough.
     everything = "".join(map(chr, (*range(0x3000), *range(0x3000, 0x110000, 61))))
     printed = printable(everything)
     assert all(character.isprintable() or character.isspace() for character in printed)
-    # No line or paragraph separator is printed.
+    # No line separator or paragraph separator is printed.
     assert len(printed.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Spans around calls, and their absence when tracing is off."""
+"""Spans around calls, and no spans if tracing is off."""
 
 import logging
 
@@ -45,7 +45,7 @@ async def test_each_call_within_a_recorded_trace_has_a_span(
     spans = {span.name: span for span in receiver.spans(CALLER.trace_id)}
     assert set(spans) == {"port.succeed", "port.fail"}
     assert {span.parent_span_id.hex() for span in spans.values()} == {CALLER.span_id}
-    # The text of an error may name internal addresses, so spans have only its type.
+    # The text of an error may contain internal addresses, so spans contain only its type.
     assert (spans["port.fail"].status.code, spans["port.fail"].status.message) == (
         2,
         "UnavailableError",

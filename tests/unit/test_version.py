@@ -1,4 +1,4 @@
-"""The version of the distribution is the same wherever it stands."""
+"""The version of the distribution is the same everywhere."""
 
 import json
 import subprocess

@@ -1,4 +1,7 @@
-"""The real Agent in this process; the rules drive its control plane, its model and its tool."""
+"""Runs the real Agent in this process.
+
+The rules drive its control plane, its model and its tool.
+"""
 
 import asyncio
 import logging
@@ -25,7 +28,7 @@ from tests.faults.invariants.runtime_stub import RuntimeStub
 from tests.faults.invariants.spy_store import SpyStore
 from tests.faults.invariants.trouble import Fault, Link
 
-# A call ends when a rule opens its gate or force interrupts it, so no call reaches this limit.
+# The rules end or interrupt every call, so no call reaches this limit.
 _NO_LIMITS = Limits(model_timeout_seconds=1e6, tool_timeout_seconds=1e6)
 
 
@@ -66,18 +69,18 @@ class Agent:
         self.address = f"127.0.0.1:{epoch}"
         self.link = Link.GOOD
         self.fault: Fault | None = None
-        # Whether a fault outside the agent may have let its lease expire.
+        # Whether a fault outside the agent may have let the agent's lease expire.
         self.was_disturbed = False
-        # The time since which every call has succeeded, in seconds of the monotonic clock.
+        # Since when every call has succeeded, in seconds of the monotonic clock.
         self.mended_at = shared.clock.monotonic()
         # Set unless the process is frozen.
         self.thawed = asyncio.Event()
         self.thawed.set()
-        # Calls that arrived while it was frozen.
+        # Calls that arrived while the process was frozen.
         self._backlog: list[Callable[[], object]] = []
         self.gone = asyncio.Event()
-        # The tasks whose cancellation it has received, with the earliest force deadline, in seconds
-        # since 1970.
+        # For each task whose cancellation the agent has received: the earliest force deadline in
+        # seconds since 1970, or None without one.
         self.known_cancellations: dict[str, float | None] = {}
         self._shared = shared
         self.gates = Gates(self._surroundings(), shared.record)
@@ -108,7 +111,7 @@ class Agent:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the process is stopped, as by SIGSTOP."""
+        """Whether the process is stopped, as after SIGSTOP."""
         return not self.thawed.is_set()
 
     def note_cancellation(self, task_id: str, cancellation: Cancellation) -> None:
@@ -125,20 +128,26 @@ class Agent:
             self.note_cancellation(directive.task.task_id, directive.task.cancellation)
 
     def start(self, epoch: int, assignment: Assignment) -> bool:
-        """Takes the signal to start a task. Raises ValueError in another epoch."""
+        """Handles the signal to start a task.
+
+        Raises ValueError if the signal is for another epoch.
+        """
         self._check(epoch)
         if assignment.HasField("cancellation"):
             self.note_cancellation(assignment.task_id, assignment.cancellation)
         return self.session.start(assignment)
 
     def cancel(self, epoch: int, task_id: str, cancellation: Cancellation) -> bool:
-        """Takes the signal to cancel a task. Raises ValueError in another epoch."""
+        """Handles the signal to cancel a task.
+
+        Raises ValueError if the signal is for another epoch.
+        """
         self._check(epoch)
         self.note_cancellation(task_id, cancellation)
         return self.session.cancel(task_id, cancellation)
 
     def when_thawed(self, deliver: Callable[[], object]) -> None:
-        """Delivers a call to a frozen process once it is thawed."""
+        """Keeps a call to this frozen process, and delivers it once the process is thawed."""
         self._backlog.append(deliver)
 
     def freeze(self) -> None:
@@ -147,7 +156,7 @@ class Agent:
         self.thawed.clear()
 
     def thaw(self) -> None:
-        """Lets the process continue, and delivers the calls that waited for it."""
+        """Lets the process continue, and delivers the calls that have waited."""
         self.mended_at = self._shared.clock.monotonic()
         self.thawed.set()
         backlog, self._backlog = self._backlog, []
@@ -155,7 +164,7 @@ class Agent:
             deliver()
 
     def set_link(self, link: Link) -> None:
-        """Sets how its calls to the control plane fail from now on."""
+        """Sets how the agent's calls to the control plane fail from now on."""
         if link is not Link.GOOD:
             self.was_disturbed = True
         elif self.link is not Link.GOOD:
@@ -196,7 +205,11 @@ class Agent:
         )
 
     def _may_interrupt(self, task_id: str) -> bool:
-        """Whether its deadline has passed, the agent is ending, or the task is another's."""
+        """Whether the agent may interrupt the task's calls.
+
+        It may if the force deadline has passed, the agent is ending, or the task has ended or
+        belongs to a later epoch.
+        """
         store = self._shared.store
         intent = store.intent(task_id)
         is_due = (

@@ -1,4 +1,4 @@
-"""One clock for the control plane, the agents and the event loop."""
+"""One clock that the control plane, the agents and the event loop share."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,7 +6,7 @@ _START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class Clock:
-    """A clock that only rules advance.
+    """A clock that advances only when a rule says so.
 
     A float represents its steps exactly, so comparisons with deadlines are exact.
     """
@@ -15,17 +15,17 @@ class Clock:
         self._passed_seconds = 0.0
 
     def __call__(self) -> datetime:
-        """Returns the time that is written to the database."""
+        """Returns the time as the code under test writes it to the database."""
         return _START + timedelta(seconds=self._passed_seconds)
 
     def unix_seconds(self) -> float:
-        """Stands for time.time."""
+        """Replaces time.time."""
         return _START.timestamp() + self._passed_seconds
 
     def monotonic(self) -> float:
-        """Stands for time.monotonic, which the event loop's timers follow."""
+        """Replaces time.monotonic, which the event loop's timers follow."""
         return 1_000 + self._passed_seconds
 
     def advance(self, seconds: float) -> None:
-        """Advances the time. Timers that are due by then fire at the event loop's next turn."""
+        """Advances the time. Timers that are then due fire at the event loop's next turn."""
         self._passed_seconds += seconds

@@ -1,4 +1,4 @@
-"""The workspace is deleted at any moment of a run, among all other steps and faults."""
+"""A run in which the workspace may be deleted at any moment, among all other steps and faults."""
 
 from hypothesis.stateful import invariant, precondition, rule
 
@@ -8,12 +8,15 @@ from tests.faults.invariants.ending import open_gates, repair
 from tests.faults.invariants.machine import CancellationMachine
 from tests.faults.invariants.product import BOUNDS, CALLER
 
-# Longer than a lease and the grace period of a deletion.
+# Longer than a lease plus the grace period of a deletion.
 _LIMIT_SECONDS = round(BOUNDS.lease_seconds) + 30
 
 
 class DeletionMachine(CancellationMachine):
-    """The machine of cancellations, with a deletion. All its invariants hold until the end."""
+    """The machine of cancellations, with a rule that deletes the workspace.
+
+    All invariants still hold.
+    """
 
     @precondition(lambda self: self.may_be_trouble)
     @rule()
@@ -23,7 +26,7 @@ class DeletionMachine(CancellationMachine):
 
     @invariant()
     def nothing_is_left_behind(self) -> None:
-        """Before the workspace is removed, its task and its pod have ended."""
+        """When the workspace is removed, its task and its pod have already ended."""
         removed = self.world.removed
         if removed is None:
             return
@@ -32,7 +35,7 @@ class DeletionMachine(CancellationMachine):
         assert not self.there(), self.there()
 
     def end(self) -> None:
-        """Every fault is repaired, and the workspace is deleted in bounded time."""
+        """Repairs every fault, then deletes the workspace. Its removal must take bounded time."""
         self.world.run(self._end())
 
     async def _end(self) -> None:
@@ -49,7 +52,7 @@ class DeletionMachine(CancellationMachine):
         promised = {call.target_id for call in world.record.calls if call.is_promise}
         ends = {task.id: task.status for task in removed.tasks}
         assert all(ends[each] is TaskStatus.CANCELLED for each in promised if each), ends
-        # The agents that were out of reach learn it from their next call.
+        # Agents that were out of reach learn of the deletion from their next call.
         await world.advance(BOUNDS.lease_seconds + 5.0)
         assert not self.there()
         assert await world.observer.get_workspace(world.workspace_id) is None

@@ -1,4 +1,4 @@
-"""The end of a run: every fault is repaired, and every promise must be fulfilled."""
+"""The end of a run: repairs every fault, then checks that every promise is fulfilled."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -11,17 +11,20 @@ from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# Longer than a lease, than the controller's limits for an agent's start and stop, and than the
+# Longer than each of these: a lease, the controller's limits for an agent's start and stop, and the
 # bounds of a cancellation.
 _LIMIT_SECONDS = 60 + round(
     BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds()
 )
-# The time for a heartbeat, a scan of the controller, and the steps between them.
+# Time for a heartbeat, a scan of the controller, and the steps between them.
 _SLACK = timedelta(seconds=5)
 
 
 def end_all(world: World) -> None:
-    """Checks that every request is fulfilled and that the next task completes."""
+    """Repairs every fault.
+
+    Checks that every request is fulfilled and that the next task completes.
+    """
     world.run(repair(world))
     world.run(_await_ends(world))
     world.run(_check_next_task(world))
@@ -36,8 +39,8 @@ async def repair(world: World) -> None:
     for agent in world.agents:
         agent.thaw()
         agent.set_link(Link.GOOD)
-    # Longer than any pause between two attempts of agents or of the controller. After this time, no
-    # bound is postponed.
+    # Longer than any pause between two attempts of an agent or of the controller. After this time,
+    # outages postpone no bound.
     await world.advance(RECOVERY_MARGIN.total_seconds())
     if any(agent.fault and not agent.is_gone for agent in world.agents):
         # A defective agent never ends its task.
@@ -46,7 +49,10 @@ async def repair(world: World) -> None:
 
 
 async def _await_ends(world: World) -> None:
-    """Waits for the end of all tasks: a cancelled one gets no final reply, the others do."""
+    """Waits until all tasks have ended.
+
+    The model gives a final reply unless the task is cancelled.
+    """
     due = _due(world, await world.tasks(), await world.workspace())
     for _ in range(_LIMIT_SECONDS):
         await open_gates(world)
@@ -88,12 +94,12 @@ async def _await_ends(world: World) -> None:
     assert all(task.status is TaskStatus.CANCELLED for task in tasks if task.id in promised), (
         "invariant 2: an accepted cancellation was lost"
     )
-    # A tool of an agent that crashed out of the controller's reach may still run, because nothing
-    # reports its end.
+    # Tools are not checked: if an agent crashed while the controller could not reach it, its tool
+    # may still run, because nothing has reported the tool's end.
 
 
 def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
-    """The time by which each open cancelled task must end, even if its agent does nothing."""
+    """Returns when each open cancelled task must have ended, even if its agent does nothing."""
     faults = {
         agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone
     }
@@ -131,7 +137,7 @@ async def _check_next_task(world: World) -> None:
     if (await world.workspace()).status is not WorkspaceStatus.SUSPENDED:
         await world.resume()
         await world.advance(4.0)
-    # It wakes a suspended workspace.
+    # The task also wakes a suspended workspace.
     await world.submit()
     await world.advance(4.0)
     await open_gates(world)

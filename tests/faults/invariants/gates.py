@@ -12,7 +12,7 @@ from evershell.core.prices import PriceList, Prices
 from tests.faults.invariants.record import Iteration, Record
 
 MODEL = "priced"
-# A nano-dollar for each token.
+# Each token costs one nano-dollar.
 PRICES = PriceList(
     own={MODEL: Prices(dict.fromkeys(("input_tokens", "output_tokens"), ((0, 1000),)))}
 )
@@ -26,10 +26,10 @@ class Surroundings:
     task_id: Callable[[], str]
     was_cancelled: Callable[[str], bool]
     may_interrupt: Callable[[str], bool]
-    # Whether the process has ended: later steps of its coroutines then do not count.
+    # Whether the process has ended. From then on, steps of its coroutines do not count.
     is_gone: Callable[[], bool]
-    # Notes whether a tool runs for the task. It counts as running until its end is known, even if
-    # the agent dies.
+    # Notes whether a tool runs for the task. A tool counts as running until its end is known, even
+    # if the agent dies.
     tool_runs: Callable[[str, bool], None]
 
 
@@ -43,13 +43,13 @@ class Reply:
 
 
 class Gates:
-    """The agent, with its model and its tool. At most one call is open."""
+    """The agent's model and tool, whose calls wait for a rule. At most one call is open."""
 
     def __init__(self, surroundings: Surroundings, record: Record) -> None:
         self._surroundings = surroundings
         self._record = record
         self._iteration: Iteration | None = None
-        # The results that the open call waits for; None without an open call.
+        # What the open model call or tool call waits for; None if no such call is open.
         self._reply: asyncio.Future[Reply] | None = None
         self._result: asyncio.Future[ToolResult] | None = None
 
@@ -72,7 +72,7 @@ class Gates:
         self._reply.set_result(Reply(content=content, calls_tool=tool, final=final))
 
     def fail(self) -> None:
-        """Lets the open model call fail."""
+        """Makes the open model call fail."""
         assert self._reply is not None and self._iteration is not None
         self._iteration.failed = True
         self._reply.set_exception(TaskFailed("the gated model failed"))

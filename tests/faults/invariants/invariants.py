@@ -18,7 +18,7 @@ from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.view import View
 from tests.support.promises import violations
 
-# The most that an answer about an unreachable agent may take.
+# The longest time in which a call may answer that the agent is unreachable.
 _UNREACHABLE_SECONDS = 2.0
 # Slightly longer than an agent's pause between two attempts of a call.
 _BACKOFF_SECONDS = 1.5
@@ -28,12 +28,12 @@ _SCAN = timedelta(seconds=1.5)
 
 
 def promises_are_kept(view: View) -> None:
-    """The promises that also hold on a real stack."""
+    """Checks the promises that also hold on a real stack."""
     assert not (broken := violations(view.history)), broken
 
 
 def nothing_unexpected_is_raised(view: View) -> None:
-    """No constraint of the database failed, and no defect was recorded."""
+    """No constraint of the database is violated, and no defect is recorded."""
     assert not view.record.defects, view.record.defects
 
 
@@ -70,7 +70,7 @@ def invariant_1_durable_first(view: View) -> None:
 
 
 def invariant_2_accepted_means_cancelled(view: View) -> None:
-    """A cancelled task keeps its result; no answer reports an end before its commit."""
+    """A cancelled task keeps its result. No answer reports an end before the end is committed."""
     for task in view.tasks.values():
         iterations = view.events_of(task.id, EventType.ITERATION_COMPLETED)
         content = iterations[-1].payload["model_call"]["content"] if iterations else ""
@@ -103,7 +103,7 @@ def invariant_3_one_end(view: View) -> None:
 
 
 def invariant_5_no_leak(view: View) -> None:
-    """An intent is recorded only on the task that its call targets."""
+    """An intent is recorded only for the task that the call has targeted."""
     assert not view.record.unasked, view.record.unasked
     for task in view.tasks.values():
         if task.cancel is not None:
@@ -118,7 +118,7 @@ def invariant_5_no_leak(view: View) -> None:
 
 
 def invariant_6_the_pod_lives(view: View) -> None:
-    """An agent whose task was cancelled continues in its epoch and accepts the next task."""
+    """An agent whose task was cancelled keeps its epoch and accepts the next task."""
     assert not view.record.refused_submits, view.record.refused_submits
     for agent in view.world.agents:
         if not agent.shutdown.is_begun:
@@ -143,7 +143,7 @@ def invariant_6_the_pod_lives(view: View) -> None:
 
 
 def invariant_7_not_lost(view: View) -> None:
-    """Callers learn what is recorded for an unreachable agent; a lost agent is fenced.
+    """Callers learn what is recorded if the agent is unreachable; a lost agent is fenced.
 
     The tools of a lost agent end before its task does.
     """
@@ -185,10 +185,10 @@ def invariant_7_not_lost(view: View) -> None:
 
 
 def invariant_8_idempotent(view: View) -> None:
-    """Only the call whose intent is recorded is `accepted`; the intent never changes."""
+    """Only the call that recorded the intent gets `accepted`, and the intent never changes."""
     for task_id, intent in view.record.intents.items():
         now = view.tasks[task_id].cancel
-        # Only its force deadline may change, which invariant 11 checks.
+        # The force deadline may change, which invariant 11 checks.
         assert now is not None and _without_force(now) == _without_force(intent), (
             "an intent was changed",
             intent,
@@ -217,13 +217,13 @@ def _without_force(intent: CancelIntent) -> CancelIntent:
 
 
 def invariant_9_every_hop_checks(view: View) -> None:
-    """The reply to an agent's call contains the intent that was recorded before the call."""
+    """The reply to an agent's call contains the intent if it was recorded before the call."""
     for hop in view.record.hops:
         assert hop.says_cancelled or not hop.was_recorded, ("a reply lacks the cancellation", hop)
 
 
 def invariant_10_bounded(view: View) -> None:
-    """An answer waits no longer than its caller asked for, and ends with the task."""
+    """No answer comes later than the caller's wait allows, and a wait ends when the task ends."""
     now = view.world.clock()
     for call in view.record.calls:
         waited_seconds = ((call.answered_at or now) - call.asked_at).total_seconds()
@@ -253,7 +253,7 @@ def invariant_10_bounded(view: View) -> None:
 
 
 def invariant_12_visible(view: View) -> None:
-    """Between request and end, the task shows its intent and the phase of its agent."""
+    """From the request to the end, the task shows its intent and its agent's phase."""
     for task in view.tasks.values():
         assert (
             not view.calls_for(task.id)
@@ -268,7 +268,7 @@ def invariant_12_visible(view: View) -> None:
 
 
 def _is_in_touch(view: View, epoch: int) -> bool:
-    """Whether every message of this agent must have arrived."""
+    """Whether every message of this agent must have arrived by now."""
     agent = next(each for each in view.world.agents if each.epoch == epoch)
     now, hiccup_at = view.world.clock, view.world.store.last_hiccup_at
     is_mended = now.monotonic() > agent.mended_at + _BACKOFF_SECONDS or not agent.was_disturbed
@@ -280,9 +280,9 @@ def _is_in_touch(view: View, epoch: int) -> bool:
 
 
 def invariant_4_the_iteration_is_finished(view: View) -> None:
-    """After a cancellation, an agent begins no iteration; the one in flight is recorded.
+    """After a cancellation, the agent begins no iteration and the current one is recorded.
 
-    The iteration in flight is recorded with its result, unless it was forced.
+    The current iteration is recorded with its result, unless it was interrupted by force.
     """
     for begun in view.record.iterations:
         assert not begun.was_cancelled, ("began after the agent received the cancellation", begun)
@@ -302,7 +302,7 @@ def invariant_4_the_iteration_is_finished(view: View) -> None:
             task.usage.output_tokens,
             task.usage.cost_nanos,
         )
-        # A lost iteration counts if it was reported, which happens before its tool call.
+        # A lost iteration counts if the agent had reported it, which it does before the tool call.
         lost = task.iteration_lost and task.usage.model_calls > len(events)
         count, tools = len(events) + lost, len(tool_calls) + lost
         assert usage == (count, tools, 3 * count, 2 * count, 5 * count), task
@@ -338,11 +338,11 @@ def _check_iteration(event: Event, begun: Iteration) -> None:
 
 
 def invariant_11_force_is_asked_for(view: View) -> None:
-    """The earliest requested deadline holds; only the call open at that time is interrupted."""
+    """The earliest requested deadline applies. Only the call that is open then is interrupted."""
     for task in view.tasks.values():
         _check_deadline(view, task)
-        # A task that was never delivered has no pod to end. Neither has a task that woke its
-        # workspace.
+        # Tasks without a pod to end are excluded: tasks that were never delivered, and tasks that
+        # woke a suspended workspace but never started.
         is_ended_with_its_pod = (
             task.id not in view.record.ends_proposed
             and task.reason != "the agent could not be reached"
@@ -400,7 +400,7 @@ def _check_deadline(view: View, task: Task) -> None:
         or task.id in view.record.stops.values()
         or task.limits.force_after_seconds is not None
     ):
-        # The effect of these calls is unknown, and a limit may also force the end.
+        # The effect of these calls is unknown. A limit may also force the end.
         return
     asked = [
         call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
@@ -419,14 +419,14 @@ def _check_deadline(view: View, task: Task) -> None:
 
 
 def duration_ends_at(task: Task) -> datetime | None:
-    """When the task reaches the limit of its duration, if it has one and has started."""
+    """When the task reaches its limit of duration; None without this limit or before the start."""
     if task.limits.max_duration_seconds is None or task.started_at is None:
         return None
     return task.started_at + timedelta(seconds=task.limits.max_duration_seconds)
 
 
 def limits_decide_the_end(view: View) -> None:
-    """A task that has reached a limit is cancelled, and never ends in another way."""
+    """A task that has reached a limit is cancelled and cannot end in any other way."""
     for task in view.tasks.values():
         is_used = any(budget.is_reached for budget in budgets(task))
         assert not is_used or task.cancel is not None, task
@@ -460,7 +460,7 @@ def limits_are_named(view: View) -> None:
 
 
 def limits_are_announced_once(view: View) -> None:
-    """A task announces that it reaches 80 % of a limit, unless it is cancelled by then."""
+    """A task announces once that it comes close to a limit (80 %), unless it is cancelled first."""
     for task in view.tasks.values():
         for most in filter(None, (task.limits.max_total_tokens, task.limits.max_cost_nanos)):
             used, announced = 0, 0
@@ -471,24 +471,24 @@ def limits_are_announced_once(view: View) -> None:
                     announced += _approaches(used, most)
                     used += 5
             events = view.events_of(task.id, EventType.TASK_LIMIT_APPROACHED)
-            # The next iteration may have been reported before the cancellation.
+            # The agent may have reported one more iteration before the cancellation.
             next_one = _approaches(used, most)
             assert announced <= len(events) <= announced + next_one, (task, events)
 
 
 def _approaches(used: int, most: int) -> bool:
-    """Whether a further iteration, with 5 tokens, comes close to the limit."""
+    """Whether one more iteration, with 5 tokens, reaches 80 % of the limit but not the limit."""
     return used * 100 < most * 80 <= (used + 5) * 100 < most * 100
 
 
 def usage_counts_each_iteration_once(view: View) -> None:
-    """The usage never shrinks, and counts a reported iteration that runs or was lost once."""
+    """The usage never shrinks. It counts each reported iteration once, even an open or lost one."""
     for task in view.tasks.values():
         used, seen = task.used, view.record.usages.get(task.id, task.used)
         assert used.at_least(seen) == used, ("usage shrinks", seen, task)
         view.record.usages[task.id] = used
-        # invariant_4 checks committed and lost iterations. A model call in gates.py has 3 and 2
-        # tokens.
+        # invariant_4 checks committed and lost iterations. A model call of gates.py has 3 input
+        # tokens and 2 output tokens.
         is_open = task.open_iteration is not None
         assert not (is_open and task.status.is_terminal), task
         calls = task.usage.model_calls + is_open
@@ -504,7 +504,10 @@ def _tokens(task: Task) -> int:
 
 
 def limits_are_recorded_in_time(view: View) -> None:
-    """A controller records each duration that has ended, even if it ended before its term."""
+    """A controller records each duration that is over.
+
+    It may have ended before the controller led.
+    """
     world, now = view.world, view.world.clock()
     for task in view.tasks.values():
         due = duration_ends_at(task)
@@ -517,7 +520,10 @@ def limits_are_recorded_in_time(view: View) -> None:
 
 
 def suspended_only_when_idle(view: View) -> None:
-    """A suspended workspace was idle for long, or its pod was ended by force. It has no agent."""
+    """A workspace is suspended after a long idle time or a forced end of its pod.
+
+    It has no agent.
+    """
     at = view.workspace
     if at.status is WorkspaceStatus.SUSPENDED:
         last = view.events[-1]
@@ -529,7 +535,7 @@ def suspended_only_when_idle(view: View) -> None:
 
 
 def a_wake_is_exact(view: View) -> None:
-    """A task that wakes its workspace starts with its agent, or ends without an iteration."""
+    """A task that wakes its workspace starts after its agent registers, or has no iterations."""
     for task in view.tasks.values():
         if not _wakes(view, task):
             continue

@@ -13,12 +13,12 @@ from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.view import View
 from tests.faults.invariants.wire import Network
 
-# Weighted towards networks that let a run progress.
+# Weighted towards the states of the network in which a run progresses.
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
 # An index into the live agents, mostly the index of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
-# An iteration has five tokens, which cost five nano-dollars. The durations end between two scans of
-# the controller.
+# An iteration has five tokens, which cost five nano-dollars. Each duration ends between two scans
+# of the controller.
 LIMITS = [
     TaskLimits(),
     TaskLimits(),
@@ -48,7 +48,7 @@ class CancellationMachine(Steps):
         limits=st.sampled_from(LIMITS),
     )
     def begin(self, comes_up: bool, is_heard: bool, network: Network, limits: TaskLimits) -> None:
-        """Submits a task. The workspace may be down, and the agent's requests may be lost."""
+        """Submits a task. The workspace may be down, and the agent's requests may get lost."""
         begun = self._begin(comes_up=comes_up, is_heard=is_heard, network=network, limits=limits)
         self.world.run(begun)
 
@@ -95,7 +95,7 @@ class CancellationMachine(Steps):
     def cancel_all(
         self, by: str, holds: bool, force_after_seconds: float | None, hiccup: Hiccup | None
     ) -> None:
-        """A caller cancels all tasks, and may put the organization on hold for that."""
+        """A caller cancels all tasks, with or without a hold of the organization."""
         if hiccup is not None:
             self.world.store.hiccups.appendleft(hiccup)
         call = self.world.cancel_all(
@@ -121,7 +121,7 @@ class CancellationMachine(Steps):
         wait_seconds=st.sampled_from([None, 10.0]),
     )
     def cancel_another(self, which: str, wait_seconds: float | None) -> None:
-        """Callers cancel a task that may have ended, or name none while none may run."""
+        """Cancels a task that may have ended, or names no task, even if none runs."""
         self._troubles += 1
         task_ids = self.world.task_ids
         named = {
@@ -153,7 +153,7 @@ class CancellationMachine(Steps):
         network=st.sampled_from([Network.LOST, Network.LATE]),
     )
     def model_replies_before_the_signal_comes(self, reply: str, network: Network) -> None:
-        """The task may end, and the next one begin, before the signal reaches the agent."""
+        """The task may end, and the next task may begin, before the signal reaches the agent."""
         self.world.wire.network = network
         self.world.run(self.world.cancel(CALLERS["user"]))
         self.model_replies(reply, -1)
@@ -197,11 +197,11 @@ class CancellationMachine(Steps):
                 )
             )
 
-    # Does not wait until there may be trouble: few tasks get that far, and each only once.
+    # Does not ask `may_be_trouble`: few tasks get close to their limit, and each one only once.
     @precondition(lambda self: self.limit_ahead is not None)
     @rule(what=st.sampled_from(["crash", "crash out of reach", "no controller", "no controller"]))
     def limit_is_reached_unseen(self, what: str) -> None:
-        """The duration of the task ends when its agent has just died, or no controller leads."""
+        """The task reaches its limit of duration while its agent dies or without a controller."""
         self._troubles += 1
         if what == "no controller":
             self.world.run(self._reach_limit_without_controller())
@@ -212,7 +212,10 @@ class CancellationMachine(Steps):
     @precondition(lambda self: self.there() and self.may_be_trouble)
     @rule(fault=st.sampled_from(Fault), which=WHICH)
     def agent_is_defective(self, fault: Fault, which: int) -> None:
-        """From now on, an agent renews its lease but does not work, until its process ends."""
+        """From now on, an agent renews its lease but does not work.
+
+        This lasts until its process ends.
+        """
         self._troubles += 1
         self._one_of(self.there(), which).fault = fault
 
@@ -221,7 +224,7 @@ class CancellationMachine(Steps):
     )
     @rule()
     def agents_are_well(self) -> None:
-        """Thaws every agent and repairs its link."""
+        """Thaws every agent and repairs the links."""
 
         def mend() -> None:
             for agent in self.there():
@@ -275,14 +278,14 @@ class CancellationMachine(Steps):
     @precondition(lambda self: not self.has_open_task)
     @rule(comes_up=st.booleans(), limits=st.sampled_from(LIMITS))
     def wake(self, comes_up: bool, limits: TaskLimits) -> None:
-        """The workspace is idle for long, then gets a task."""
+        """The workspace stays idle until it is suspended, then gets a task."""
         self.world.run(self._idle())
         self.world.run(self._begin(comes_up=comes_up, limits=limits))
 
     @precondition(lambda self: any(not call.runner.done() for call in self.world.record.calls))
     @rule(what=st.sampled_from(["goes away", "drain"]))
     def while_a_caller_waits(self, what: str) -> None:
-        """The caller disconnects, or the server drains."""
+        """While a call waits, its caller disconnects or the server drains."""
         if what == "drain":
             self._do(self.world.drain)
             return
@@ -298,7 +301,7 @@ class CancellationMachine(Steps):
             check(view)
 
     def teardown(self) -> None:
-        """Repairs every fault and checks that each accepted cancellation is fulfilled."""
+        """Repairs every fault, and checks that each accepted cancellation is fulfilled."""
         try:
             self.end()
             self.all_invariants()

@@ -1,4 +1,4 @@
-"""The controller's view of the machine: its pods are agents in this process."""
+"""The pods of a run, as the controller sees them: each is an agent in this process."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ class Pods:
         # Whether the controller can end pods and observe their end.
         self.are_in_reach = True
         self._agents = agents
-        # The workspace, the epoch and the run of each pod that was started.
+        # Each pod that was started, by workspace, epoch and run.
         self._started: set[tuple[str, int, str | None]] = set()
         self._shared = shared
 
@@ -79,7 +79,7 @@ class Pods:
 class Changes:
     """Implements fleet.changes.Changes.
 
-    A rule makes the controller scan at once; without one, it scans after its usual interval.
+    A rule can make the controller scan at once; otherwise it scans after its usual interval.
     """
 
     def __init__(self) -> None:

@@ -31,26 +31,27 @@ from tests.faults.invariants.wire import Wire
 from tests.support.fake_subscriptions import FakeSubscriptions
 
 LEASE_SECONDS = 12.0
-# Longer than any run: agents here have no limits, since their calls last until a rule ends them.
+# Longer than any run: agents of a run have no limits, because their calls last until a rule ends
+# them.
 BOUNDS = Bounds(
     model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS
 )
-# How long the workspace is idle before it is suspended.
+# How long the workspace must be idle before it is suspended.
 SUSPEND_AFTER = timedelta(seconds=6)
-# So short that no step contains two heartbeats.
+# Short enough that no step contains two heartbeats.
 STEP_SECONDS = 0.5
 _SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write", "org:hold"})
 CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, _SCOPES)
 CALLERS = {"user": CALLER, "program": Caller("org_a", "key_1", CredentialKind.API_KEY, _SCOPES)}
 
 Returned = TypeVar("Returned")
-# Opens the store under test and another session of its database. The arguments are a function to
-# call after each commit, and the clock of the leases.
+# Opens the store under test, and a second store for another session of the same database. Takes a
+# function to call after each commit, and the clock for leases.
 OpenStores = Callable[[AsyncExitStack, Publish, Clock], Coroutine[Any, Any, tuple[Store, Store]]]
 
 
 class Product:
-    """One workspace, its agents, and one controller, in their own event loop."""
+    """One workspace with its agents and one controller, in a separate event loop."""
 
     def __init__(self, open_stores: OpenStores) -> None:
         self.clock = Clock()
@@ -61,18 +62,18 @@ class Product:
         self._run_numbers = count(1)
         self._background: set[asyncio.Task[None]] = set()
         self._leading: asyncio.Task[None] | None = None
-        # The time since which a controller leads; None if none does.
+        # When the current controller began to lead; None if none leads.
         self.leading_since: datetime | None = None
         self._resources = AsyncExitStack()
         self._stage = Stage(self.clock)
         self._stage.open(self._open(open_stores))
 
     def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
-        """Runs a step, and everything that follows before the clock advances or a gate opens."""
+        """Runs a step and all that follows, until only time or a gate can continue the run."""
         return self._stage.run(step)
 
     async def settle(self) -> None:
-        """Returns once every task waits for a rule."""
+        """Returns once nothing continues without a rule."""
         await self._stage.settle()
 
     async def _open(self, open_stores: OpenStores) -> None:
@@ -131,7 +132,7 @@ class Product:
         """The ids of all tasks, in the order of their submission."""
         return list(self.store.tasks)
 
-    # What the database holds.
+    # The state of the database.
 
     async def workspace(self) -> Workspace:
         if self.removed is not None:
@@ -155,13 +156,13 @@ class Product:
 
     @property
     def removed(self) -> Removed | None:
-        """The workspace as it was when it was removed; None while there is one."""
+        """The workspace as it was just before its removal; None if it has not been removed."""
         return self.store.removed
 
-    # What the stack does.
+    # The actions of the stack.
 
     def lead(self) -> None:
-        """Starts a leading controller, unless one leads."""
+        """Starts a leading controller unless one already leads."""
         if self._leading is None:
             self.changes = Changes()
             controller = Controller(
@@ -178,21 +179,21 @@ class Product:
             self.leading_since = self.clock()
 
     async def stop_leading(self) -> None:
-        """Ends the leading controller. Pods keep running."""
+        """Ends the leading controller. The pods keep running."""
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.wait({self._leading})
             self._leading = self.leading_since = None
 
     async def restart_stack(self) -> None:
-        """Ends every pod that can be reached, and starts a controller of a new run."""
+        """Ends every pod that can be reached, and starts a controller with a new run id."""
         await self.stop_leading()
         await self.pods.end(await self.workspace(), grace_seconds=0)
         self.run_id = f"run_{next(self._run_numbers)}"
         self.lead()
 
     def drain(self) -> None:
-        """The server answers its open waits, and another server takes over."""
+        """Makes the server answer its open waits. Another server takes over."""
         self.record.drains += 1
         self.subscriptions.drain()
         self.subscriptions = FakeSubscriptions()
@@ -202,7 +203,7 @@ class Product:
         await self.advance_to(self.clock() + timedelta(seconds=seconds))
 
     async def advance_to(self, moment: datetime) -> None:
-        """Advances the clock in the same way, until this time."""
+        """Advances the clock in steps until it shows `moment`."""
         while (left_seconds := (moment - self.clock()).total_seconds()) > 0:
             self.clock.advance(min(left_seconds, STEP_SECONDS))
             await self.settle()

@@ -1,4 +1,4 @@
-"""The observations of a run. The invariants are checked from these and from the rows."""
+"""The observations of a run. The invariants check them together with the rows."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -16,29 +16,30 @@ class Call:
     request_id: str
     by: Caller
     asked_at: datetime
-    # Its task: the named one, or the current one at that moment.
+    # The task that the call names; otherwise the workspace's current task when the call was made.
     target_id: str | None
     wait_seconds: float | None
-    # How long its signal may take.
+    # How long the signal to the agent may take.
     signal_seconds: float
     force_at: datetime | None
-    # The correct answers for the state before the call; None if the database fails meanwhile.
+    # The answers that are correct for the state before the call; None if the database may fail
+    # during the call.
     expected: frozenset[str] | None
-    # How many times the server had begun to drain.
+    # How many drains of a server had begun before the call.
     drains_before: int
     runner: "asyncio.Task[CancelResult]"
-    # The outcome, or the slug of the failure; empty until the call is answered.
+    # The outcome, or the slug of the failure. Empty until the call is answered.
     answer: str = ""
     details: dict[str, object] = field(default_factory=dict)
     answered_at: datetime | None = None
-    # The target as another session of the database saw it when the call was answered.
+    # The task as another session of the database saw it when the call was answered.
     seen_task: Task | None = None
     returned_task: Task | None = None
     has_left: bool = False
 
     @property
     def is_promise(self) -> bool:
-        """Whether the caller knows that the cancellation is recorded."""
+        """Whether the answer told the caller that the cancellation is recorded."""
         return (
             self.answer in ("accepted", "already_requested")
             or self.details.get("intent_recorded") is True
@@ -47,9 +48,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A cancellation that is sent to an agent.
+    """A cancellation that was sent to an agent.
 
-    `was_recorded`: whether another session of the database saw its intent at that moment.
+    `was_recorded`: whether another session of the database saw the intent when the signal was sent.
     """
 
     task_id: str
@@ -58,22 +59,22 @@ class Signal:
 
 @dataclass(slots=True, kw_only=True)
 class Iteration:
-    """An iteration as the agent's model and tool saw it."""
+    """An iteration as the agent's model and tool have seen it."""
 
     epoch: int
     task_id: str
     number: int
-    # Whether the agent had received the cancellation before the iteration began: by a signal, or
-    # with the reply to its last call.
+    # Whether the agent knew of the cancellation before the iteration began, from a signal or from
+    # the reply to its last call.
     was_cancelled: bool
     # What the model has said so far.
     content: str = ""
-    # A final reply, an error, or neither.
+    # Whether the model gave a final reply, or failed.
     is_final: bool = False
     failed: bool = False
-    # None: no tool was called; empty: the call has no result yet.
+    # None if no tool was called. Empty while the tool call has no result.
     tool_output: str | None = None
-    # The call that was interrupted, and whether that was allowed at that moment.
+    # The call that was interrupted, and whether it was allowed to be interrupted at that moment.
     interrupted_call: str = ""
     may_interrupt: bool = True
 
@@ -83,9 +84,10 @@ class Hop:
     """A reply that an agent got from the control plane."""
 
     epoch: int
-    # Whether the epoch was over when the call was sent.
+    # Whether the agent's epoch had ended when the agent sent the call.
     was_over: bool
-    # Whether the intent was recorded when the call was sent, and the task was still open after it.
+    # Whether the intent was recorded when the agent sent the call, and the task was still open
+    # after the call.
     was_recorded: bool
     says_fenced: bool
     says_cancelled: bool
@@ -99,22 +101,22 @@ class Record:
     signals: list[Signal] = field(default_factory=list)
     iterations: list[Iteration] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
-    # Tasks that their own agent has ended, with the epoch.
+    # The tasks that their own agent has ended, each with the agent's epoch.
     ended_by_agent: dict[str, int] = field(default_factory=dict)
-    # Tasks whose end an agent has proposed, committed or not.
+    # The tasks whose end an agent has proposed, whether or not it was committed.
     ends_proposed: set[str] = field(default_factory=set)
-    # Tasks that an agent has ended `cancelled` without a recorded intent.
+    # The tasks that an agent has ended as `cancelled` without a recorded intent.
     unasked: list[str] = field(default_factory=list)
-    # Submits that an idle and healthy agent did not accept.
+    # Submissions that an idle and healthy agent did not accept.
     refused_submits: list[str] = field(default_factory=list)
-    # Request ids of SubmitTask in a suspended workspace.
+    # The request ids of SubmitTask calls on a suspended workspace.
     wakes: set[str] = field(default_factory=set)
-    # Request ids of StopWorkspace.
+    # The current task of each StopWorkspace call, by request id.
     stops: dict[str, str | None] = field(default_factory=dict)
-    # Each ended task as first seen after its end, and each intent as first seen.
+    # Each task as first seen after its end, and each intent as first seen.
     ends: dict[str, Task] = field(default_factory=dict)
     intents: dict[str, CancelIntent] = field(default_factory=dict)
-    # What each task has used, as last seen.
+    # The usage of each task, as last seen.
     usages: dict[str, Usage] = field(default_factory=dict)
     # How many times a server has drained.
     drains: int = 0

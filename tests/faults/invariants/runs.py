@@ -1,4 +1,4 @@
-"""Runs of the machine on each store."""
+"""Runs the state machines on each store."""
 
 from contextlib import AsyncExitStack
 
@@ -61,7 +61,7 @@ def run_on_postgres(
     is_random: bool = False,
     machine: type[CancellationMachine] = CancellationMachine,
 ) -> None:
-    # Hypothesis begins with the shortest possible run.
+    # Hypothesis always begins with the shortest possible run.
     few = settings(
         _SETTINGS, max_examples=examples, phases=[Phase.generate], derandomize=not is_random
     )
@@ -79,7 +79,10 @@ def run_deletions_on_postgres(
 
 
 def run_trees(database_url: str | None, examples: int) -> None:
-    """Runs the machine of trees on PostgreSQL, or in memory. It has no races."""
+    """Runs the machine of trees on PostgreSQL, or in memory if `database_url` is None.
+
+    This machine has no races.
+    """
     open_stores = _in_memory if database_url is None else _on_postgres(database_url)
 
     class Machine(TreeMachine):

@@ -29,7 +29,7 @@ from tests.faults.invariants.trouble import Fault, Link
 if TYPE_CHECKING:
     from tests.faults.invariants.agent import Agent
 
-# The task id in the heartbeats of an agent with one of these faults.
+# The task id that an agent with the given fault sends in its heartbeats.
 _NAMED: dict[Fault | None, str] = {
     Fault.FORGETS_ITS_TASK: "",
     Fault.NAMES_ANOTHER_TASK: "task_of_earlier",

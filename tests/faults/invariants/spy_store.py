@@ -25,13 +25,13 @@ Returned = TypeVar("Returned")
 
 
 class Hiccup(Enum):
-    """When a write whose answer is lost fails."""
+    """When a write fails, relative to its effect. The caller gets no answer in either case."""
 
     BEFORE = "before it is done"
     AFTER = "when it is done"
 
 
-# The methods that can fail as the rules say.
+# The methods for which a rule can inject a failure.
 _WRITES = (
     "record_cancellation",
     "cancel_tasks",
@@ -45,7 +45,7 @@ _WRITES = (
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A workspace, with its tasks and events, before it was removed."""
+    """A workspace with its tasks and events, as they were before its removal."""
 
     workspace: Workspace
     tasks: Sequence[Task]
@@ -53,13 +53,13 @@ class Removed:
 
 
 class SpyStore:
-    """Implements core.ports.Store by another store, whose calls it observes."""
+    """Implements core.ports.Store: passes each call to another store and observes the call."""
 
     def __init__(self, store: Store, record: Record, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._record = record
-        # How each of the next writes fails.
+        # How each of the next writes fails, in order.
         self.hiccups: deque[Hiccup] = deque()
         # When a write last failed.
         self.last_hiccup_at: datetime | None = None
@@ -68,11 +68,12 @@ class SpyStore:
         self._at_rest = asyncio.Event()
         self._at_rest.set()
         self.workspace: Workspace | None = None
-        # The expiry of the last known lease, by epoch.
+        # For each epoch, when the last known lease expires.
         self.leases: dict[int, datetime] = {}
         # Each task as it was last seen committed.
         self.tasks: dict[str, Task] = {}
-        # The workspace with its tasks and events, when it was removed.
+        # The workspace with its tasks and events before its removal; None if it has not been
+        # removed.
         self.removed: Removed | None = None
 
     @property
@@ -85,17 +86,17 @@ class SpyStore:
         await self._at_rest.wait()
 
     def intent(self, task_id: str) -> CancelIntent | None:
-        """Returns the recorded intent, as far as it has been observed."""
+        """Returns the task's recorded intent, as far as it has been observed."""
         task = self.tasks.get(task_id)
         return task.cancel if task is not None else None
 
     def is_open(self, task_id: str) -> bool:
-        """Whether the task is not known to have ended."""
+        """Whether the task may be open: its end has not been observed."""
         task = self.tasks.get(task_id)
         return task is None or not task.status.is_terminal
 
     async def worker_silences(self) -> Sequence[float]:
-        """Reports one worker that answers, because no worker of a run listens on the database."""
+        """Reports one worker that answers: in these runs, no worker listens on the database."""
         return [0.0]
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -133,7 +134,7 @@ class SpyStore:
             case Leased():
                 self._note(answer.locked.workspace, answer.locked.task)
             case dict():
-                # The tasks of a batch.
+                # The tasks that a batch has cancelled.
                 for task_id in answer:
                     assert self.workspace is not None
                     self._note(
@@ -168,7 +169,7 @@ class SpyStore:
                 self._at_rest.set()
 
     def _note(self, workspace: Workspace | None, task: Task | None) -> None:
-        """Keeps the newest rows: two replies may arrive in another order than their commits."""
+        """Keeps the newest rows: replies may arrive in another order than their commits."""
         known = self.workspace
         if workspace is None or (
             known is not None

@@ -1,4 +1,4 @@
-"""The event loop of a run: the clock sets its time, and each step runs until all is at rest."""
+"""The event loop of a run. A clock sets its time, and each step runs until all is at rest."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +8,7 @@ from unittest.mock import patch
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.spy_store import SpyStore
 
-# After this many turns of the event loop, every task waits for something.
+# After this many turns of the event loop, every asyncio task waits for something.
 _SETTLED_TURNS = 25
 _LIMIT_TURNS = 200_000
 
@@ -16,19 +16,19 @@ Returned = TypeVar("Returned")
 
 
 class Stage:
-    """Timers fire only when the clock is advanced, so a run is the same each time."""
+    """An event loop whose timers fire only when the clock is advanced, so runs can be repeated."""
 
     def __init__(self, clock: Clock) -> None:
         # The stores whose open calls `settle` waits for.
         self.stores: list[SpyStore] = []
         self._turns = 0
-        # The event loop reads it too.
+        # The patched time also serves the event loop.
         self._time = patch("time.monotonic", clock.monotonic)
         self._time.start()
         self._runner = asyncio.Runner()
 
     def open(self, first_step: Coroutine[Any, Any, None]) -> None:
-        """Runs a step that may wait for anything. If it fails, the stage is closed."""
+        """Runs a first step that may wait for anything. If the step fails, closes the stage."""
         try:
             self._runner.run(first_step)
         except BaseException:
@@ -40,7 +40,7 @@ class Stage:
         return self._runner.run(self._take(step))
 
     async def settle(self) -> None:
-        """Returns once every task waits for a rule."""
+        """Returns once nothing continues without a rule."""
         quiet_turns = 0
         for _ in range(_LIMIT_TURNS):
             if quiet_turns == _SETTLED_TURNS:
@@ -71,7 +71,8 @@ class Stage:
         while not taken.done():
             turns = self._turns
             await self.settle()
-            # The step may call `settle` too, which adds turns.
+            # The step may call `settle` as well, which adds turns. In that case, the step is not
+            # stuck.
             if self._turns == turns + _SETTLED_TURNS and not taken.done():
                 taken.print_stack()
                 raise AssertionError("a step waits for something that only another step can do")

@@ -1,4 +1,4 @@
-"""The questions that the rules of the state machine ask about a run, and their steps in it."""
+"""What the rules of the state machine ask about a run, and the steps that they share."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,14 +14,14 @@ from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# At most one fault, and at most one advance of the clock, in this many steps: a run with more
-# faults does not progress.
+# The number of steps for each fault, and for each advance of the clock. If there were more faults,
+# a run would not progress.
 _STEPS_A_TROUBLE = 5
 _STEPS_A_PASSING = 4
 
 
 class Steps(RuleBasedStateMachine):
-    """One workspace with its agents and callers, and steps for the rules of a subclass."""
+    """One workspace with its agents and callers, and the steps that the rules of subclasses use."""
 
     def __init__(self, open_stores: OpenStores) -> None:
         super().__init__()
@@ -32,17 +32,17 @@ class Steps(RuleBasedStateMachine):
 
     @property
     def has_open_task(self) -> bool:
-        """Whether the last task is not known to have ended."""
+        """Whether the last task may be open: its end has not been observed."""
         return any(self.world.store.is_open(task_id) for task_id in self.world.task_ids[-1:])
 
     @property
     def may_be_trouble(self) -> bool:
-        """Whether enough steps have passed since the last fault."""
+        """Whether enough steps have passed since the last fault to allow another one."""
         return self._troubles * _STEPS_A_TROUBLE < self._steps
 
     @property
     def may_time_pass(self) -> bool:
-        """Whether enough steps have passed since the clock was advanced."""
+        """Whether enough steps have passed since the clock was last advanced."""
         return self._passings * _STEPS_A_PASSING < self._steps
 
     @property
@@ -54,7 +54,7 @@ class Steps(RuleBasedStateMachine):
 
     @property
     def limit_ahead(self) -> datetime | None:
-        """When the open task reaches the limit of its duration, if that is not over."""
+        """When the open task will reach its limit of duration; None if it will not."""
         task = self.world.store.tasks[self.world.task_ids[-1]] if self.has_open_task else None
         due = duration_ends_at(task) if task is not None and task.cancel is None else None
         return due if due is not None and due > self.world.clock() else None
@@ -71,7 +71,7 @@ class Steps(RuleBasedStateMachine):
         return agents[max(which, -len(agents))]
 
     def _do(self, act: Callable[[], object]) -> None:
-        """Calls it within the event loop, and waits until everything is at rest."""
+        """Calls `act` within the event loop, and waits until everything is at rest."""
 
         async def step() -> None:
             act()
@@ -98,7 +98,7 @@ class Steps(RuleBasedStateMachine):
             await self._scan()
 
     async def _come_up(self) -> None:
-        """Resumes the workspace, unless a task can wake it."""
+        """Resumes the workspace unless it is suspended, in which case a task can wake it."""
         if (await self.world.workspace()).status is not WorkspaceStatus.SUSPENDED:
             await self.world.resume()
         await self._scan()
@@ -121,15 +121,15 @@ class Steps(RuleBasedStateMachine):
         await self.world.advance(2 * SUSPEND_AFTER.total_seconds() + 2.0)
 
     async def _fence(self) -> None:
-        """Begins another epoch while the agent of this one cannot be reached."""
+        """Begins a new epoch while the controller cannot reach the agent of the current one."""
         self.world.pods.are_in_reach = False
         await self.world.restart_stack()
         await self._scan()
 
     async def _cut_off(self) -> None:
-        """Cuts the agents off for longer than their lease, without a controller.
+        """Cuts the agents off for longer than their lease while no controller leads.
 
-        They must end by their own clock.
+        They must end when their own clock says that the lease is over.
         """
         await self.world.stop_leading()
         for agent in self.awake():

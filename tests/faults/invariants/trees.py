@@ -1,6 +1,6 @@
-"""Random submissions, ends, cancellations and removals of trees of tasks, on each store.
+"""Submits, ends, cancels and removes trees of tasks at random, on each store.
 
-A model predicts the answer of each call, which tasks have an intent after it, and which exist.
+A model predicts the answer of each call, and which tasks exist and have an intent afterwards.
 """
 
 import asyncio
@@ -29,26 +29,26 @@ from tests.support.store.examples import (
     workspace,
 )
 
-# The last one belongs to another user.
+# The last workspace belongs to another user.
 _WORKSPACES = 6
 _PLACE = st.integers(0, _WORKSPACES - 1)
-# A task by its age; the newest is 0. Runs are short, so most of them exist.
+# Selects a task by its age; the newest is 0. Runs are short, so most of these tasks exist.
 _AGE = st.integers(0, 4)
 
 
 @dataclass
 class Node:
-    """What is expected of a task."""
+    """What the model expects of a task."""
 
     id: str
     place: int
     parent: "Node | None"
-    # Where its events begin in the log of its workspace.
+    # The `seq` of the task's first event in the log of its workspace.
     first_seq: int
     is_open: bool = True
     is_cancelled: bool = False
     is_removed: bool = False
-    # The time of its end, on a clock that the machine counts.
+    # When the task ended, in seconds that the machine counts.
     ended_at: int = 0
 
     def is_below(self, other: "Node") -> bool:
@@ -64,7 +64,7 @@ def _time(second: int) -> datetime:
 
 
 class TreeMachine(RuleBasedStateMachine):
-    """Workspaces of two users, and the tasks in them."""
+    """Workspaces of two users, with the tasks in them."""
 
     def __init__(self, open_stores: OpenStores) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class TreeMachine(RuleBasedStateMachine):
         self._workspaces = [workspace(user_id=user_id) for user_id in users]
         for each in self._workspaces:
             self._runner.run(self._store.create_workspace(each))
-        # A chain of three, and a child of the root that belongs to the other user.
+        # A chain of three tasks, and a child of the root task in the other user's workspace.
         for place, parent in ((0, None), (1, 0), (2, 0), (_WORKSPACES - 1, 2)):
             self.submit(place, parent)
 
@@ -145,7 +145,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(kept=st.integers(0, 2), limit=st.sampled_from([1, 2, 3, 100]))
     def remove_old(self, kept: int, limit: int) -> None:
-        """Removes what ended before the last `kept` ends, in batches."""
+        """Removes, in batches, the tasks that have ended, except for the last `kept` of them."""
         before = self._seconds - kept + 1
         for place, at in enumerate(self._workspaces):
             after_seq, count = 0, limit
@@ -180,7 +180,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert [event.seq for event in events] == list(range(first_seq, last_seq + 1))
 
     def _kept(self, place: int) -> list[Node]:
-        """The tasks of a workspace that still exist, oldest first."""
+        """The tasks of a workspace that have not been removed, oldest first."""
         return [each for each in self._nodes if each.place == place and not each.is_removed]
 
     def _workspace(self, workspace_id: str) -> Workspace:

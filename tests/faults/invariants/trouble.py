@@ -12,13 +12,13 @@ class Link(Enum):
 
 
 class Fault(Enum):
-    """A defect of an agent that renews its lease all the same. It lasts as long as the process."""
+    """A defect of an agent that still renews its lease. It lasts until the process ends."""
 
-    # It stops committing.
+    # The agent stops committing.
     COMMITS_NOTHING = "commits nothing"
-    # It commits nothing, and its heartbeats name no task.
+    # The agent commits nothing, and its heartbeats name no task.
     FORGETS_ITS_TASK = "forgets its task"
-    # It commits nothing, and its heartbeats name an earlier task.
+    # The agent commits nothing, and its heartbeats name an earlier task.
     NAMES_ANOTHER_TASK = "names another task"
-    # Its work on the next task raises.
+    # Every commit of the agent raises an error.
     BREAKS = "breaks"

@@ -15,7 +15,7 @@ from tests.support.promises import EventRecord, History, TaskRecord
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The state that is checked after a step."""
+    """The state of a run after a step, as the invariants check it."""
 
     world: World
     workspace: Workspace
@@ -54,7 +54,7 @@ class View:
 
     @property
     def history(self) -> History:
-        """The input of the promises."""
+        """The history from which the promises are checked."""
         promised = [
             (call.target_id, f"{call.answer} was answered to {call.request_id}")
             for call in self.record.calls

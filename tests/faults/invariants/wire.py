@@ -1,4 +1,4 @@
-"""The agents as the control plane reaches them, over a network that the rules control."""
+"""How the control plane reaches the agents: over a network that the rules control."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from tests.faults.invariants.record import Record, Signal
 
 Answer = TypeVar("Answer")
 
-# Slower than a rule's step, faster than the limit of 2 s.
+# Longer than a step of the clock, shorter than the limit of 2 s.
 SLOW_SECONDS = 1.0
-# When a late message arrives, after its caller has given up.
+# After how long a late message arrives. Its caller has given up by then.
 LATE_SECONDS = 2.0
 
 
@@ -28,7 +28,7 @@ class Network(Enum):
 
     GOOD = "good"
     SLOW = "slow"
-    # The caller gives up; the message still arrives, later.
+    # The caller gives up, and the message arrives later.
     LATE = "late"
     ANSWER_LOST = "answer lost"
     LOST = "lost"
@@ -40,14 +40,14 @@ class Wire:
     def __init__(self, agents: list[Agent], observer: Store, record: Record, clock: Clock) -> None:
         self.network = Network.GOOD
         self._agents = agents
-        # Another session of the database, which sees only what is committed.
+        # Another session of the database, which sees only committed rows.
         self._observer = observer
         self._record = record
         self._clock = clock
         self._late: set[asyncio.Task[None]] = set()
 
     def reaches(self, workspace: Workspace) -> bool:
-        """Whether a call arrives at once, and its answer too."""
+        """Whether a call arrives at once and its answer comes back."""
         agent = self._agent_of(workspace)
         return self.network is Network.GOOD and agent is not None and not agent.is_frozen
 
@@ -70,11 +70,11 @@ class Wire:
         )
 
     async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
-        """No rule reads it, since nothing depends on it."""
+        """No rule reads the current iteration, since nothing depends on it."""
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Drops the messages that have not arrived."""
+        """Drops the messages that are still on their way."""
         for late in self._late:
             late.cancel()
 
@@ -118,7 +118,7 @@ class Wire:
 
 
 def _delivered(agent: Agent, deliver: Callable[[Agent], object]) -> None:
-    """Delivers a call whose answer nobody awaits."""
+    """Delivers a call after its caller has given up."""
     if agent.is_gone:
         return
     try:

@@ -33,15 +33,15 @@ class World(Product):
 
     def __init__(self, open_stores: OpenStores) -> None:
         super().__init__(open_stores)
-        # Whether a hold is known to be in force, and whether there may be one.
+        # Whether a hold is known to be in force, and whether one may be in force.
         self.is_held = self.may_be_held = False
         self._request_numbers = count(1)
 
     async def submit(self, limits: TaskLimits | None = None) -> None:
         """Submits a task.
 
-        Records a failure if an idle and healthy agent had to accept it, or if it had to wake a
-        suspended workspace.
+        Records a failure if the submission failed although an idle and healthy agent had to accept
+        it, or although it had to wake a suspended workspace.
         """
         before = await self.workspace()
         is_free = (
@@ -89,7 +89,7 @@ class World(Product):
     def _agent_is_free(self, at: Workspace) -> bool:
         """Whether the agent ended its last task itself, and holds no other task.
 
-        A late message may have started another task.
+        A message that arrived late may have started another task.
         """
         last = self.task_ids[-1] if self.task_ids else None
         current = [agent for agent in self.agents if agent.epoch == at.epoch]
@@ -117,7 +117,7 @@ class World(Product):
             None if self.store.hiccups else self._expected(at, target, named=task_id is not None)
         )
         if times > 1 and expected is not None and target is not None:
-            # The first call may have ended the task before the last is handled.
+            # The first call may end the task before the last call is handled.
             expected |= {"no_active_task"}
         target_id = target.id if target is not None else None
         now = self.clock()
@@ -236,7 +236,7 @@ class World(Product):
         *,
         holds: bool,
     ) -> CancelResult:
-        """The answer as if CancelTask had given it."""
+        """Cancels all tasks, and returns what CancelTask would have answered."""
         origin = Origin(request_id)
         if holds:
             request = HoldOrg(cancel_running=True, origin=origin)

@@ -1,6 +1,6 @@
-"""`python -m tests.faults.mutations [text]`: the rules whose names have the text, or all of them.
+"""`python -m tests.faults.mutations [text]`: tests the rules whose name contains `text`.
 
-Prints a line for each mutant. Exits with 1 if one has survived.
+Prints a line for each mutant. Exits 1 if a mutant has survived.
 """
 
 import sys
@@ -13,7 +13,7 @@ from tests.support.checkout import copied_checkout
 
 
 def main() -> None:
-    """Runs the mutants."""
+    """Runs the tests of each mutant and prints the results."""
     text = " ".join(sys.argv[1:])
     survived = count = 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def line(outcome: Outcome) -> str:
-    """The row of a mutant."""
+    """Formats the result of a mutant as one line."""
     mutant = outcome.mutant
     change = (
         f"{' '.join(mutant.text.split())} → {' '.join(mutant.replacement.split()) or 'nothing'}"

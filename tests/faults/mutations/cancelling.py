@@ -13,7 +13,7 @@ _RECORD = f"{_STORE}functions/record_cancellation.sql"
 _BATCH = f"{_STORE}functions/cancel_tasks.sql"
 _SCHEMA = f"{_STORE}migrations/0001_initial.sql"
 
-# A mutant: a controller forgets the limits that were reached before its term.
+# A mutant in which a controller forgets the limits that were reached before it led.
 _FORGETS_LIMITS = (
     f"{_FLEET}controller.py",
     "        has_reached_limits = await enforce_limits(self._store, self._clock)\n",
@@ -661,7 +661,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
         _FORGETS_LIMITS,
-        # The cost of an iteration is forgotten.
+        # The cost of the task's own iterations is forgotten.
         (f"{_CORE}task.py", "else of(own, others)", "else others"),
     ),
 )

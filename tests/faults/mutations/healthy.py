@@ -1,4 +1,4 @@
-"""What a fault of the service or of the machine must not do to agents and programs."""
+"""Faults of the service or of the machine must not make it end healthy agents and programs."""
 
 from tests.faults.mutations.mutants import Rule, rule
 
@@ -10,17 +10,17 @@ HEALTHY: tuple[Rule, ...] = (
         "nothing healthy is failed",
         "tests/unit/core/test_bounds.py tests/unit/fleet/test_due.py "
         "tests/unit/stack/test_frozen.py",
-        # An outage does not postpone a bound.
+        # In this mutant, an outage does not postpone a bound.
         (
             _BOUNDS,
             "return now > max(bound, min(last_outage_at + recovery, bound + lease))",
             "return now > bound",
         ),
-        # A silent worker is not an outage.
+        # In this mutant, no silent worker counts as an outage.
         (_BOUNDS, "SILENT_SECONDS < each < self.lease_seconds", "False"),
-        # The last program of its kind is replaced because it is silent.
+        # In this mutant, a silent program is replaced even if it is the last one of its kind.
         (_FROZEN, "is_silent and others > 0 and may_replace", "is_silent and may_replace"),
-        # Two are replaced at once.
+        # In this mutant, two programs may be replaced at once.
         (_FROZEN, "is_silent and others > 0 and may_replace", "is_silent and others > 0"),
     ),
 )

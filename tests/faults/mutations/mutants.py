@@ -1,4 +1,4 @@
-"""What a rule is."""
+"""What a rule consists of."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ class Rule:
     """A rule of the contract."""
 
     name: str
-    # The files or folders of tests that fail with each of the mutants.
+    # The files or folders of tests that must fail with each of the mutants.
     tests: tuple[str, ...]
     mutants: tuple[Edit, ...]
 
 
 def rule(name: str, tests: str, *edits: tuple[str, str, str]) -> Rule:
-    """A rule with a mutant for each edit. `tests` are separated by spaces."""
+    """Builds a rule with a mutant for each edit. Spaces separate the items of `tests`."""
     return Rule(name, tuple(tests.split()), tuple(Edit(*each) for each in edits))

@@ -1,4 +1,4 @@
-"""What is removed after its time, and what stays."""
+"""What must be removed after its time, and what must stay."""
 
 from tests.faults.mutations.mutants import Rule, rule
 
@@ -12,7 +12,7 @@ _CONTROLLER = "server/evershell/fleet/controller.py"
 _DELETIONS = (
     "tests/faults/invariants/test_invariants.py::test_invariants_hold_with_deletions_in_memory"
 )
-# A mutant: the pod of a deleted workspace counts as ended at once.
+# A mutant in which the pod of a deleted workspace counts as ended at once.
 _FORGETS_POD = (
     f"{_CORE}workspace.py",
     "return self.status is WorkspaceStatus.DELETING and self.run_id is None",

@@ -1,4 +1,4 @@
-"""Makes one mutant after another in a copy of the checkout, and runs the tests of its rule."""
+"""Applies one mutant after another to a copy of the checkout, and runs the tests of its rule."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.faults.mutations.mutants import Rule
 from tests.support.checkout import Edit, apply
 from tests.support.stack import environment_of
 
-# In seconds. A mutant may make a test wait for ever.
+# In seconds. Because of a mutant, a test may wait for ever.
 _TEST_SECONDS = 120
 _PYTEST = ("-m", "pytest", "-x", f"--timeout={_TEST_SECONDS}")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)
@@ -25,19 +25,19 @@ class Outcome:
 
     rule: Rule
     mutant: Edit
-    # The test that failed, or how pytest ended without one; empty if the mutant survived.
+    # The test that failed, or how pytest ended without a failed test; empty if the mutant survived.
     killed_by: str
     seconds: float
 
 
 class BrokenCopyError(Exception):
-    """A test fails without a mutant too."""
+    """Raised if a test that a mutant made fail also fails without the mutant."""
 
 
 def run(rules: Iterable[Rule], checkout: Path) -> Iterator[Outcome]:
-    """Runs the tests of each mutant in the copy. Raises BrokenCopyError.
+    """Runs the tests of each mutant in the copy, and yields the outcomes. Raises BrokenCopyError.
 
-    At the end, each test that has failed with a mutant must pass without one.
+    At the end, each test that failed with a mutant must pass without mutants.
     """
     killers: set[str] = set()
     for each in rules:
@@ -63,13 +63,14 @@ def _outcome(rule: Rule, mutant: Edit, checkout: Path) -> Outcome:
 
 
 def _first_failure(tests: Sequence[str], checkout: Path) -> str:
-    """The first test that fails; empty if all pass."""
+    """Returns the first test that fails; empty if all pass."""
     if not tests:
         return ""
     done = subprocess.run(
         [sys.executable, *_PYTEST, *tests],
         cwd=checkout,
-        # No bytecode: Python would reuse a mutant's .pyc for another with the same size and mtime.
+        # Bytecode is off: Python would use a mutant's .pyc for another mutant with the same size
+        # and mtime.
         env={**os.environ, **environment_of(checkout), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

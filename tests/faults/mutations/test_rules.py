@@ -1,4 +1,4 @@
-"""The list of rules fits the checkout."""
+"""The list of rules matches the checkout."""
 
 from tests.faults.mutations.rules import RULES
 from tests.support.stack import ROOT

@@ -1,4 +1,4 @@
-"""The checker is fast enough for the history of a long run."""
+"""The checker is fast enough to judge the history of a long run."""
 
 import json
 import random
@@ -20,7 +20,7 @@ def test_a_hundred_thousand_calls_are_judged_within_a_minute(tmp_path: Path) -> 
 
 
 def _record(path: Path, count: int) -> None:
-    """Ten calls for each task of 20 workspaces. Of 50 cancellations, one is lost."""
+    """Records ten calls for each of many tasks in 20 workspaces. One cancellation in 50 is lost."""
     chance = random.Random(1)
     lines: list[tuple[float, dict[str, Any]]] = []
     for number in range(count // 10):

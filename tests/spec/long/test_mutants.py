@@ -1,4 +1,4 @@
-"""Exactly the named property finds each mutation of a model."""
+"""The named property, and no other, finds each mutation of a model."""
 
 import pytest
 

@@ -36,14 +36,14 @@ bool iterating;
 byte iterations;
 bool alive = true;
 bool frozen;
-/* The reply to a heartbeat that is under way: the task that it names, and whether it was sent before the
+/* The reply to the heartbeat that is in flight: the task that it names, and whether it was sent before the
    current task had started. */
 bool in_flight;
 byte replied = NOBODY;
 bool reply_intent;
 bool sent_before_start;
 
-/* What the properties compare. */
+/* Variables for the properties. */
 byte ends[2];
 bool unheard;
 bool unstarted;
@@ -77,7 +77,7 @@ active proctype callers()
 #define is_fenced (epoch != 1 || !up)
 #define runs (alive && !frozen)
 
-/* The directive in the reply to a commit, which names the current task. */
+/* Follows the directive in the reply to a commit. The directive names the current task. */
 inline follow()
 {
     if
@@ -188,9 +188,9 @@ active proctype faults()
     /* server/evershell/agents/lease.py: wait_over */
     /* environment: the agent dies, or ends itself because it cannot renew its lease */
     :: atomic { alive -> alive = false; working = NOBODY; iterating = false }
-    /* environment: the agent freezes, and may go on at any time */
+    /* environment: the agent freezes, and may continue at any time */
     :: atomic { alive && !frozen -> frozen = true }
-    /* environment: a frozen agent goes on */
+    /* environment: a frozen agent continues */
     :: atomic { alive && frozen -> frozen = false }
     od
 }

@@ -24,16 +24,16 @@ byte submitted;
 bool intent[2];
 mtype status[2] = OPEN;
 
-/* The signals that were sent. An agent takes one at any time and any number of times, or never. */
+/* The signals that were sent. The agent may take each one at any time, several times, or never. */
 bool signalled[2];
-/* The task of the agent, and the cancellations that it has learned of. */
+/* The task of the agent, and the cancellations that the agent has learned of. */
 byte working = NOBODY;
 bool flag[2];
 bool frozen;
 /* How many workers may still die. */
 byte deaths = 1;
 
-/* What the properties compare. */
+/* Variables for the properties. */
 byte ends[2];
 byte accepted[2];
 bool promised[2];
@@ -52,15 +52,15 @@ ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
 ltl accepted_is_cancelled { [] (!(promised[0] && status[0] == COMPLETED) && !(promised[1] && status[1] == COMPLETED)) }
 /* No task ends cancelled unless its cancellation was recorded. */
 ltl cancelled_was_asked { [] ((status[0] == CANCELLED -> intent[0]) && (status[1] == CANCELLED -> intent[1])) }
-/* A call that names a task never cancels another one. */
+/* A call that names a task never cancels another task. */
 ltl named_hits_its_task { [] !strayed }
-/* A call that names no task cancels at most one. */
+/* A call that names no task cancels at most one task. */
 ltl unnamed_hits_one_task { [] (hit_unnamed <= 1) }
 /* already_requested is answered only after a recorded cancellation. */
 ltl already_after_recorded { [] !already_early }
 /* A wait answers with the end of the task that it cancelled. */
 ltl wait_sees_its_task { [] !foreign_end }
-/* With fair scheduling, a task ends if a call was answered accepted for it. */
+/* With fair scheduling, a task ends if a call for it was answered accepted. */
 ltl accepted_ends { [] (promised[0] -> <> is_over(0)) }
 
 active proctype submitter()

@@ -1,13 +1,13 @@
 /*
  * The fleet controllers of three terms, and the pods of a workspace with two tasks.
  *
- * Covers: the end of an agent that is lost or overdue, the start of the next one, a term that ends at each
- * step, a former leader that goes on with what it has read, a pod that does not die at once or whose end is
- * unknown, an agent of an earlier epoch that was taken over, a resume.
+ * Covers: the end of an agent that is lost or overdue, the start of the next agent, a term that ends at each
+ * step, a former leader that acts on what it has read, a pod that does not die at once or whose end is
+ * unknown, an agent of an earlier epoch that attackers have taken over, a resume.
  *
- * Leaves out: signals (cancel.pml), suspension and deletion (lifecycle.pml), stops, restarts of the stack. A
- * step checks its term and then acts at once: a freeze between `_require_term` and the call of the pods after
- * it is left out, because the backends do not know of terms.
+ * Leaves out: signals (cancel.pml), suspension and deletion (lifecycle.pml), stops, restarts of the
+ * stack, and a freeze between `_require_term` and the next call of the pods: in the model, both are one step,
+ * because the backends of the pods do not know of terms.
  */
 
 /* Counts to two. */
@@ -16,7 +16,7 @@
 mtype = { OPEN, COMPLETED, CANCELLED, FAILED, UP, PROVISIONING, LOST };
 mtype = { NOT_STARTED, RUNNING, DYING, GONE };
 
-/* The database. `task` is the current task; the second one is submitted in the second epoch. */
+/* The database. `task` is the current task; the second task is submitted in the second epoch. */
 mtype workspace = UP;
 byte epoch;
 byte task;
@@ -30,7 +30,7 @@ bool hangs[2];
 /* The current term. Each term has its own controller. */
 byte term;
 
-/* What the properties compare. */
+/* Variables for the properties. */
 byte ends[2];
 bool wrong_end;
 bool false_stop;
@@ -46,7 +46,7 @@ ltl cancel_decides_the_end { [] (!wrong_end) }
 ltl work_stopped_is_true { [] (!false_stop) }
 /* A former leader neither starts nor ends a pod. */
 ltl former_leader_touches_no_pod { [] (!by_former_leader) }
-/* What a controller has read about an epoch never changes a later one. */
+/* What a controller has read about an epoch never changes a later epoch. */
 ltl step_changes_only_its_epoch { [] (!other_epoch) }
 /* A commit of an earlier epoch has no effect. */
 ltl fenced_agent_changes_nothing { [] (!by_fenced) }
@@ -74,7 +74,7 @@ active proctype callers()
     od
 }
 
-/* An agent of each epoch, which may have been taken over: it ends whatever task is the current one. */
+/* The agent of each epoch. Attackers may have taken it over: it ends whatever task is the current one. */
 proctype agent(byte own)
 {
     do
@@ -86,7 +86,7 @@ proctype agent(byte own)
         end_task(COMPLETED) }
     /* environment: the agent dies, with its pod */
     :: atomic { pod[own] == RUNNING -> pod[own] = GONE }
-    /* environment: a pod that is to end has ended */
+    /* environment: a pod that was asked to end ends */
     :: atomic { pod[own] == DYING && !hangs[own] -> pod[own] = GONE }
     /* environment: the pod hangs, and nobody knows whether it has ended */
     :: atomic { pod[own] == DYING && !hangs[own] -> hangs[own] = true }
@@ -96,7 +96,7 @@ proctype agent(byte own)
 #define ended(e) (pod[e] == NOT_STARTED || pod[e] == GONE)
 #define all_ended (ended(0) && (seen == 0 || ended(1)))
 
-/* Asks the pods up to the epoch to end. */
+/* Asks the pods of this epoch and of earlier ones to end. */
 inline end_pods()
 {
     by_former_leader = by_former_leader || term != own;

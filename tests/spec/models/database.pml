@@ -5,8 +5,8 @@
  * primary, a call that is given up while its commit waits (PostgreSQL then keeps the commit and shows it), an
  * agent that learns of such an intent, repeats of a named call.
  *
- * Leaves out: asynchronous replication, for which docs/database.md promises nothing; a standby that lacks what
- * was answered; a second fail-over. A commit holds the lock of its workspace until it shows.
+ * Leaves out: asynchronous replication, for which docs/database.md promises nothing; a standby that lacks a
+ * commit that was answered; a second fail-over. A commit holds the lock of its workspace until it shows.
  */
 
 /* Counts to two. */
@@ -14,8 +14,8 @@
 
 mtype = { OPEN, COMPLETED, CANCELLED, FAILED };
 
-/* By server: 0 is the old primary and 1 the standby. What each server has stored durably, and whether the old
-   primary shows it. The standby has what it has received. */
+/* What each server has stored durably (0 is the old primary, 1 the standby), and what the old primary shows.
+   The standby has what it has received. */
 bool intent[2];
 mtype status[2] = OPEN;
 bool shown_intent;
@@ -26,7 +26,7 @@ bool promoted;
 /* The agent. */
 bool flag;
 
-/* What callers and the agent were answered. */
+/* What callers and the agent were told, and other variables for the properties. */
 byte accepted;
 bool already;
 bool told_accepted;
@@ -44,7 +44,7 @@ ltl already_requested_is_kept { [] ((already && promoted) -> intent[1]) }
 ltl end_is_kept { [] ((told_end != OPEN && promoted) -> status[1] == told_end) }
 /* At most one end of a task is acknowledged. */
 ltl one_end { [] (ends <= 1) }
-/* With a recorded cancellation, the promoted server commits no end other than cancelled. */
+/* If a cancellation is recorded, the promoted server commits only cancelled as the end. */
 ltl cancel_decides_the_end { [] (!wrong_end) }
 /* With fair scheduling, a task whose cancellation was accepted ends on the promoted server. */
 ltl accepted_ends { [] ((told_accepted && promoted) -> <> (status[1] != OPEN)) }
@@ -62,7 +62,7 @@ active proctype replication()
 
 #define confirmed (!promoted && intent[1] == intent[0] && status[1] == status[0])
 
-/* Waits until the standby has the commit, and shows it. */
+/* Waits until the standby has the commit, and then shows the commit. */
 inline wait_confirmed(answered)
 {
     if

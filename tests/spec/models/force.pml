@@ -1,9 +1,9 @@
 /*
  * The force deadlines of one cancelled task.
  *
- * Covers: three calls with different deadlines, one of them none; signals that carry a deadline and are lost,
- * late, doubled and out of order; directives; the interruption by the agent, and the end of the pod by the
- * controller when the agent does not interrupt.
+ * Covers: three calls, of which two have different deadlines and one has none; signals that carry a deadline and
+ * are lost, late, doubled and out of order; directives; the interruption by the agent, and the end of the pod by
+ * the controller when the agent does not interrupt.
  *
  * Leaves out: the clocks. A deadline is only earlier or later than another one; the agent gets durations, and
  * counts them with its own clock.
@@ -26,7 +26,7 @@ bool flag;
 byte agent_force_at = NEVER;
 bool stuck;
 
-/* What the properties compare. */
+/* Variables for the properties. */
 byte asked = NEVER;
 byte heard = NEVER;
 bool forced_unasked;
@@ -36,7 +36,7 @@ bool answered;
 
 /* The recorded deadline is the earliest one of all calls that were answered. */
 ltl earliest_force_is_recorded { [] (force_at <= asked) }
-/* The agent never exchanges a deadline for a later one. */
+/* The agent never replaces a deadline with a later one. */
 ltl agent_keeps_earliest_force { [] (agent_force_at <= heard) }
 /* An end is forced only if a call asked for it. */
 ltl forced_was_asked { [] (!forced_unasked) }

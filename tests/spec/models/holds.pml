@@ -1,8 +1,8 @@
 /*
- * A hold of an organization, with `cancel_running`, against submissions and a resume.
+ * A hold of an organization, with `cancel_running`, that races with submissions and a resume.
  *
- * Covers: the lock of the organization, shared by two submissions and a resume, and taken exclusively by the
- * hold and the release; the cancellation of what runs, after the hold is committed.
+ * Covers: the lock of the organization, which two submissions and a resume share, and which the hold and the
+ * release take exclusively; the cancellation of the tasks that run, after the hold is committed.
  *
  * Leaves out: the batches in which many tasks are cancelled, the locks of their workspaces (cancel.pml), and
  * pods of workspaces that were created or resumed before the hold: they may still start.
@@ -18,7 +18,7 @@ mtype status[2] = ABSENT;
 bool intent[2];
 bool resumed;
 
-/* What the properties compare. */
+/* Variables for the properties. */
 bool answered;
 bool promised;
 bool begun_in_hold;

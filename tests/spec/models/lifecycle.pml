@@ -5,7 +5,7 @@
  * and after its agent registers, a deletion at each step, the removal of files and rows; a controller that dies
  * between two steps; an agent that ignores its fence.
  *
- * Leaves out: workers and signals (cancel.pml), former leaders (controller.pml), stops, the parts in which rows
+ * Leaves out: workers and signals (cancel.pml), former leaders (controller.pml), stops, the batches in which rows
  * are removed, and pods whose end is unknown.
  */
 
@@ -16,7 +16,7 @@ mtype = { IDLE, BUSY, SUSPENDED, PROVISIONING, DELETING, REMOVED };
 mtype = { OPEN, COMPLETED, CANCELLED };
 mtype = { NOT_STARTED, RUNNING, GONE };
 
-/* The database. There is a first task, which the first agent has, and a second one. `placed` stands for run_id. */
+/* The database. There are up to two tasks, one after the other. `placed` stands for run_id. */
 mtype workspace = IDLE;
 byte epoch;
 bool placed = true;
@@ -33,7 +33,7 @@ bool given[2];
 /* Whether the agent hangs. */
 bool hangs[2];
 
-/* What the properties compare. */
+/* Variables for the properties. */
 byte ends[2];
 bool wrong_end;
 bool accepted;
@@ -47,13 +47,13 @@ bool given_by_fenced;
 ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
 /* With a recorded cancellation a task ends cancelled. */
 ltl cancel_decides_the_end { [] (!wrong_end) }
-/* No workspace is removed with a task that has not ended. */
+/* No workspace is removed while a task of it has not ended. */
 ltl no_task_is_lost { [] (!lost_task) }
 /* A suspended workspace has no task. */
 ltl suspended_only_when_idle { [] (!not_idle) }
 /* The rows of a workspace are removed only after its pods have ended. */
 ltl no_pod_outlives_its_workspace { [] (!outlived) }
-/* An agent of an earlier epoch ends no task. */
+/* No agent of an earlier epoch ends a task. */
 ltl fenced_agent_changes_nothing { [] (!given_by_fenced) }
 /* With fair scheduling, a task whose cancellation was accepted ends. */
 ltl accepted_ends { [] (accepted -> <> (!open || workspace == REMOVED)) }
@@ -192,7 +192,7 @@ proctype controller()
             outlived = outlived || pod[0] == RUNNING || pod[1] == RUNNING;
             lost_task = lost_task || open;
             workspace = REMOVED }
-    /* environment: the controller dies, and the next one begins anew */
+    /* environment: the controller dies, and the next one starts from the beginning */
     od
 }
 

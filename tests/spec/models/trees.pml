@@ -17,28 +17,28 @@
 
 mtype = { ABSENT, OPEN, COMPLETED, CANCELLED };
 
-/* The database: the lock of the first root's tree, its holder, the tasks, and the first workspace's task. */
+/* The database: the lock of the first root's tree, its holder, the tasks, and the first workspace's current task. */
 bool locked;
 mtype status[4] = ABSENT;
 bool intent[4];
 byte current = ROOT;
 
-/* What the properties compare. An answered cancellation promises the cancellation of the whole tree. */
+/* Variables for the properties. An answered cancellation promises the cancellation of the whole tree. */
 bool promised;
 bool escaped;
 bool other_task;
 byte ends[4];
 
-/* After the cancellation of a tree is answered, no task of the tree runs uncancelled, and none is submitted. */
+/* After the cancellation of a tree is answered, no task of the tree runs uncancelled, and no task is added. */
 ltl no_task_escapes_its_tree { [] (!escaped) }
-/* A call that names no task cancels the task that is the current one under the locks. */
+/* A call that names no task cancels the task that is current while the call holds the locks. */
 ltl unnamed_cancels_the_current_task { [] (!other_task) }
 /* With a recorded cancellation a task never ends completed. */
 ltl cancel_decides_the_end { [] (!(intent[0] && status[0] == COMPLETED) && !(intent[1] && status[1] == COMPLETED) && !(intent[2] && status[2] == COMPLETED)) }
 /* With fair scheduling, all tasks of a cancelled tree end. */
 ltl tree_ends { [] (promised -> <> (status[ROOT] != OPEN && status[CHILD] != OPEN && status[GRANDCHILD] != OPEN)) }
 
-/* Submits a child of the task above it. */
+/* Submits a task as a child of the task above it. */
 proctype submitter(byte task)
 {
     bool allowed;

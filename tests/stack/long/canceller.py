@@ -6,7 +6,8 @@ from typing import Any, Generic, TypeVar
 from tests.stack.long.load import Caller, Load, RecordedError, UndeliveredError
 from tests.support.service import ServiceWorkspace
 
-# Short iterations: many tasks are cancelled, and a caller is waiting when a worker ends.
+# The iterations are short, so that many tasks are cancelled, and a caller is waiting when a worker
+# ends.
 SHORT = "\n".join(["sleep 0.1"] * 100)
 LONG = "\n".join(["sleep 3"] * 100)
 
@@ -15,7 +16,7 @@ W = TypeVar("W", bound=ServiceWorkspace)
 
 
 class Canceller(Generic[W]):
-    """Submits, reads and cancels tasks, one after another. Each must end `cancelled`."""
+    """Submits, reads and cancels tasks, one after another. Each task must end `cancelled`."""
 
     def __init__(
         self,
@@ -43,10 +44,10 @@ class Canceller(Generic[W]):
         while self._read(task_id) in (None, "submitted", "delivered"):
             pass
         outcomes = {"accepted", "already_requested"}
-        # The agent of a busy machine may answer too late.
+        # The agent may answer too late on a busy machine.
         with suppress(RecordedError):
             while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:
-                # The call was answered and may have taken effect.
+                # The call got no answer, but it may have taken effect.
                 outcomes.add("already_finished")
             assert cancelled["outcome"] in outcomes, cancelled
         while (status := self._read(task_id)) in (None, "running"):
@@ -64,7 +65,7 @@ class Canceller(Generic[W]):
         )
 
     def assert_cancelled(self) -> None:
-        """Checks that exactly the tasks whose cancellation was accepted are cancelled."""
+        """Checks that the tasks that ended are exactly the tasks with a recorded cancellation."""
         log = self.workspace.log()
         asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
         ended = [
@@ -72,7 +73,7 @@ class Canceller(Generic[W]):
             for entry in log
             if entry["type"] == "task_completed" and entry["status"] != "delivery_failed"
         ]
-        # A workspace runs one task after another.
+        # A workspace runs one task at a time, so the order is the same.
         assert [entry["task_id"] for entry in ended] == asked
         assert {entry["status"] for entry in ended} == {"cancelled"}
         assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))

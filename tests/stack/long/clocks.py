@@ -1,7 +1,7 @@
-"""The wall clocks of real programs, which a test sets one by one, with libfaketime.
+"""Sets the wall clocks of real programs one by one, with libfaketime.
 
-The monotonic clocks go on. A program reads its file each time it looks at its clock, so a clock can
-also be set while the program runs.
+The monotonic clocks are not affected. A program reads a file each time it looks at its wall clock,
+so a test can also set the clock while the program runs.
 """
 
 import sys
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-# Python runs this at its start. A program of the service starts itself again with the library, and
-# a controller starts its agents with it.
+# Python runs this when it starts. A program of the service then starts itself again with the
+# library, and a controller starts its agents with the library.
 _SITECUSTOMIZE = """
 import os, sys
 name = sys.orig_argv[3] if sys.orig_argv[1:3] == ["-m", "evershell.commands"] else ""
@@ -26,18 +26,18 @@ if name in ("serve", "fleet"):
 
 
 def refusal() -> str:
-    """Why this machine can have no wrong clocks. Empty if it can."""
+    """Returns why clocks cannot be set wrong on this machine; empty if they can."""
     return "" if _LIBRARIES else "libfaketime is not installed (Debian: apt-get install faketime)"
 
 
 class Clocks:
-    """How far the clock of each program is ahead: `serve`, `fleet`, `agent` and databases."""
+    """How far each clock is ahead, by name: `serve`, `fleet`, `agent`, and names of databases."""
 
     def __init__(self, folder: Path, cached: bool = False) -> None:
         """Creates the folder. Skips the test if libfaketime is not installed.
 
-        If `cached`, a process reads its file only once a second. Programs are faster then, and the
-        processes of a database do not see a step at the same moment.
+        If `cached`, a process reads its file only once a second. This makes programs faster, but
+        the processes of a database do not all see a step at the same moment.
         """
         if reason := refusal():
             pytest.skip(reason)
@@ -57,15 +57,18 @@ class Clocks:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a stack. A sandbox would hide the files from the agents."""
+        """The variables for a stack.
+
+        The agents need the files, which a sandbox would hide from them.
+        """
         return {"PYTHONPATH": str(self._folder), "POD_ISOLATION": "none"}
 
     def of(self, name: str) -> Mapping[str, str]:
-        """For the environment of a program that follows the clock of this name."""
+        """The variables for a program that follows the clock with this name."""
         return self._preload() | {"FAKETIME_TIMESTAMP_FILE": str(self._folder / name)}
 
     def set(self, name: str, ahead_seconds: int) -> None:
-        """Sets the clock of a program, which may be running."""
+        """Sets how far the clock of a program is ahead. The program may be running."""
         written = self._folder / f"{name}.new"
         written.write_text(f"{ahead_seconds:+d}")
         written.replace(self._folder / name)
@@ -74,9 +77,9 @@ class Clocks:
         return {
             "LD_PRELOAD": str(_LIBRARIES[0]),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # The shared memory would outlive a process that is killed.
+            # The library's shared memory would remain if a process is killed.
             "FAKETIME_DISABLE_SHM": "1",
-            # Without a cache, the processes of a database see a step at the same moment, as on a
+            # Without a cache, all processes of a database see a step at the same moment, as on a
             # real host.
             **({"FAKETIME_CACHE_DURATION": "1"} if self._cached else {"FAKETIME_NO_CACHE": "1"}),
         }

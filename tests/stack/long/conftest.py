@@ -8,15 +8,15 @@ from tests.support.stack import Stack
 
 @pytest.fixture(scope="session")
 def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Shares a stack with crash points between the tests that kill its programs.
+    """A stack with crash points, which the tests that kill its programs share.
 
-    The lease is so long that no heartbeat delivers an intent during a test. Tasks that ended more
-    than a day ago are removed, and a workspace may have 64 MiB of files.
+    The lease is so long that no heartbeat delivers an intent during a test. Tasks are removed a day
+    after their end, and a workspace may have 64 MiB of files.
     """
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
     points.mkdir()
-    # The agents of root run as other users.
+    # If root runs the stack, its agents run as other users.
     points.chmod(0o777)
     with Stack(
         folder / "state",
@@ -31,7 +31,10 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def crash_points(fragile_stack: Stack) -> Iterator[Path]:
-    """Yields a folder. A file in it arms the crash point with the same name."""
+    """Yields a folder. A file in it arms the crash point with the same name.
+
+    Afterwards, disarms all.
+    """
     folder = fragile_stack.state_dir.parent / "points"
     yield folder
     for point in folder.iterdir():

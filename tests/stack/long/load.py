@@ -1,4 +1,4 @@
-"""Runs callers continuously over different kinds of connections and records their results."""
+"""Makes calls continuously, over different kinds of connections, and records the results."""
 
 import json
 import threading
@@ -34,28 +34,28 @@ class UnreadError(Exception):
     """The client's HTTP/2 library closed a connection on GOAWAY and dropped a response.
 
     RFC 9113, section 6.8, lets a server complete open streams after it sends GOAWAY. The library
-    that httpx uses closes the connection instead. The log of the edge records whether it sent the
-    response. The exception text is the user agent of the call.
+    that httpx uses closes the connection instead. The access log of the edge records whether the
+    response was sent. The exception text is the user agent of the call.
     """
 
 
 class OverloadedError(Exception):
-    """A worker has refused the call, because the machine of the test is too busy for it."""
+    """A worker refused the call because the machine of the test is too busy."""
 
 
 class RecordedError(Exception):
-    """The agent did not answer in time. The cancellation is recorded and delivered later."""
+    """The agent did not answer in time. Its cancellation is recorded, and is delivered later."""
 
 
 class UndeliveredError(Exception):
-    """The agent did not take the task in time. The task has ended `delivery_failed`."""
+    """The agent did not accept the task in time. The task has ended `delivery_failed`."""
 
 
 class Caller(Protocol):
     """Makes calls over one kind of connection.
 
-    Raises UnreadError if the client drops a response, OverloadedError, RecordedError,
-    UndeliveredError, and another exception if a call fails.
+    If a call fails, raises UnreadError, OverloadedError, RecordedError, UndeliveredError or any
+    other exception.
     """
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
@@ -169,7 +169,8 @@ class RestCaller:
         try:
             yield {"user-agent": name}
         except (httpx.LocalProtocolError, httpx.RemoteProtocolError) as error:
-            # h2 raises the first error for data after GOAWAY, httpcore the second for GOAWAY.
+            # For data after GOAWAY, h2 raises an error with the first text. For GOAWAY itself,
+            # httpcore raises an error with the second text.
             if self._http2 and (
                 "ConnectionState.CLOSED" in str(error)
                 or "ConnectionTerminated error_code:0" in str(error)
@@ -195,7 +196,7 @@ class GrpcCaller:
         self._connect()
 
     def _connect(self) -> None:
-        # gRPC shares a connection between the channels of a process unless this option is set.
+        # Without this option, gRPC shares a connection between the channels of a process.
         self._channel = grpc.insecure_channel(
             self._service.ready["grpc_addr"], options=[("grpc.use_local_subchannel_pool", 1)]
         )
@@ -223,7 +224,7 @@ class GrpcCaller:
                     told = message.HasField("error")
                     yield MessageToDict(message, preserving_proto_field_name=True)
         except grpc.RpcError:
-            # The status repeats the error in the last message.
+            # The stream ends with the same error as its last message.
             if not told:
                 raise
 
@@ -240,21 +241,21 @@ def _known_errors(rpc: str) -> Iterator[None]:
 
 
 def _raise_known(rpc: str, failed: Failed) -> None:
-    """Raises the error of this module for an agent that did not answer in time."""
+    """Raises the error of this module that stands for an agent that did not answer in time."""
     if failed.slug == "agent_unreachable":
         if rpc == "SubmitTask":
             raise UndeliveredError
-        # Over gRPC, the details of the REST error are the metadata of ErrorInfo.
+        # gRPC has the details of the REST error as the metadata of ErrorInfo.
         details = failed.details.get("ErrorInfo", {}).get("metadata", failed.details)
         if details.get("intent_recorded") in (True, "true"):
             raise RecordedError
 
 
 class Load:
-    """Runs each caller in a thread until `stop` is called."""
+    """Runs each caller in its own thread until `stop` is called."""
 
     def __init__(self, pause_seconds: float) -> None:
-        """Sets the pause of each caller before a call.
+        """Sets the pause before each call.
 
         The pause leaves processor time for the programs under test.
         """
@@ -278,7 +279,7 @@ class Load:
     def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
         """Makes a call and records its result.
 
-        A call that a busy worker has refused had no effect, and is repeated after the time that the
+        If a busy worker refuses the call, it had no effect, and is repeated after the time that the
         error names. Returns None if the client library dropped the response.
         """
         time.sleep(self._pause_seconds)

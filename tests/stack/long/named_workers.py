@@ -1,6 +1,7 @@
-"""Workers that come and go behind a name, as on a headless service.
+"""Workers that come and go behind a DNS name, as with a headless service.
 
-The edge and the agents know only the name. Each worker has its own address and the same port.
+The edge and the agents know only the name. Each worker has its own address, and all have the same
+port.
 """
 
 import shutil
@@ -24,23 +25,23 @@ from tests.support.stack import ROOT, Stack
 from tests.support.waiting import eventually
 
 NAME = "workers.evershell.test"
-# A busy machine takes long to start a worker.
+# The time limit for a worker to start, which takes long on a busy machine.
 START_SECONDS = 40.0
-# terminationGracePeriodSeconds of the workers, without the pause of preStop.
+# As terminationGracePeriodSeconds of the workers, without the pause of preStop.
 END_SECONDS = 15.0
-# Until the edge has asked for the addresses, and for the health of a new one.
+# How long the edge may take to resolve the name, and to check the health of a new worker.
 FOUND_SECONDS = 40.0
 
 
 class NamedWorkers:
-    """A stack whose edge and agents find the workers by a name."""
+    """A stack whose edge and agents find the workers by a DNS name."""
 
     def __init__(self, folder: Path, resources: ExitStack, **environment: str) -> None:
-        """Starts the stack with one worker, which has the name."""
+        """Starts the stack with one worker, to which the name refers."""
         self._folder = folder
         self.dns = Dns(NAME)
         resources.enter_context(self.dns.running())
-        # Runs a command that knows the name.
+        # Runs a command in which the name can be resolved.
         self.runner = resolving_by(self.dns, folder)
         rest_port, grpc_port, self.port, self._metrics_port = free_ports(4)
         self.dns.addresses = ["127.0.0.1"]
@@ -77,13 +78,16 @@ class NamedWorkers:
             return False
 
     def start_worker(self) -> str:
-        """Starts a worker, which gets the name when it is ready. Returns its address."""
+        """Starts a worker, and adds its address to the name once it is ready.
+
+        Returns the address.
+        """
         address = self.start_unnamed_worker()
         self.add(address)
         return address
 
     def start_unnamed_worker(self) -> str:
-        """Starts a worker and waits until it is ready. Returns its address."""
+        """Starts a worker without the name, and waits until it is ready. Returns its address."""
         address = next(self._new_addresses)
         self.running[address] = self._run(
             "serve",
@@ -95,15 +99,15 @@ class NamedWorkers:
         return address
 
     def add(self, address: str) -> None:
-        """Gives the name to a worker."""
+        """Adds the address of a worker to the name."""
         self.dns.addresses = [*self.dns.addresses, address]
 
     def remove(self, address: str) -> None:
-        """Takes the name from a worker."""
+        """Removes the address of a worker from the name."""
         self.dns.addresses = [each for each in self.dns.addresses if each != address]
 
     def end_worker(self, address: str) -> None:
-        """Ends a worker as a cluster does. It loses the name once it drains."""
+        """Ends a worker as a cluster does. The name loses its address once the worker drains."""
         process = self.running.pop(address)
         process.send_signal(signal.SIGTERM)
         eventually(lambda: self._health(address) != "SERVING")
@@ -111,14 +115,17 @@ class NamedWorkers:
         assert process.wait(END_SECONDS) == 0
 
     def end_first_worker(self) -> None:
-        """Ends the worker of the stack, which starts again, but without the name."""
+        """Ends the stack's own worker.
+
+        The supervisor restarts it, but the name no longer refers to it.
+        """
         self.remove("127.0.0.1")
         (pid,) = self.stack.pids("serve")
         self.stack.terminate(pid)
         eventually(lambda: self.stack.pids("serve") not in ([], [pid]))
 
     def await_found(self, address: str) -> None:
-        """Waits until the edge calls the worker, as the pause of preStop does in a cluster."""
+        """Waits until the edge calls the worker. In a cluster, the pause of preStop does this."""
         rest = self.stack.rest()
 
         def is_called() -> bool:
@@ -128,7 +135,7 @@ class NamedWorkers:
         eventually(is_called, FOUND_SECONDS)
 
     def calls(self, address: str, rpc: str) -> int:
-        """How many calls of this method the worker has answered."""
+        """Returns how many calls of this RPC the worker has answered."""
         url = f"http://{address}:{self._metrics_port}/metrics"
         families = text_string_to_metric_families(httpx.get(url, trust_env=False).text)
         return sum(
@@ -154,7 +161,7 @@ class NamedWorkers:
         return process
 
     def _end_programs(self) -> None:
-        """Ends all at once, because each takes seconds to drain."""
+        """Ends all programs at once, because each one takes seconds to drain."""
         running = [process for process in self._programs if process.is_running()]
         for process in running:
             process.terminate()
@@ -162,12 +169,13 @@ class NamedWorkers:
             process.wait(END_SECONDS)
 
 
-# Like the DNS of a cluster. Clients that keep an answer for this long miss changes.
+# The lifetime of an answer, as in a cluster's DNS. A client that keeps an answer this long misses
+# changes.
 TTL_SECONDS = 30
 
 
 class Dns:
-    """Answers for one name, with the addresses of a headless service."""
+    """A DNS server for one name, which answers with the addresses of a headless service."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -175,10 +183,10 @@ class Dns:
         self.port = 0
         self.ttl_seconds = TTL_SECONDS
         self._cache_seconds = 0.0
-        # When the addresses were cached, and which.
+        # When the addresses were cached, and the cached addresses.
         self._cached_at = 0.0
         self._cached: Sequence[str] = ()
-        # How many times the addresses were asked for.
+        # How many queries for the addresses the server has answered.
         self.queries = 0
 
     @contextmanager
@@ -195,12 +203,12 @@ class Dns:
             server.server_close()
 
     def cache(self, seconds: float) -> None:
-        """Makes the server keep addresses for this long, from now on. 0 for no cache."""
+        """Makes the server cache its addresses for `seconds` from now on; 0 turns this off."""
         self._cache_seconds = seconds
         self._cached_at, self._cached = time.monotonic(), self.addresses
 
     def answer(self) -> tuple[Sequence[str], int]:
-        """The addresses, and for how many seconds a client may keep them."""
+        """Returns the addresses, and for how many seconds a client may cache them."""
         age = time.monotonic() - self._cached_at
         if age >= self._cache_seconds:
             self.cache(self._cache_seconds)
@@ -227,7 +235,7 @@ class Dns:
 
 
 def resolving_by(dns: Dns, folder: Path) -> list[str]:
-    """A command that runs its arguments with this server as the system's only DNS server."""
+    """Returns a command that runs its arguments with `dns` as the only DNS server."""
     unshare = shutil.which("unshare")
     assert unshare is not None
     path = folder / "resolv.conf"

@@ -1,4 +1,4 @@
-"""A caller whose calls are recorded."""
+"""A caller that records its calls."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from tests.stack.long.load import Caller
 
 
 class Recorded:
-    """Records the calls of another caller."""
+    """Passes calls on to another caller, and records them."""
 
     def __init__(self, name: str, caller: Caller, recorder: Recorder) -> None:
         self._name, self._caller, self._recorder = name, caller, recorder
@@ -18,7 +18,7 @@ class Recorded:
         try:
             answer = self._caller.call(rpc, **fields)
         except Exception as error:
-            # The caller does not say which slug it was, so the call may have had its effect.
+            # The error does not tell the slug, so the call may have taken effect.
             self._recorder.fail(call_id, repr(error), {})
             raise
         self._recorder.answer(call_id, answer)

@@ -1,9 +1,9 @@
-"""Floods a server with calls that hold memory.
+"""Floods a server with calls that use up memory.
 
 The flood sends raw bytes to save processor time, because it runs on the same machine as the server.
 It runs in a separate process so that it does not slow down the good callers of a test. The process
-prints a line when it starts, one when it is complete, and stops when its input ends. It then prints
-the results as JSON.
+prints one line when it starts and one when the flood is complete. It stops when its input ends, and
+then prints the results as JSON.
 """
 
 import json
@@ -29,14 +29,14 @@ UNKNOWN_KEY = "sk_" + "unknown_" * 6
 _MESSAGE_BYTES = 4 * 1024 * 1024
 _OWN_MESSAGE_BYTES = 1024 * 1024
 _CANCEL = "/evershell.workspace.v1.WorkspaceService/CancelTask"
-# A request that is valid for a worker, without and with the prefix of a gRPC message.
+# The body of a valid request: as JSON, and as a gRPC message with its prefix.
 _OVER_REST, _OVER_GRPC = b"{}", struct.pack(">BI", 0, 6) + b"\n\4ws_1"
-# For a connection whose calls are reset: how many calls are sent together, and after how many the
-# connection is closed, so that the server does not count its resets for long.
+# How many calls a connection sends and resets at once, and after how many calls it is closed. It is
+# closed early so that the server does not count its resets for long.
 _RESETS_AT_ONCE, _RESETS_OF_CONNECTION = 20, 240
-# Calls with bad credentials in flight on each connection.
+# How many calls with bad credentials are in flight on each connection.
 _BAD_IN_FLIGHT = 10
-# Pause between two rounds of calls.
+# The pause between two rounds of calls.
 _PAUSE_SECONDS = 0.5
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -53,7 +53,7 @@ def _encoded(part: bytes) -> str:
     return urlsafe_b64encode(part).decode().rstrip("=")
 
 
-# A token that names the demo's signing key and has a wrong signature.
+# A token that names the demo's signing key but has a wrong signature.
 _HEADER, _CLAIMS = b'{"alg":"ES256","kid":"demo"}', b'{"sub":"user_owner","org_id":"org_demo"}'
 WRONG_SIGNATURE = ".".join(map(_encoded, (_HEADER, _CLAIMS, bytes(range(64)))))
 
@@ -64,7 +64,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 class Connection:
-    """An HTTP/2 connection whose streams send the same body, subject to flow control."""
+    """An HTTP/2 connection whose streams all send the same body, subject to flow control."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Connection:
         self._window = self._initial_window = 65_535
         self.max_streams = 0
         self._next = 1
-        # Flow-control window and number of bytes sent, by stream.
+        # By stream, the flow-control window and the number of bytes sent.
         self.windows: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._output, self._input = bytearray(_PREFACE + frame(_SETTINGS, 0, 0)), b""
@@ -104,7 +104,10 @@ class Connection:
         self._told["opened"] += count
 
     def reset(self, count: int) -> None:
-        """Opens `count` streams, of which every second one sends its body, and resets them."""
+        """Opens `count` streams and resets them.
+
+        Every second stream sends its body before the reset.
+        """
         for number in range(count):
             self._output += frame(_HEADERS, _END_HEADERS, self._next, self._headers)
             if number % 2:
@@ -115,7 +118,7 @@ class Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all that was to be sent has been sent."""
+        """Whether all queued data has been sent."""
         return not self._output
 
     def step(self) -> None:
@@ -197,7 +200,7 @@ def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[
 
 
 def reset_over_grpc(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
-    """Resets calls over gRPC: without a credential, with an unknown key, and with this token."""
+    """Opens and resets gRPC calls: without a credential, with an unknown key, and with `token`."""
     credentials = cycle(("", UNKNOWN_KEY, token))
     return _reset(
         lambda: Connection(address, _CANCEL, _OVER_GRPC, told, ends=True, token=next(credentials)),
@@ -206,7 +209,7 @@ def reset_over_grpc(address: tuple[str, int], told: Told, token: str) -> Iterato
 
 
 def reset_over_rest(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
-    """The same over REST."""
+    """Opens and resets REST calls, with the same credentials as `reset_over_grpc`."""
     path, kind = "/v1/workspaces/ws_1/task/cancel", "application/json"
     credentials = cycle(("", UNKNOWN_KEY, token))
     return _reset(
@@ -220,7 +223,7 @@ def reset_over_rest(address: tuple[str, int], told: Told, token: str) -> Iterato
 def _reset(connect: Callable[[], Connection], told: Told) -> Iterator[None]:
     """Opens streams on RESETTING_CONNECTIONS connections and resets them at once.
 
-    Replaces each connection after a while, or when it is cut.
+    Replaces each connection after a while, or when the server closes it.
     """
     left: dict[Connection, int] = {}
     while True:
@@ -242,7 +245,7 @@ def _reset(connect: Callable[[], Connection], told: Told) -> Iterator[None]:
 
 
 def bad_credentials(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
-    """Calls with an unknown key or a wrong signature, over as many connections as `_reset`."""
+    """Makes calls with an unknown key or a wrong signature on RESETTING_CONNECTIONS connections."""
     open_ = [
         Connection(address, _CANCEL, _OVER_GRPC, told, ends=True, token=token)
         for token in (UNKNOWN_KEY, WRONG_SIGNATURE)
@@ -261,7 +264,7 @@ FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
 }
 
 
-# Whether a flood has opened this many streams.
+# For each flood, whether it has opened enough streams to be complete.
 _IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
     "hold_messages": lambda told: told["opened"] >= HELD_STREAMS,
     "reset_over_grpc": lambda told: told["opened"] >= RESETS,
@@ -271,7 +274,7 @@ _IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
 
 
 class Flood:
-    """A flood that runs. Its results are there when it has ended."""
+    """A running flood. `told` has its results after its end."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
@@ -282,7 +285,7 @@ class Flood:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has been complete."""
+        """Whether the flood has become complete."""
         if not self._is_complete and select.select([self._output], [], [], 0)[0]:
             self._is_complete = bool(self._output.readline())
         return self._is_complete
@@ -295,7 +298,7 @@ def flooded(name: str, address: str, token: str = "") -> Iterator[Flood]:
     Without a token, the calls carry no credentials.
     """
     command = [sys.executable, "-m", __name__, name, address, token]
-    # Without a buffer, which `select` does not see.
+    # The output is not buffered, because `select` does not see what is in a buffer.
     with subprocess.Popen(
         command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

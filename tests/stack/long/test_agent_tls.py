@@ -1,6 +1,7 @@
 """A stack with AGENT_TLS: a task is cancelled over TLS, and programs are restarted.
 
-It listens on all addresses (LISTEN_HOST): other machines reach the edge, and nothing else.
+The stack listens on all addresses (LISTEN_HOST). Other machines can reach its edge and nothing
+else.
 """
 
 from collections.abc import Iterator
@@ -31,10 +32,10 @@ def workspace(stack: Stack) -> Workspace:
 
 def test_only_the_edge_listens_on_all_addresses(stack: Stack, workspace: Workspace) -> None:
     assert workspace.agent_address is not None
-    # A gRPC listener accepts IPv4 on an IPv6 socket.
+    # gRPC listens on an IPv6 socket for IPv4 connections too.
     found: set[tuple[bool, str]] = set()
     for process in stack.processes():
-        # The process may end meanwhile.
+        # The process may end in the meantime.
         with suppress(psutil.NoSuchProcess):
             found.update(
                 (process.name() == "envoy", connection.laddr.ip.removeprefix("::ffff:"))
@@ -46,14 +47,17 @@ def test_only_the_edge_listens_on_all_addresses(stack: Stack, workspace: Workspa
 
 
 def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -> None:
-    """Each program has made a new certificate, and knows the agent only by its authority."""
+    """After the restart, each program has a new certificate.
+
+    The agent accepts it only because the same authority signed it.
+    """
     stack, gate = workspace.stack, Gate(workspace)
     task_id = workspace.begin(gate.command, gate.command, "echo never")
     assert run("restart", stack.state_dir).returncode == 0
     eventually(lambda: "rolling_restart_completed" in stack.output.read_text(), RESTART_SECONDS)
     gate.open()
     workspace.await_event("iteration_completed", task_id)
-    # A cancellation between two iterations would prevent the next one.
+    # Waits, because a cancellation between two iterations would prevent the next one.
     workspace.await_phase(task_id, "tool_call")
     assert workspace.cancel()["outcome"] == "accepted"
     gate.open()

@@ -1,6 +1,6 @@
-"""Tests tools without a sandbox, which write to their pod's folder and to the controller's records.
+"""Tools without a sandbox write to their pod's folder and to the controller's records.
 
-The tools must not harm other pods.
+They must not harm other pods.
 """
 
 import subprocess
@@ -15,9 +15,9 @@ from tests.support.alive import is_alive
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Pods have a sandbox by default. tests/unit/fleet tests pods without one.
+# Pods have a sandbox by default. tests/unit/fleet has short tests of pods without one.
 pytestmark = pytest.mark.soak
-# Identify the processes that tools start.
+# Identifies the processes that tools start.
 LEFT, HIDDEN, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 
 
@@ -52,7 +52,7 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
     agent = stack.agent_pid(workspace.id)
     task_id = workspace.submit(
         f"echo {named.pid} > ../pid; echo -n {named.started_at} > ../created; echo -n 1 > ../epoch",
-        # The command keeps the epoch and the run.
+        # The command keeps the epoch and the run in the record.
         rf"sed -i 's/^\([0-9]* [^ ]*\).*/\1 {named.pid} {named.started_at}/' {record}",
     )
     assert faults.await_terminal(workspace, task_id)["status"] == "completed"
@@ -64,8 +64,8 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
         faults.await_workspace(workspace, "failed")
     else:
         stack.replace_controllers()
-        # The next controller rejects the record and treats the agent as lost. The agent is fenced,
-        # so it ends itself.
+        # The next controller rejects the record and treats the agent as lost. The agent is then
+        # fenced, and ends itself.
         faults.await_workspace(workspace, "failed")
         eventually(lambda: not is_alive(agent))
     assert stranger.poll() is None
@@ -97,9 +97,9 @@ def test_a_tool_that_links_its_pods_folder_to_another_ones(
 
 
 def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Path) -> None:
-    """Stopping the stack ends the agent and a process that has escaped from another agent.
+    """A stop of the stack ends an agent, and a process that has escaped from another agent.
 
-    The escaped process kills its agent after the controller that started both agents has died.
+    The controller that started both agents dies. Then the escaped process kills its agent.
     """
     own = Stack(tmp_path / "state", WORKERS="1", POD_ISOLATION="none")
     try:
@@ -107,7 +107,7 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
         hiding, evading = Workspace(own), Workspace(own)
         agent = own.agent_pid(hiding.id)
         own.replace_controllers()
-        # The creation of a workspace needs the next controller to lead.
+        # A workspace is created only once the next controller leads.
         Workspace(own)
         killing = (
             f"(cd /; env -i setsid /bin/sh -c 'kill -9 $1; exec sleep {LEFT}' x $PPID"
@@ -126,11 +126,11 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
 def test_the_work_of_a_detached_tool_is_unknown(stack: Stack, workspace: Workspace) -> None:
     """A tool leaves its session, its folder and its environment, and kills its agent.
 
-    The controller that started the agent would inherit and end the tool. A later one may not find
-    it, so it reports `unknown`.
+    The controller that started the agent would become the tool's parent, and end it. A later
+    controller may not find the tool, so it reports `unknown`.
     """
     stack.replace_controllers()
-    # A workspace that becomes idle shows that the new controller leads.
+    # Once a new workspace is idle, the new controller leads.
     Workspace(stack)
     script = f"kill -9 $1; exec sleep {DETACHED}"
     detached = f"(cd /; env -i setsid /bin/sh -c '{script}' x $PPID > /dev/null 2>&1 &)"

@@ -14,7 +14,7 @@ def entries(
 
 
 def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspace) -> None:
-    """The log has each call exactly once: allowed or refused, over REST and over gRPC."""
+    """The log has each call exactly once, whether it was allowed or refused, over REST or gRPC."""
     task_id = workspace.submit("true")
     workspace.await_end(task_id)
     workspace.cancel(reason="by REST")
@@ -23,7 +23,7 @@ def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspac
     stack.rest("read_only").fails("POST", f"{workspace.path}/stop")
     stack.rest().fails("POST", f"{workspace.path}/tasks", json={})
     path = f"{workspace.path}/audit"
-    # An entry of a refused call is stored within a second.
+    # The entry of a refused call is stored up to a second after the call.
     eventually(lambda: len(entries(stack, path)) == 7)
     found = entries(stack, path)
     assert [(each["rpc"], each["outcome"], each["actor_id"]) for each in found[::-1]] == [
@@ -35,7 +35,7 @@ def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspac
         ("StopWorkspace", "permission_denied", found[1]["actor_id"]),
         ("SubmitTask", "validation_error", found[-1]["actor_id"]),
     ]
-    # For a client on its own machine, the edge forwards an address of the machine.
+    # If the client runs on the machine of the edge, the edge forwards an address of the machine.
     assert all(ip_address(each["client_address"]) for each in found)
     assert {each["org_id"] for each in found} == {"org_demo"}
     assert (found[-2]["task_id"], found[-1]["credential_kind"]) == (task_id, "api_key")

@@ -1,7 +1,7 @@
-"""Wrong clocks: of a worker, a controller, an agent, and the database.
+"""Wrong clocks of a worker, a controller, an agent and the database.
 
-Each is an hour off, and is set while the programs run. The clocks of several programs are off at
-once, in different directions, so that no two of them agree.
+Each clock is set wrong by an hour while the programs run. The clocks of several programs are wrong
+at once, in different directions, so that no two of them agree.
 """
 
 import os
@@ -30,23 +30,23 @@ from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 HOUR = 3_600
-# A clock that was set is noticed within two seconds. A busy machine takes longer.
+# After its clock is set, a program notices this within two seconds, or later on a busy machine.
 NOTICE_SECONDS = 60.0
 FORCE_SECONDS = 3
-# A program that trusted a clock that is an hour off would take an hour.
+# If a program trusted a clock that is an hour off, the end would take an hour.
 END_SECONDS = 120.0
 NO_LABELS = frozenset[tuple[str, str]]()
 OFFSET = ("evershell_clock_offset_seconds", NO_LABELS)
 CORRECTION = ("evershell_clock_correction_seconds", NO_LABELS)
-# The indexes of the programs' metrics ports.
+# The index of each program's metrics port.
 INDEXES = {"serve": 0, "fleet": 1}
 
 
 class Timed:
-    """Tasks whose ends do not depend on any wall clock."""
+    """Tasks whose ends must not depend on any wall clock."""
 
     def __init__(self, stack: Stack) -> None:
-        """Cancels one task without force, which goes on, and one with force."""
+        """Starts the tasks. Cancels one without force, which goes on, and one with force."""
         with ThreadPoolExecutor() as pool:
             made = pool.map(lambda _: Workspace(stack), range(4))
         self.patient, self.forced, self.limited, self._frozen = made
@@ -68,13 +68,13 @@ class Timed:
         self.forced.cancel(force_after=f"{FORCE_SECONDS}s")
 
     def check(self, stack: Stack) -> None:
-        """Checks that each task ends when it must, and that none ends earlier."""
+        """Checks that each task ends when it must, and not earlier."""
         eventually(lambda: self.forced.task(self.forced_task).get("completed_at"), END_SECONDS)
         assert time.monotonic() - self._began >= FORCE_SECONDS
         end = self.forced.await_end(self.forced_task)
         assert (end["status"], end["forced"]) == ("cancelled", True)
-        # The controller ends a pod 2 s after the deadline. By then, it has checked the other tasks
-        # too.
+        # The controller ends a pod 2 s after the force deadline. By then, it has looked at the
+        # other tasks too.
         self._assert_controller_forces(stack)
         assert self.patient.task(self.patient_task)["status"] == "running"
         assert "cancel_requested_at" not in self.limited.task(self.limited_task)
@@ -118,7 +118,7 @@ def stack(clocks: Clocks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def timed_stack(
     folder: Path, clocks: Clocks, database_url: str, **settings: str
 ) -> AbstractContextManager[Stack]:
-    """A stack whose programs follow their clocks."""
+    """A stack whose programs follow the clocks that a test sets."""
     (port, *_) = free_ports(4, in_a_row=4)
     return Stack(
         folder / "state",
@@ -130,7 +130,7 @@ def timed_stack(
 
 
 def test_the_clock_of_a_program_decides_nothing(stack: Stack, clocks: Clocks) -> None:
-    """An agent starts with one clock and goes on with another."""
+    """The agent starts with a clock that is ahead, and goes on with one that is behind."""
     offsets = {"serve": HOUR, "fleet": -HOUR, "agent": -HOUR}
     clocks.set("agent", HOUR)
     timed = Timed(stack)
@@ -149,12 +149,12 @@ def test_the_clock_of_a_program_decides_nothing(stack: Stack, clocks: Clocks) ->
 def test_deadlines_keep_their_distance_if_the_clock_of_the_database_is_set(
     stack: Stack, clocks: Clocks
 ) -> None:
-    """The clock of the database is set an hour ahead, and back again."""
+    """The database's clock is set an hour ahead, and later back again."""
     timed = Timed(stack)
     clocks.set("database", HOUR)
     _await_correction(stack, -HOUR)
     timed.check(stack)
-    # Programs that start later use the same time.
+    # Programs that start later must use the same time.
     for program in INDEXES:
         _restart(stack, program)
     _await_correction(stack, -HOUR)
@@ -168,7 +168,7 @@ def test_deadlines_keep_their_distance_if_the_clock_of_the_database_is_set(
 def test_a_step_of_the_database_while_the_controllers_restart(
     stack: Stack, clocks: Clocks, seconds: int
 ) -> None:
-    """No controller knows the time before the step, and the new one's own clock is wrong."""
+    """No controller knows the time before the step, and the new controller's own clock is wrong."""
     with receiving() as receiver, _session_used(stack) as statuses:
         webhook = {"url": receiver.url, "event_types": ["task_completed"]}
         created = stack.rest().call("POST", "/v1/webhooks", json=webhook).json()["webhook"]["id"]
@@ -185,13 +185,13 @@ def test_a_step_of_the_database_while_the_controllers_restart(
         _await_correction(stack, 0)
         _assert_is_right(stack)
         stack.rest().call("DELETE", f"/v1/webhooks/{created}")
-    # On a machine that is too busy, the edge's health checks of the only worker time out.
+    # On a very busy machine, the edge's health checks of its only worker time out.
     assert set(statuses) - {503} == {200}
     assert stack.rest("expired").call("GET", "/v1/workspaces").status_code == 401
 
 
 def _step_between_controllers(stack: Stack, clocks: Clocks, ahead_seconds: int) -> None:
-    """Sets the clock of the database when all controllers have ended and none has started."""
+    """Sets the clock of the database after all controllers have ended, before others start."""
     killed = stack.pids("fleet")
     with stack.frozen_process(stack.pid):
         for pid in killed:
@@ -203,7 +203,7 @@ def _step_between_controllers(stack: Stack, clocks: Clocks, ahead_seconds: int) 
 
 @contextmanager
 def _session_used(stack: Stack) -> Iterator[list[int]]:
-    """The statuses of calls with a session token, which are made inside the block."""
+    """Makes calls with a session token during the block. Yields their HTTP statuses."""
     statuses, ended = list[int](), threading.Event()
 
     def use() -> None:
@@ -220,7 +220,7 @@ def _session_used(stack: Stack) -> Iterator[list[int]]:
 
 
 def _assert_is_right(stack: Stack) -> None:
-    """The time of the service agrees with this test, whose clock is right."""
+    """Checks that the service's time agrees with the clock of this test, which is right."""
     created_at = datetime.fromisoformat(Workspace(stack).get()["created_at"])
     assert abs(created_at.timestamp() - time.time()) < HOUR / 10
 
@@ -255,10 +255,10 @@ def _await_correction(stack: Stack, seconds: int) -> None:
 def _await_sample(
     stack: Stack, index: int, name: tuple[str, frozenset[tuple[str, str]]], seconds: int
 ) -> None:
-    """Waits until the sample is about this many seconds."""
+    """Waits until the sample has about this value in seconds."""
 
     def is_seen() -> bool:
-        # A program that starts does not answer yet.
+        # A program that is starting does not answer yet.
         with suppress(httpx.TransportError):
             return abs(scrape(stack, index).get(name, 0.0) - seconds) < HOUR / 10
         return False

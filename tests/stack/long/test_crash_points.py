@@ -1,8 +1,8 @@
 """Kills a program at each step of a cancellation.
 
-The response to the caller must remain true, and the system must recover. Each row of CASES gives
-the crash point, the program that dies, the permitted responses, the state of the intent and the
-final status of the task. `server/evershell/pod/crash_points.py` defines the crash points.
+The response to the caller must stay true, and the system must recover. Each row of CASES has the
+crash point, the program that dies, the permitted responses, the state of the intent, and the final
+status of the task. `server/evershell/pod/crash_points.py` defines the crash points.
 """
 
 from contextlib import nullcontext
@@ -21,14 +21,15 @@ from tests.support.waiting import eventually
 @dataclass(frozen=True, slots=True)
 class Case:
     point: str
-    # `worker` handles the call or the commit. `agent` is the agent of the workspace.
+    # `worker` is the worker that handles the call or the commit. `agent` is the agent of the
+    # workspace.
     dies: str
-    # Permitted outcomes and slugs. If empty, the test does not cancel the task.
+    # The permitted outcomes and slugs. If there are none, the test does not cancel the task.
     may_be_told: tuple[str, ...]
     intent: str
     status: str
-    # If set, the worker also dies before the signal, and the agent ends its iteration without
-    # receiving the intent.
+    # If set, the worker also dies before it sends the signal, and the agent ends its iteration
+    # without knowing of the intent.
     is_signal_lost: bool = False
 
     @property
@@ -50,7 +51,7 @@ CASES = [
     Case("before_iteration_commit", "agent", (), "absent", "failed"),
     Case("after_reply", "worker", (LOST, ACCEPTED), "whole", "cancelled"),
     Case("after_iteration_commit", "agent", (), "absent", "failed"),
-    # In the second iteration.
+    # These crash points are reached in the second iteration.
     Case("before_report_commit", "agent", (), "absent", "failed"),
     Case("before_report_transaction", "worker", (), "absent", "completed"),
     Case("after_report_commit", "agent", (), "absent", "failed"),
@@ -70,13 +71,13 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def kept() -> dict[str, Workspace]:
-    """Holds the idle workspace that a passed case leaves for the next case."""
+    """Holds the workspace that a passed case leaves idle for the next case."""
     return {}
 
 
 @pytest.fixture
 def bed(fragile_stack: Stack, kept: dict[str, Workspace]) -> Workspace:
-    """Returns an idle workspace. The workspace of a failed case is not reused."""
+    """Returns an idle workspace: the one that the last case has left, unless that case failed."""
     return kept.pop("workspace", None) or Workspace(fragile_stack)
 
 
@@ -98,8 +99,8 @@ def test_a_crash(
     task_id = faults.submit(bed, gate.command, "echo second", after_outage=True)
     faults.await_phase(bed, task_id, "tool_call")
     if case.is_signal_lost:
-        # A case ends up to two of the three workers. While the supervisor is frozen, nothing
-        # restarts those that the cases before have ended.
+        # A case ends up to two of the three workers. Later, the supervisor is frozen and cannot
+        # restart workers that earlier cases have ended.
         for address in stack.worker_addresses():
             eventually(partial(_is_serving, address), 60)
     agent, workers = stack.agent_pid(bed.id), stack.pids("serve")
@@ -109,8 +110,8 @@ def test_a_crash(
     for point in armed:
         point.touch()
 
-    # The long lease prevents a heartbeat from delivering the intent. Freezing the controller
-    # prevents it from delivering the intent.
+    # The agent must not get the intent in another way: the lease is too long for a heartbeat, and
+    # the controller is frozen.
     with stack.frozen("fleet") if case.is_signal_lost else nullcontext():
         if case.may_be_told:
             told = faults.cancel(bed, wire)
@@ -118,13 +119,13 @@ def test_a_crash(
             assert faults.intent_of(bed, task_id) == case.intent
         if not case.in_signal:
             gate.open()
-        # Workers that have crashed several times are restarted after a pause, and the agent waits
-        # longer after each attempt.
+        # The supervisor waits before it restarts a worker that has crashed several times, and the
+        # agent waits longer after each attempt.
         eventually(lambda: not any(point.exists() for point in armed), 60)
 
     end = faults.await_terminal(bed, task_id)
     faults.assert_story(bed, task_id, status=case.status, intent=case.intent == "whole")
-    # A task that is cancelled or fails does not start a second iteration.
+    # A task that is cancelled or fails must not start a second iteration.
     assert end["iterations"] <= 1 or case.status == "completed"
     counted = end["iterations"] + (case.point == "after_report_commit")
     if "report" in case.point:

@@ -1,4 +1,4 @@
-"""Kills the controller at each step of a deletion. The next one continues.
+"""Kills the controller at each step of a deletion. The next controller continues the deletion.
 
 `server/evershell/app/fleet.py` arms the crash points of the controller.
 """

@@ -1,6 +1,6 @@
 """The page at /docs in a real browser.
 
-It loads nothing from another origin, and it can cancel a task.
+The page loads nothing from other origins, and can cancel a task.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.support.stack import Gate, Stack, Workspace
 
 
 class Docs:
-    """The open page, with its requests and its errors and warnings."""
+    """The open page. Records its requests, errors and warnings."""
 
     def __init__(self, page: Page, origin: str) -> None:
         self.page = page
@@ -52,7 +52,7 @@ class Docs:
         return block
 
     def check_network_and_console(self) -> None:
-        """Checks that the page called no other origin and reported no problem."""
+        """Checks that the page has called no other origin and reported no problem."""
         assert {
             urlsplit(request.url)[:2]
             for request in self.requests
@@ -84,7 +84,7 @@ def test_the_page_can_cancel_a_task(
     assert workspace.log()[-1]["type"] == "task_cancel_requested"
     gate.open()
     end = workspace.await_end(task_id)
-    # The page fills in the example of the document.
+    # The page starts with the example of the OpenAPI document.
     assert (end["status"], end["iterations"], end["reason"]) == (
         "cancelled",
         1,

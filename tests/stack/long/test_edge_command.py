@@ -30,7 +30,7 @@ def get(url: str, **headers: str) -> httpx.Response:
 
 
 def said_by(process: "subprocess.Popen[str]") -> str:
-    """What the command says until it ends."""
+    """Returns what the command prints until it ends."""
     try:
         return process.communicate(timeout=LIMIT_SECONDS)[0]
     finally:
@@ -38,7 +38,7 @@ def said_by(process: "subprocess.Popen[str]") -> str:
 
 
 def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> None:
-    """It comes before SIGTERM, at which Envoy ends at once."""
+    """The drain comes before SIGTERM, because Envoy ends at once on SIGTERM."""
     rest_port, grpc_port, closed = free_ports(3)
     options = ("--admin-socket", str(tmp_path / "admin.sock"))
     process = edge(
@@ -62,7 +62,7 @@ def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> 
             began = time.monotonic()
             drain = edge(tmp_path, *options, "--drain", "2s")
             eventually(lambda: client.get(url).headers.get("connection") == "close")
-        # It still answers on new connections.
+        # The edge still answers on new connections.
         assert get(url).headers["connection"] == "close"
         said = said_by(drain)
         assert (drain.returncode, said) == (0, "")

@@ -1,7 +1,7 @@
-"""The patch of examples/envoy_gateway.py on a listener like those that Envoy Gateway generates.
+"""The patch of examples/envoy_gateway.py, on a listener like those that Envoy Gateway generates.
 
-A real Envoy validates the result and serves it in front of the workers. There is no Envoy Gateway
-here: the test applies the patches as RFC 6902 says.
+A real Envoy validates the result and serves it in front of the workers. Envoy Gateway itself does
+not run: the test applies the patches as RFC 6902 says.
 """
 
 import json
@@ -27,7 +27,10 @@ _ADS = {"config_source": {"ads": {}, "resource_api_version": "V3"}}
 
 
 def listener(port: int, certificate: Certificate) -> dict[str, Any]:
-    """A listener with TLS and without policies. Its certificate would come from the gateway."""
+    """A listener with TLS and without policies.
+
+    Envoy Gateway would send Envoy the certificate. Here, Envoy reads it from files.
+    """
     connections = {
         "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "common_http_protocol_options": {"headers_with_underscores_action": "REJECT_REQUEST"},
@@ -89,7 +92,7 @@ def listener(port: int, certificate: Certificate) -> dict[str, Any]:
 
 
 def patched(policy: dict[str, Any], resources: dict[tuple[str, str], Any]) -> None:
-    """Applies the policy to the resources, by type and name."""
+    """Applies the policy to the resources, which are listed by type and name."""
     for patch in policy["spec"]["jsonPatches"]:
         key = (patch["type"].rpartition(".")[2], patch["name"])
         operation = patch["operation"]
@@ -108,7 +111,7 @@ def patched(policy: dict[str, Any], resources: dict[tuple[str, str], Any]) -> No
 
 
 def bootstrap(resources: dict[tuple[str, str], Any], admin_socket: Path) -> dict[str, Any]:
-    """Envoy with these resources, without the server from which it would get them."""
+    """A configuration of Envoy that contains these resources, so it needs no server for them."""
     patched_listener = resources["Listener", NAME]
     connections = patched_listener["filter_chains"][0]["filters"][0]["typed_config"]
     del connections["rds"]
@@ -124,7 +127,7 @@ def bootstrap(resources: dict[tuple[str, str], Any], admin_socket: Path) -> dict
 
 @pytest.fixture
 def gateway(stack: Stack, tmp_path: Path) -> Iterator[Rest]:
-    """A caller of the patched gateway, in front of the workers of the stack."""
+    """A caller of the patched gateway, which is in front of the stack's workers."""
     (port,) = free_ports(1)
     authority = Authority(tmp_path, "authority")
     rendered = subprocess.run(
@@ -142,7 +145,7 @@ def gateway(stack: Stack, tmp_path: Path) -> Iterator[Rest]:
             "virtual_hosts": [host],
         },
     }
-    # The gateway has no file of the edge.
+    # The gateway does not have the files of the edge.
     assert bytes(ROOT) not in rendered.stdout
     policy = json.loads(rendered.stdout)
     assert policy["metadata"]["namespace"] == "gateways"
@@ -169,7 +172,7 @@ def test_a_patched_gateway_answers_as_the_edge(
 ) -> None:
     task_id = workspace.begin(gate.command, "echo never")
     cancel = f"{workspace.path}/task/cancel"
-    # Callers must not set the headers between the edge and the workers.
+    # A caller must not be able to set the headers that pass between the edge and the workers.
     accepted = gateway.call("POST", cancel, headers={"x-evershell-status": "500"})
     assert (accepted.status_code, accepted.json()["outcome"]) == (202, "accepted")
     gate.open()

@@ -16,16 +16,17 @@ from tests.support.waiting import eventually
 
 WORKSPACES = 6
 CALLERS = 3
-# After the promotion. A worker reconnects within 2 s, and the edge calls it then.
+# The time limit for a recovery after the promotion. A worker reconnects within 2 s, and then the
+# edge calls it again.
 RECOVER_SECONDS = 40.0
-# A worker waits at most 4.5 s for the database. The callers of this test would wait 20 s.
+# A worker waits 4.5 s for the database at most. Callers themselves would wait 20 s.
 ANSWER_SECONDS = 15.0
 ANSWERED = ("accepted", "already_requested")
 
 
 @pytest.fixture
 def replication(tmp_path: Path) -> Iterator[Replication]:
-    # Paths of sockets are limited to 107 bytes.
+    # The path must be short: a path of a socket has at most 107 bytes.
     pair = Replication(tmp_path)
     try:
         pair.start()
@@ -41,7 +42,7 @@ def replicated_stack(replication: Replication, tmp_path: Path) -> Iterator[Stack
 
 
 class Story:
-    """A workspace whose task runs until the end of the test, and its callers' answers."""
+    """A workspace whose task runs until the end of the test, with the answers to its callers."""
 
     def __init__(self, stack: Stack) -> None:
         self.workspace = Workspace(stack)
@@ -51,7 +52,7 @@ class Story:
         self.answers: list[str] = []
 
     def cancel(self) -> str:
-        """Makes one call and keeps its outcome."""
+        """Makes one call and keeps its answer."""
         self.answers.append(faults.cancel(self.workspace, "grpc"))
         return self.answers[-1]
 
@@ -71,18 +72,18 @@ def test_no_accepted_cancellation_is_lost(
     over = threading.Event()
 
     def call(mine: list[Story]) -> None:
-        """Cancels one task before the primary ends, and the others while it ends."""
+        """Cancels the first task before the primary ends, and all tasks while it ends."""
         mine[0].cancel()
         barrier.wait(RECOVER_SECONDS)
         while not (over.is_set() or all(story.is_answered for story in mine)):
             for story in mine:
                 story.cancel()
-            # Callers obey Retry-After.
+            # Pauses, as Retry-After asks callers to.
             over.wait(0.1)
 
     barrier = threading.Barrier(CALLERS + 1)
     with ThreadPoolExecutor(CALLERS) as threads, ExitStack() as ending:
-        # Ends the callers even after a failure.
+        # Ends the callers even if the test fails.
         ending.callback(over.set)
         calling = [threads.submit(call, stories[first::CALLERS]) for first in range(CALLERS)]
         barrier.wait(RECOVER_SECONDS)
@@ -113,12 +114,12 @@ def test_no_accepted_cancellation_is_lost(
 
 
 def use(stack: Stack, server: Server) -> None:
-    """Makes the checks of the test read this server."""
+    """Makes the test read from this server from now on."""
     stack.ready["database_url"] = server.url
 
 
 def assert_nothing_is_accepted_without_the_standby(replication: Replication, story: Story) -> None:
-    """The primary waits for its standby, and the service does not answer before."""
+    """While the primary waits for its standby, the service does not accept the cancellation."""
     use(story.workspace.stack, replication.primary)
     with replication.standby.frozen():
         began = time.monotonic()
@@ -135,7 +136,7 @@ def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: St
     eventually(lambda: server.value(locks) == 1)
     eventually(lambda: server.value(listeners) >= len(stack.worker_addresses()) + 2)
     faults.await_workers(stack)
-    # Only a leader acts on the end of an agent.
+    # Only a leader notices that the agent has ended.
     stack.kill(story.agent)
     faults.resume(story.workspace, after_outage=True)
     faults.assert_next_task_works(story.workspace, after_outage=True)
@@ -144,18 +145,18 @@ def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: St
 def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) -> None:
     """Nothing writes to the former primary, although it accepts writes and the URL names it first.
 
-    Every connection is opened again.
+    Every connection is closed, so programs must open new ones.
     """
     former, current = replication.primary, replication.standby
     former.start(autovacuum="off")
-    # A transaction that writes would take the next number.
+    # The number of the next transaction that writes.
     next_transaction = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
     expected = former.value(next_transaction)
     current.value(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
         "WHERE application_name IN ('evershell', 'evershell calls')"
     )
-    # A worker that starts does not know about the promotion.
+    # A worker that has just started does not know of the promotion.
     (first, *_) = stack.pids("serve")
     stack.kill(first)
     eventually(lambda: len(stack.pids("serve")) == 2 and first not in stack.pids("serve"))

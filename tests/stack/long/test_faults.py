@@ -1,4 +1,4 @@
-"""Tests cancellation with faulty agents.
+"""Cancellations with faulty agents.
 
 Each fault is a row of the table in tests/faults/README.md.
 """
@@ -19,9 +19,9 @@ from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Identify the processes that tools leave behind.
+# Identifies the processes that tools leave behind.
 LEFT_BEHIND, STUBBORN = unique_seconds(), unique_seconds()
-# The service gives up after 2 s by its own clock. Without that, the call would take 20 s.
+# By its own clock, the service gives up after 2 s. If it did not, the call would take 20 s.
 ANSWER_SECONDS = 10.0
 POLLERS = 30
 
@@ -39,7 +39,7 @@ def test_an_agent_that_does_not_answer(
     task_id = workspace.begin(gate.command, "echo never")
 
     def others_are_answered_first() -> bool:
-        """Whether other calls, to this workspace and to another one, overtake the cancellation."""
+        """Whether other calls, also on another workspace, are answered during the cancellation."""
         calling = pool.submit(_unreachable, stack, workspace, wire)
         eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
         assert workspace.task(task_id)["cancel_requested_at"]
@@ -52,7 +52,8 @@ def test_an_agent_that_does_not_answer(
         return overtook
 
     with stack.frozen_process(stack.agent_pid(workspace.id)):
-        # The cancellation takes 2 s, in which a busy machine may not get to the others.
+        # The cancellation takes 2 s. On a busy machine, the other calls may not be answered in this
+        # time.
         eventually(others_are_answered_first)
         assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
     gate.open()
@@ -64,9 +65,9 @@ def test_an_agent_that_does_not_answer(
 def test_pollers_of_an_agent_that_does_not_answer(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    """While the agent is frozen, few polls are sent to it, and a cancellation still is.
+    """While the agent is frozen, workers send it few of the polls, but every cancellation.
 
-    Once it runs again, the polls reach it too.
+    Once it runs again, polls are answered.
     """
     task_id = workspace.begin(gate.command, "echo never")
     iteration = f"{workspace.path}/tasks/{task_id}/iteration"
@@ -88,7 +89,7 @@ def test_pollers_of_an_agent_that_does_not_answer(
     lines = [line for path in logs for line in path.read_text().splitlines()]
     events = ("agent_not_read", "agent_unreachable")
     attempts = [line for line in lines if address in line and any(each in line for each in events)]
-    # Each worker reads the agent once in 3 s. The cancellation sends one signal.
+    # Each worker reads the agent at most once in 3 s, and the cancellation sends one signal.
     assert 1 < len(attempts) < POLLERS
     assert workspace.cancel()["outcome"] == "already_requested"
     eventually(lambda: stack.rest().serves(iteration))
@@ -97,7 +98,7 @@ def test_pollers_of_an_agent_that_does_not_answer(
 
 
 def _unreachable(stack: Stack, workspace: Workspace, wire: str) -> tuple[str, Any]:
-    """Cancels with an unreachable agent and returns the message and facts of the error."""
+    """Cancels a task of an unreachable agent. Returns the message and the facts of the error."""
     began = time.monotonic()
     if wire == "rest":
         rest = stack.rest().fails("POST", f"{workspace.path}/task/cancel")
@@ -130,7 +131,7 @@ def test_an_agent_that_is_killed_in_a_tool_call(
     eventually(lambda: len(running(LEFT_BEHIND)) == 2)
     if cancelled:
         assert workspace.cancel()["outcome"] == "accepted"
-    # The commit of the end blocks in its transaction. The tools must already be dead.
+    # The transaction that commits the end is blocked. By then, the tools must already be dead.
     with next_event_held_up(workspace):
         stack.kill(stack.agent_pid(workspace.id))
         await_waiting(workspace, "INSERT INTO events")
@@ -186,12 +187,12 @@ def test_a_stop_breaks_off_an_iteration_that_does_not_end_within_the_grace_perio
     task_id = workspace.begin(f"sleep {STUBBORN}", "touch never")
     began = time.monotonic()
     assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
-    # A second request does not restart the grace period.
+    # A second stop does not restart the grace period.
     assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 1)
     assert (end["cancel"]["reason"], end["work_stopped"]) == ("workspace stopped", "yes")
-    # Not at once, and long before the time limit of a tool.
+    # The end comes after the grace period, and long before the time limit of a tool.
     assert 9.5 < time.monotonic() - began < 100
     workspace.await_status("stopped")
     assert running(STUBBORN) == []

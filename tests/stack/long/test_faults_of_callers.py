@@ -1,6 +1,6 @@
-"""Tests callers that disconnect during CancelTask.
+"""Callers that disconnect during CancelTask.
 
-The intent is recorded completely or not at all, and no database session remains blocked.
+The intent is recorded completely or not at all, and no session of the database stays blocked.
 """
 
 import json
@@ -47,7 +47,7 @@ def over_grpc(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None
 
 @contextmanager
 def workspace_locked(workspace: Workspace) -> Iterator[None]:
-    """Locks the workspace, so that changes to it block before they start."""
+    """Locks the workspace, so that a transaction that changes it blocks before its first change."""
     with workspace.stack.database() as connection, connection.transaction(force_rollback=True):
         connection.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (workspace.id,))
         yield
@@ -103,7 +103,7 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
         go = caller(bed, fields)
         await_seen(bed, task_id)
         go()
-        # The database session ends when the caller disconnects, before its own limit of 5 s.
+        # The disconnect ends the session of the database before its own limit of 5 s.
         eventually(lambda: in_database(bed) == 0, 3)
     intent = faults.intent_of(bed, task_id)
     assert intent == "whole" or (intent == "absent" and await_seen is seen_in_database)
@@ -119,7 +119,7 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
 
 
 def in_database(workspace: Workspace) -> int:
-    """Returns the number of database sessions that are recording a cancellation."""
+    """Returns the number of sessions of the database that are recording a cancellation."""
     query = (
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE state = 'active' AND query LIKE %s AND pid <> pg_backend_pid()"

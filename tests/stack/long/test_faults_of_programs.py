@@ -1,4 +1,4 @@
-"""Tests cancellation while the database, the workers, the controller or the edge fail."""
+"""Cancellations while the database, the workers, the controller or the edge fail."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,19 +19,22 @@ from tests.support.sandbox import has_sandbox
 from tests.support.stack import STOP_SECONDS, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# A worker waits at most 4.5 s for the database. The callers of this test would wait 20 s.
+# A worker waits 4.5 s for the database at most. Callers themselves would wait 20 s.
 ANSWER_SECONDS = 15.0
-# A worker takes this time to start, and to find the database again, on a busy machine.
+# How long a worker may take to start, or to find the database again, on a busy machine.
 SERVING_SECONDS = 30.0
-# The supervisor replaces a program that is stopped within 2 s.
+# The time limit for a replacement. The supervisor replaces a stopped program within 2 s.
 REPLACEMENT_SECONDS = 120.0
-# A standby replaces a dead leader within seconds; the supervisor, which could too, is frozen.
+# A standby replaces a dead leader within seconds. The supervisor could do so too, but is frozen.
 TAKEOVER_SECONDS = 30.0
 
 
 @pytest.fixture(autouse=True)
 def _all_workers_serve(fragile_stack: Stack) -> None:
-    """The supervisor may still be replacing a program that an earlier test has killed."""
+    """Waits for all workers.
+
+    The supervisor may still be replacing a program that an earlier test has killed.
+    """
     faults.await_workers(fragile_stack, SERVING_SECONDS)
 
 
@@ -48,21 +51,21 @@ def programs(stack: Stack, name: str) -> list[psutil.Process]:
 
 @contextmanager
 def database_killed(stack: Stack) -> Iterator[None]:
-    """Kills the database and freezes the supervisor while the context is open."""
+    """Kills the database, and keeps the supervisor frozen while the context is open."""
     (postgres,) = programs(stack, "postgres")
     family = [postgres, *postgres.children(recursive=True)]
     with stack.frozen_process(stack.pid):
         postgres.kill()
-        # A new server cannot start until the sessions of the old one end.
+        # A new server cannot start until the old server's sessions have ended.
         eventually(lambda: all(not is_alive(each) for each in family))
         yield
 
 
 @contextmanager
 def database_frozen(stack: Stack) -> Iterator[None]:
-    """Freezes the database. The kernel still accepts connections, but nothing responds.
+    """Freezes the database: the kernel still accepts connections, but no process answers.
 
-    The supervisor, which would replace it, is frozen too.
+    Also freezes the supervisor, which would replace the database.
     """
     (postgres,) = programs(stack, "postgres")
     with ExitStack() as frozen:
@@ -75,7 +78,7 @@ def database_frozen(stack: Stack) -> Iterator[None]:
 
 @contextmanager
 def held_back(workspace: Workspace) -> Iterator[None]:
-    """Locks the workspace against changes. The fault can release the lock."""
+    """Locks the workspace against changes. A fault of the database may end the lock."""
     with suppress(psycopg.OperationalError), workspace.stack.database() as connection:
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (workspace.id,))
@@ -105,13 +108,13 @@ def test_a_database_that_is_away(
             assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
             for address in fragile_stack.worker_addresses():
                 eventually(lambda: faults.health_of(address) == "NOT_SERVING", ANSWER_SECONDS)
-            # The edge has detected the unhealthy workers and now generates the response itself.
+            # By now the edge knows that the workers are unhealthy, and answers the call itself.
             assert_unavailable(fragile_stack, workspace)
             gate.open()
     faults.await_workers(fragile_stack, SERVING_SECONDS)
 
-    # The agent commits the pending iteration exactly once. A call that failed with `unavailable`
-    # may have recorded the intent.
+    # The agent commits the pending iteration exactly once. The call may have recorded the intent
+    # although it failed with `unavailable`.
     faults.await_terminal(workspace, task_id)
     intent = faults.intent_of(workspace, task_id)
     assert intent in ("whole", "absent")
@@ -124,8 +127,9 @@ def test_a_database_that_is_away(
 
 
 def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
-    """Asserts that both protocols return `unavailable` in time, and a retry delay if the call names
-    its task.
+    """Checks that REST and gRPC answer `unavailable` in time.
+
+    The answer has a retry delay only if the call names its task.
     """
     for path, is_named in (("/task/cancel", False), ("/tasks/task_1/cancel", True)):
         began = time.monotonic()
@@ -147,7 +151,7 @@ def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
 def test_a_program_that_is_killed(
     fragile_stack: Stack, pool: ThreadPoolExecutor, program: str
 ) -> None:
-    """All instances die after the intent is recorded, while the caller waits for the end."""
+    """All programs of a kind die after the intent is recorded, while the caller still waits."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)
@@ -178,7 +182,10 @@ def _pids(stack: Stack, program: str) -> list[int]:
 
 
 def _cancel_and_wait(workspace: Workspace) -> str:
-    """Returns the task status in the response, or `lost` if the call failed."""
+    """Cancels with a wait.
+
+    Returns the status of the task in the response, or `lost` if the call failed.
+    """
     try:
         response = workspace.rest.call(
             "POST", f"{workspace.path}/task/cancel", json={"wait": "30s"}
@@ -189,7 +196,7 @@ def _cancel_and_wait(workspace: Workspace) -> str:
 
 
 def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
-    """All of them at once, also the last ones of their kind."""
+    """All these programs freeze at once, so none of their kind is left."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)
@@ -209,7 +216,7 @@ def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
 
 
 def test_a_standby_takes_over(fragile_stack: Stack) -> None:
-    """The leader dies without a restart, and then an agent dies. Only a leader handles that."""
+    """The leader dies and is not restarted. Then an agent dies, which only a leader can handle."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)
@@ -221,7 +228,7 @@ def test_a_standby_takes_over(fragile_stack: Stack) -> None:
         fragile_stack.kill(leader)
         fragile_stack.kill(fragile_stack.agent_pid(workspace.id))
         end = faults.await_terminal(workspace, task_id, TAKEOVER_SECONDS)
-        # In a sandbox, the kernel has ended the tools with the agent.
+        # In a sandbox, the kernel ends the tools together with the agent.
         stopped = "yes" if has_sandbox() else "unknown"
         assert (end["status"], end["work_stopped"]) == ("cancelled", stopped)
         faults.await_workspace(workspace, "failed")

@@ -9,7 +9,7 @@ def test_a_task_that_fills_its_workspace_is_cancelled(fragile_stack: Stack) -> N
     quiet = other.begin("sleep 86400")
     task_id = workspace.submit("head -c 70M /dev/zero > large", *["sleep 1"] * 100)
     workspace.await_event("iteration_completed", task_id)
-    # The next leader measures at once.
+    # A new leader measures the files at once.
     for pid in fragile_stack.pids("fleet"):
         fragile_stack.kill(pid)
     eventually(lambda: workspace.task(task_id).get("completed_at"), 90)

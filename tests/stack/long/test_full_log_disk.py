@@ -1,4 +1,4 @@
-"""Full log disks fail no call and end no task, and logging continues when they have space again."""
+"""Full log disks make no call fail and end no task. Logging continues once there is space."""
 
 import json
 import time
@@ -17,15 +17,16 @@ from tests.support.small_disk import fill, free, shrink_pipe, small_disk
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# An agent ends 2 s before its lease is over. A pause of the machine is shorter than the rest.
+# An agent ends 2 s before its lease is over. The machine must not pause for longer than the other 4
+# s.
 _LEASE_SECONDS = 6
-# The folders of the programs' logs and of the agents' logs.
+# The folders for the logs of the programs and for the logs of the agents.
 _DISKS = ("logs", "fleet")
 
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state folder with the logs of the programs and of the agents on small disks."""
+    """A state folder whose logs of programs and of agents are on small disks."""
     state_dir = tmp_path_factory.mktemp("logs") / "state"
     with ExitStack() as mounted:
         for name in _DISKS:
@@ -55,7 +56,7 @@ def programs(stack: Stack) -> set[int]:
 
 
 def lost_lines(stack: Stack) -> float:
-    """The number of log lines that the workers have lost so far."""
+    """Returns how many log lines the workers have lost so far."""
     found = 0.0
     for index in range(2):
         metrics = httpx.get(
@@ -80,10 +81,10 @@ def assert_healthy(stack: Stack) -> None:
 
 
 def notices(stack: Stack) -> list[dict[str, Any]]:
-    """The lines in which the workers report lost lines."""
+    """Returns the log lines with which the workers report lost lines."""
     found = []
     for path in (stack.state_dir / "logs").glob("worker-*.log*"):
-        # It may be rotated meanwhile.
+        # The file may be rotated in the meantime.
         with suppress(FileNotFoundError):
             # The program may be writing the last line.
             lines = path.read_text().split("\n")[:-1]

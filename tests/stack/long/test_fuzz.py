@@ -1,4 +1,4 @@
-"""Sends valid and invalid requests generated from the OpenAPI document.
+"""Sends valid and invalid requests that are generated from the OpenAPI document.
 
 Each response must match the document or the error envelope. FUZZ_EXAMPLES sets the number of
 requests, and FUZZ_SEED sets the random seed.
@@ -23,8 +23,9 @@ from tests.support.stack import Stack, Workspace
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-# Besides the reads. The other operations run generated commands, start agents, or stop everything.
-# The test sends them only for workspaces that do not exist, or with tokens that lack permission.
+# The operations that do no harm, in addition to the reads. The others run generated commands, start
+# agents, or stop everything, so the test sends them only for workspaces that do not exist or with
+# tokens that lack permission.
 HARMLESS = {"CancelTask", "CancelTaskByTaskId"}
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 OPERATIONS = list(operations())
@@ -33,7 +34,7 @@ CANCEL = [each for each in OPERATIONS if each.described["operationId"] == "Cance
 
 @pytest.fixture(scope="module")
 def workspace(stack: Stack) -> Workspace:
-    """A workspace that all operations share, because none of them harms it."""
+    """A workspace that all these operations share, because none of them harms it."""
     return Workspace(stack)
 
 

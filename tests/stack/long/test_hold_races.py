@@ -1,4 +1,4 @@
-"""Submissions, batches and a hold at once, from 50 callers, over both workers."""
+"""50 callers submit, cancel batches and put the organization on hold at once, over both workers."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
     begun: list[str] = []
 
     def submit(number: int, client: Grpc) -> list[str]:
-        """Submits until the hold refuses it. Returns the ids of the tasks."""
+        """Submits tasks until the hold refuses one. Returns the ids of the tasks."""
         barrier.wait(30)
         made: list[str] = []
         for attempt in range(2_000):
@@ -69,7 +69,7 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
             eventually(lambda: len(begun) >= 4 * WORKSPACES, 30)
             answer = client.call("HoldOrg", reason="stop", cancel_running=True)
         finally:
-            # Ends the other callers even after a failure.
+            # Ends the other callers even if the hold fails.
             held.set()
         assert answer["remaining"] == 0
         return int(answer["accepted"])
@@ -101,12 +101,12 @@ def check(stack: Stack, ids: list[str], results: list[Any]) -> None:
             rows = connection.execute(_TASKS, (ids,)).fetchall()
             return sum(status in ("submitted", "delivered", "running") for _, _, status, _ in rows)
 
-        # Each runs at most one more iteration.
+        # Each task runs at most one more iteration.
         eventually(lambda: open_tasks() == 0, 30)
         rows = connection.execute(_TASKS, (ids,)).fetchall()
         assert {task_id for task_id, *_ in rows} == submitted
         cancelled = {task_id for task_id, _, _, is_cancelled in rows if is_cancelled}
-        # Batches and hold recorded each cancellation once.
+        # Each cancellation was recorded once: by a batch or by the hold.
         assert sum(results[:10]) == len(cancelled)
         for task_id, _, status, is_cancelled in rows:
             assert status == ("cancelled" if is_cancelled else "completed"), task_id

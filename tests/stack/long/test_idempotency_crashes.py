@@ -1,6 +1,7 @@
 """Kills the worker at each step of a call with an idempotency key.
 
-A repeat gets an answer, and there is one task. `evershell.pod.crash_points` defines the points.
+A repeat of the call gets an answer, and only one task exists. `evershell.pod.crash_points` defines
+the crash points.
 """
 
 from pathlib import Path
@@ -35,12 +36,12 @@ def test_no_crash_blocks_a_key(fragile_stack: Stack, crash_points: Path, point: 
     assert submit() == (503, "unavailable")
     assert not (crash_points / point).exists()
     (task_id,) = {entry["task_id"] for entry in workspace.log() if entry["task_id"]}
-    # Until Envoy knows of the death, the dead worker's share of the calls is answered with 503.
+    # Until Envoy notices the death, calls that it sends to the dead worker are answered with 503.
     answers = eventually(lambda: [answer for answer in [submit()] if answer[0] != 503])
     assert answers == [(202, task_id)]
     gate.open()
     assert faults.await_terminal(workspace, task_id)["status"] == "completed"
-    # The worker has been started again.
+    # Waits until the supervisor has restarted the worker.
     eventually(lambda: len(fragile_stack.pids("serve")) == WORKERS)
     answers = eventually(lambda: [answer for answer in [submit()] if answer[0] != 503])
     assert answers == [(202, task_id)]

@@ -1,4 +1,4 @@
-"""The example of docs/authentication.md: a stack with its own identity provider."""
+"""The example of docs/authentication.md: a stack with an identity provider of one's own."""
 
 import subprocess
 import sys
@@ -17,12 +17,15 @@ from tests.support.waiting import eventually
 
 DOCUMENT = (ROOT / "docs" / "authentication.md").read_text()
 ISSUER = "https://login.acme.example"
-# An unknown key is looked for at most every 10 s.
+# A worker looks for an unknown key at most every 10 s.
 ROTATED_SECONDS = 40.0
 
 
 class Provider:
-    """The provider of the example: its script, run again for each new key, and its HTTP server."""
+    """The identity provider of the example.
+
+    Runs its script for each new key, and serves the keys.
+    """
 
     def __init__(self, folder: Path) -> None:
         (self._script,) = [each.text for each in blocks(DOCUMENT) if each.title == "issue.py"]
@@ -33,7 +36,7 @@ class Provider:
         Thread(target=self._server.serve_forever).start()
 
     def issue(self, kid: str) -> str:
-        """Replaces the published key by a new one, and returns a token that it signed."""
+        """Publishes a new key in place of the old one. Returns a token that the new key signed."""
         script = self._script.replace("2026-01", kid)
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=self._folder, capture_output=True, check=True

@@ -1,6 +1,6 @@
-"""A tree of tasks, 10 deep, each with a real agent of its own, is cancelled in one call.
+"""Cancels a tree of tasks, 10 levels deep, in one call. Each task has a real agent.
 
-TREE_TASKS sets their number, of which 1,000 need 8 GB. The times are printed.
+TREE_TASKS sets the number of tasks; 1,000 tasks need 8 GB. The test prints the times.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 T = TypeVar("T")
 TASKS = int(os.environ.get("TREE_TASKS", "60"))
 LEVELS = 10
-# The calls that are made at a time.
+# The number of calls that are made at once.
 AT_ONCE = 16
 _TIMES = """
 SELECT extract(epoch FROM max(cancel_requested_at) - min(cancel_requested_at))::float,
@@ -41,7 +41,10 @@ async def each(numbers: Sequence[T], act: Callable[[T], Awaitable[None]]) -> Non
 
 
 async def tree_of(client: AsyncClient) -> list[tuple[str, str]]:
-    """Workspace and task of each node, the root first. The last of the levels has one task."""
+    """Creates the tree. Returns the workspace and the task of each node, the root first.
+
+    The last level has one task.
+    """
     workspace_ids: dict[int, str] = {}
     tasks: dict[int, str] = {}
 

@@ -1,7 +1,7 @@
-"""What a stranger without a credential can write into the logs, with sign-in on.
+"""What a stranger without a credential can write into the logs of a stack with sign-in.
 
 FUZZ_SECONDS sets the time for finding new kinds of requests, FUZZ_SEED the seed, and FUZZ_REPEATS
-how often one of each kind is repeated.
+how often one request of each kind is repeated.
 """
 
 import base64
@@ -25,17 +25,17 @@ from tests.wire.edge.long import test_fuzz as fuzz
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 REPEATS = int(os.environ.get("FUZZ_REPEATS", "2000"))
-# Most of them wait for the rest of an answer.
+# Most of these requests wait for the rest of an answer.
 CONCURRENCY = 256
-# The most that a call may add on average. On a slow machine, the limit on lines a second allows
-# more.
+# The most bytes that a call may add to the logs on average. On a slow machine, more is allowed, up
+# to the limit on lines per second.
 BYTES_OF_A_CALL = 50
 LINES_A_SECOND, LINE_BYTES = 20, 1_000
-# Longer than the edge and the supervisor buffer a line.
+# Longer than the edge and the supervisor keep a line in a buffer.
 SETTLED_SECONDS, SETTLING_LOOKS = 1.5, 40
 ANSWER_SECONDS = 10.0
 QUIET_SECONDS = 0.3
-# A forged line looks like one of the service, but has the mark of a stranger.
+# A forged line looks like a log line of the service, but contains the stranger's mark.
 MARK = "of-a-stranger"
 FORGED = json.dumps({"event": "rpc_completed", "program": MARK})
 STATE = base64.urlsafe_b64encode(FORGED.encode()).decode().rstrip("=")
@@ -60,7 +60,7 @@ def _seeds() -> list[bytes]:
 
 
 def requests() -> Iterator[bytes]:
-    """Without end: the seeds, and then mutations of them."""
+    """Yields the seeds, and then endless mutations of them."""
     chance, seeds = random.Random(SEED), _seeds()
     yield from seeds
     while True:
@@ -69,7 +69,7 @@ def requests() -> Iterator[bytes]:
 
 @pytest.fixture(scope="module")
 def open_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack with sign-in. No test signs in, so its provider is never called."""
+    """A stack with sign-in. No test signs in, so the service never calls the identity provider."""
     folder = tmp_path_factory.mktemp("strangers")
     secret = folder / "secret"
     secret.write_text("a secret")
@@ -85,7 +85,7 @@ def open_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 class Strangers:
-    """Sends requests to the ports of the edge, and reads what the logs got."""
+    """Sends requests to the ports of the edge, and reads what they have added to the logs."""
 
     def __init__(self, stack: Stack) -> None:
         self._addresses = [
@@ -95,8 +95,8 @@ class Strangers:
         self._logs = stack.state_dir / "logs"
 
     def send(self, sent: bytes) -> bytes:
-        """The beginning of the answer; empty without one."""
-        # HTTP/2 is what the second port speaks.
+        """Sends a request. Returns the beginning of the answer; empty if there is none."""
+        # The second port speaks HTTP/2.
         address = self._addresses[sent.startswith(fuzz.PREFACE)]
         received = b""
         try:
@@ -113,11 +113,11 @@ class Strangers:
         return received
 
     def files(self) -> list[Path]:
-        """The log files, old ones included."""
+        """The log files, including rotated ones."""
         return [each for each in self._logs.rglob("*") if each.is_file()]
 
     def settled_size(self) -> int:
-        """The bytes of all logs, once no more are written."""
+        """Returns the size of all logs in bytes, once they no longer grow."""
         size = -1
         for _ in range(SETTLING_LOOKS):
             now = sum(each.stat().st_size for each in self.files())
@@ -129,7 +129,7 @@ class Strangers:
 
 
 def kind(received: bytes) -> tuple[bytes, ...]:
-    """The kind of an answer: its status, and the slug or the reason."""
+    """The kind of an answer: its status, its slug or reason, and the names of its headers."""
     head, _, body = received.partition(b"\r\n\r\n")
     slug = re.search(rb'"(?:code|reason|field)": ?"?(\w+)', body)
     names = re.findall(rb"(?m)^([a-z-]+):", head)

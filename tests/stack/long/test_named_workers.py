@@ -1,4 +1,4 @@
-"""Workers that come and go behind a name, while callers call and agents work."""
+"""Workers come and go behind a DNS name, while callers call and agents work."""
 
 import os
 import shutil
@@ -23,8 +23,8 @@ pytestmark = [
 ]
 
 CALLERS = 4
-# Agents end if no heartbeat succeeds within this time. Less than the 30 s for which gRPC keeps
-# addresses by default.
+# An agent ends if no heartbeat succeeds within this time, which is less than the 30 s for which
+# gRPC keeps addresses by default.
 LEASE_SECONDS = 20
 
 
@@ -40,7 +40,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NamedWorkers]:
 
 
 class Caller:
-    """Submits and cancels tasks in its own workspace until it is stopped."""
+    """Submits and cancels tasks in a separate workspace until it is stopped."""
 
     def __init__(self, workers: NamedWorkers) -> None:
         self.workspace = Workspace(workers.stack)
@@ -58,7 +58,7 @@ class Caller:
             while not stopping.is_set():
                 self._call("POST", "/tasks", {"description": "true"})
                 self._call("POST", "/task/cancel", {"wait": "5s"})
-                # A wait on a worker that drains returns early.
+                # A worker that drains ends the wait early.
                 eventually(lambda: self._call("GET", "").get("status") != "busy")
 
     def _call(self, method: str, path: str, body: object = None) -> dict[str, object]:
@@ -76,7 +76,7 @@ class Caller:
 
 @contextmanager
 def load(workers: NamedWorkers) -> Iterator[None]:
-    """Callers call inside the block. None of their calls may fail, and no agent may end."""
+    """Makes calls during the block. None of the calls may fail, and no agent may end."""
     callers = [Caller(workers) for _ in range(CALLERS)]
     stopping = threading.Event()
     with ThreadPoolExecutor(CALLERS) as threads:
@@ -102,12 +102,12 @@ def test_a_replacement_of_all_workers_loses_no_call(workers: NamedWorkers) -> No
             new = workers.start_worker()
             workers.await_found(new)
             workers.end_worker(old)
-    # The workers that the agents knew at their start are all gone.
+    # None of the workers that the agents knew at their start is left.
     assert sum(workers.calls(address, "CommitEvents") for address in workers.running) > 0
 
 
 def test_agents_leave_workers_that_are_frozen(workers: NamedWorkers) -> None:
-    """The connections of the agents stay open, but nothing answers on them."""
+    """The agents' connections to the frozen workers stay open, but get no answers."""
     new = workers.start_worker()
     workers.await_found(new)
     agents = "FROM workspaces WHERE status IN ('idle', 'busy')"
@@ -124,5 +124,5 @@ def test_agents_leave_workers_that_are_frozen(workers: NamedWorkers) -> None:
             count = database.execute(query.encode(), (before[1], LEASE_SECONDS)).fetchone()
             return count == (before[0],)
 
-        # If the lease of an agent ends, the count never becomes complete again.
+        # If an agent's lease ended, the count would never reach the old number again.
         eventually(have_renewed, 2 * LEASE_SECONDS)

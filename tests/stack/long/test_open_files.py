@@ -1,4 +1,4 @@
-"""A worker that can open no more files, while CancelTasks is called."""
+"""A worker cannot open any more files while CancelTasks is called."""
 
 import resource
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 @contextmanager
 def no_new_files(pid: int) -> Iterator[None]:
-    """Lets the process open no file, not even in the place of one that it closes."""
+    """Keeps the process from opening any file, even after it has closed another one."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
     try:
@@ -34,7 +34,7 @@ def no_new_files(pid: int) -> Iterator[None]:
 
 
 def end_connections(stack: Stack) -> None:
-    """Ends all connections to the database, so that the worker has to open others."""
+    """Ends all connections to the database, so that the worker must open new ones."""
     with stack.database() as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -43,7 +43,7 @@ def end_connections(stack: Stack) -> None:
 
 
 def recorded(stack: Stack) -> int:
-    """The number of cancellations."""
+    """Returns the number of recorded cancellations."""
     with stack.database() as connection:
         row = connection.execute(
             "SELECT count(*) FROM tasks WHERE cancel_requested_at IS NOT NULL"
@@ -56,11 +56,11 @@ def test_a_batch_without_open_files_changes_nothing_and_works_later(stack: Stack
     made = [Workspace(stack) for _ in range(3)]
     begun = begin(made)
     owner = stack.rest("owner")
-    # The worker reads the file with the keys of session tokens.
+    # Makes the worker read the file with the keys of session tokens.
     assert owner.get("/v1/hold")["on_hold"] is False
     (worker,) = stack.pids("serve")
     with no_new_files(worker):
-        # What needs no new file works.
+        # A call that needs no new file still works.
         assert owner.post(PATH, BODY | {"dry_run": True})["matched"] == 3
         end_connections(stack)
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Tests agents that call a model endpoint, in a separate stack."""
+"""Agents that call a model endpoint, in a separate stack."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.support.model_server import (
 from tests.support.stack import Stack, Workspace
 
 KEY = "sk-only-for-the-endpoint"
-# USD for a million tokens. An answer has 11 input tokens, 5 of them cached, and 7 output tokens.
+# USD per million tokens. An answer has 11 input tokens, of which 5 are cached, and 7 output tokens.
 PRICES = {"input": 1, "output": 10, "cached_input": 0.5}
 CALL_NANOS = (11 - 5) * 1000 + 5 * 500 + 7 * 10_000
 
@@ -52,7 +52,7 @@ def stack(
     prices, points = folder / "prices.json", folder / "points"
     prices.write_text(json.dumps(dict.fromkeys(("test", "test-0613"), PRICES)))
     points.mkdir()
-    # The agents of root run as other users.
+    # If root runs the stack, its agents run as other users.
     points.chmod(0o777)
     with Stack(
         folder / "state",
@@ -92,7 +92,7 @@ def test_a_task_with_two_tool_calls_completes_and_its_usage_is_told(
 def test_the_iteration_that_reaches_the_tokens_is_the_last(
     workspace: Workspace, server: ModelServer
 ) -> None:
-    """Each answer has 18 tokens."""
+    """Each answer has 18 tokens, so the second one reaches the limit."""
     server.script.extend((calls("echo 1"), calls("echo 2"), calls("echo 3"), says("done")))
     task_id = workspace.submit("count", limits={"max_total_tokens": "36"})
     end = workspace.await_end(task_id)
@@ -106,7 +106,7 @@ def test_the_iteration_that_reaches_the_tokens_is_the_last(
 def test_the_iteration_that_reaches_the_cost_is_the_last(
     workspace: Workspace, server: ModelServer, crash: str
 ) -> None:
-    """The limit is not forgotten if the worker dies before or after the report that reaches it."""
+    """The worker dies before or after the report that reaches the limit, which still applies."""
     gate, points = Gate(), workspace.stack.state_dir.parent / "points"
     second = replace(calls("echo 2"), gate=gate)
     server.script.extend((calls("echo 1"), second, calls("echo 3"), says("done")))
@@ -116,7 +116,7 @@ def test_the_iteration_that_reaches_the_cost_is_the_last(
     if crash:
         (points / crash).touch()
     gate.opened.set()
-    # A stream of events may end with its worker.
+    # A stream of events may end with its worker, so this reads the database.
     end = await_terminal(workspace, task_id)
     assert not list(points.iterdir())
     assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 2, False)
@@ -157,7 +157,7 @@ def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(
 def test_the_key_is_rotated_without_a_restart(
     workspace: Workspace, server: ModelServer, key_file: Path
 ) -> None:
-    """An agent keeps the key that it was started with."""
+    """An agent keeps the key with which it was started. The next agent gets the new key."""
 
     def used() -> str:
         server.script.append(says("done"))
@@ -240,7 +240,7 @@ def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
         True,
     )
     assert server.left.wait(10)
-    # The same agent runs the next task, whose history does not contain the interrupted one.
+    # The same agent runs the next task. The task's history does not contain the interrupted one.
     server.script.append(says("next"))
     server.script.popleft()
     assert workspace.await_end(workspace.submit("go on"))["result"] == "next"

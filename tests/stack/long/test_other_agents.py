@@ -1,4 +1,4 @@
-"""AGENT_COMMAND starts another program as the agent: the sample of docs/agents.md."""
+"""AGENT_COMMAND starts another program as the agent: the sample program of docs/agents.md."""
 
 import shlex
 import sys
@@ -21,12 +21,12 @@ PACKAGES = ("@grpc/grpc-js", "@grpc/proto-loader")
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack whose agents are the sample."""
+    """A stack whose agents are the sample program."""
     sandbox.skip_without_sandbox()
-    # A sandbox shows the environment of Python.
+    # In a sandbox, the folder of the Python environment is visible, so the program is there.
     with tempfile.TemporaryDirectory(prefix="sample-agent-", dir=sys.prefix) as temporary:
         folder = Path(temporary)
-        # The user of a pod has to read it.
+        # The pod's user must be able to read the program.
         folder.chmod(0o755)
         copy_packages(folder, *PACKAGES)
         program, descriptors = folder / "agent.mjs", folder / DESCRIPTORS.name
@@ -40,9 +40,10 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def submit_and_await(workspace: Workspace, command: str, *others: str) -> str:
-    """Submits a task and waits until its first command runs. Returns the id.
+    """Submits a task and waits until its first command runs. Returns the task id.
 
-    The sample reports its phase only with its next heartbeat, seconds later.
+    It does not wait for a phase, which the sample reports only with its next heartbeat, seconds
+    later.
     """
     started = workspace.stack.files(workspace.id) / "started"
     started.unlink(missing_ok=True)

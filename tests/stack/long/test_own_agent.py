@@ -1,4 +1,4 @@
-"""An agent on the library, by the file and the name of its function, in a sandbox."""
+"""An agent built on the library, given by file and function name, in a sandbox."""
 
 import shlex
 import sys
@@ -59,7 +59,7 @@ run(agent)
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     sandbox.skip_without_sandbox()
     folder = tmp_path_factory.mktemp("own")
-    # The user of a pod has to read it.
+    # The pod's user must be able to read the agent.
     folder.chmod(0o755)
     (folder / "my_agent.py").write_text(AGENT)
     command = [sys.executable, "-P", "-m", "evershell.agents", f"{folder}/my_agent.py:agent"]
@@ -70,7 +70,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def _begin(workspace: Workspace, place: str, *others: str) -> str:
-    """Submits a task and waits until its first line runs. Returns the id."""
+    """Submits a task and waits until its first line runs. Returns the task id."""
     began = workspace.stack.files(workspace.id) / "began"
     began.unlink(missing_ok=True)
     waits = f"{place} touch began; while [ ! -e go ]; do sleep 0.05; done; rm go"
@@ -98,7 +98,7 @@ def test_a_cancellation_ends_the_loop_and_the_next_task_runs(workspace: Workspac
 
 @pytest.mark.parametrize("place", ["process", "thread"])
 def test_force_ends_what_the_agent_runs(workspace: Workspace, place: str) -> None:
-    """The thread waits for a process, which is killed."""
+    """A thread that waits for a process is interrupted by ending the process."""
     task_id = _begin(workspace, place)
     assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
     status, forced, iterations, _ = _summary(workspace, task_id)
@@ -140,7 +140,7 @@ def test_a_thread_that_cannot_be_interrupted_ends_with_its_pod(workspace: Worksp
 
 
 def test_a_tool_submits_a_child_and_gets_its_result(stack: Stack, workspace: Workspace) -> None:
-    """With the agent's own token: the stack gives tools no key."""
+    """The tool uses its agent's token: the stack gives tools no API key."""
     below = Workspace(stack)
     task_id = workspace.submit(f"child {below.id} process echo from below")
     assert _summary(workspace, task_id) == ("completed", False, 1, "from below\n")
@@ -158,7 +158,7 @@ def test_a_tool_submits_a_child_and_gets_its_result(stack: Stack, workspace: Wor
 def test_a_child_that_is_refused_is_the_error_of_its_tool(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """Its own workspace is busy, and a workspace of another creator is out of reach."""
+    """The agent's own workspace is busy, and the other one has another creator."""
     foreign = Workspace(stack, token="owner")
     for target, slug in ((workspace.id, "is busy"), (foreign.id, "have different creators")):
         task_id = workspace.submit(f"child {target} process echo never")
@@ -181,7 +181,7 @@ def test_a_cancelled_tree_includes_the_child_for_which_a_tool_waits(
 
 
 def test_the_tokens_of_a_tree_are_counted_together(stack: Stack, workspace: Workspace) -> None:
-    """An iteration has 5 tokens. The limit is reached when the root reports its second one."""
+    """Each iteration has 5 tokens. The root's second iteration reaches the limit."""
     below = Workspace(stack)
     task_id = workspace.submit(
         f"child {below.id} process echo 1",

@@ -1,4 +1,4 @@
-"""A whole stack on PgBouncer in transaction mode."""
+"""A whole stack that uses PgBouncer in transaction mode."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 pytestmark = needs_pgbouncer
 
-# Less than 5 s, after which a subscriber reads even without a notification.
+# Less than the 5 s after which a subscriber reads even without a notification.
 NOTIFIED_SECONDS = 3.0
 
 
@@ -72,7 +72,7 @@ def test_both_workers_learn_of_the_end_at_once(
         )
         for address in addresses
     ]
-    # Both calls are recorded, the second one as `already_requested`.
+    # Both calls are recorded, the second as `already_requested`.
     eventually(lambda: len(workspace.rest.get(audit, params={"rpc": "CancelTask"})["entries"]) == 2)
     gate.open()
     faults.await_terminal(workspace, task_id)
@@ -102,7 +102,7 @@ def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: P
     faults.await_terminal(workspace, task_id)
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
     assert pooled_stack.agent_pid(workspace.id) == agent
-    # The controller goes on as well.
+    # The controller also continues.
     pooled_stack.kill(agent)
     faults.resume(workspace, after_outage=True)
     faults.assert_next_task_works(workspace, after_outage=True)

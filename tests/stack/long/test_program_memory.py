@@ -1,4 +1,4 @@
-"""The memory limit of the programs of the stack does not apply to tools."""
+"""The memory limit of the stack's programs does not apply to tools."""
 
 import psutil
 
@@ -18,13 +18,13 @@ def test_tools_do_not_inherit_the_memory_limit_of_the_programs(
     assert len(own) == 6
     for program in own:
         assert program.rlimit(psutil.RLIMIT_DATA)[0] != psutil.RLIM_INFINITY, program
-    # The test itself has the limit of the machine.
+    # This process has the limit of the machine.
     machine = psutil.Process().rlimit(psutil.RLIMIT_DATA)[1]
     task_id = workspace.submit("ulimit -d")
     done = workspace.await_event("iteration_completed", task_id)["iteration_completed"]
     output = done["tool_call"]["result"]["output"].strip()
     if has_sandbox():
-        # Tools in a sandbox have their own limit.
+        # In a sandbox, tools have a separate limit.
         limit = Settings().tool_memory_mb * 2**20
         machine = limit if machine == psutil.RLIM_INFINITY else min(machine, limit)
     assert output == ("unlimited" if machine == psutil.RLIM_INFINITY else str(machine // 1024))

@@ -1,4 +1,4 @@
-"""Rate limits through Envoy. Each of the two workers counts separately."""
+"""Rate limits through Envoy. Each of the two workers counts on its own."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Call = Callable[[], Failed | None]
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The refill is slow, so that the bucket does not fill while a test empties it."""
+    """A stack with a low rate, so that a test can empty the bucket faster than it refills."""
     with Stack(
         tmp_path_factory.mktemp("limited") / "state",
         RATE_LIMIT="on",
@@ -49,8 +49,8 @@ def over_grpc(stack: Stack, token: str, rpc: str) -> Failed | None:
 def spend(call: Call) -> Failed:
     """Makes calls until one is refused, and returns that failure.
 
-    At most the bursts of all workers and the refill since the start may succeed, plus a tolerance
-    of 10 calls.
+    As many calls may succeed as the bursts of all workers and the refill since the start allow,
+    plus 10.
     """
     began, served = time.monotonic(), 0
     while served < BURST * WORKERS + 10 + WORKERS * PER_SECOND * (time.monotonic() - began):
@@ -66,7 +66,8 @@ def test_a_refused_caller_learns_when_to_retry_over_rest(limited: Stack) -> None
     failed = spend(lambda: over_rest(limited, "owner", "GET", ""))
     assert (failed.status, failed.details["retry_after_seconds"]) == (429, RETRY_AFTER_SECONDS)
     assert "Your credential" in failed.message and "has changed nothing" in failed.message
-    # Another credential can read, and this one can cancel: cancellations have their own bucket.
+    # Another credential can still read, and the limited one can still cancel, because cancellations
+    # have their own bucket.
     assert over_rest(limited, "read_only", "GET", "") is None
     assert over_rest(limited, "owner", "POST", "/task/cancel") is None
     # The caller waits exactly as long as the error says.

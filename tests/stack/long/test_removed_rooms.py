@@ -1,4 +1,8 @@
-"""A service without one room, or without both: their folders, and their lines in the registry."""
+"""The service without one of the two rooms, or without both.
+
+The folders of these rooms, and their lines in the registry, are removed from a copy of the
+checkout.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -62,7 +66,7 @@ def test_a_task_is_cancelled(stack: Stack, wire: str) -> None:
 def test_rest_does_not_find_the_paths_of_a_room(stack: Stack, removed: list[str]) -> None:
     for path, room in _PATHS.items():
         answer = stack.rest().client.get(path, headers={"a2a-version": "1.0"})
-        # The errors of A2A have a number.
+        # The errors of A2A have numbers instead of slugs.
         code = answer.json().get("error", {}).get("code")
         assert ((answer.status_code, code) == (404, "not_found")) is (room in removed), path
 

@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 ROUNDS = 2
 ROUND_SECONDS = 60.0
 CONTROL_PLANE = frozenset({("envoy_cluster_name", "control_plane")})
-# The pause of each caller between two calls.
+# How long each caller pauses between two calls.
 PAUSE_SECONDS = 0.2
 
 
 def programs(stack: Stack) -> set[int]:
-    """The processes that a restart replaces."""
+    """Returns the processes that a restart replaces."""
     envoys = [
         child.pid for child in psutil.Process(stack.pid).children() if child.name() == "envoy"
     ]
@@ -33,7 +33,7 @@ def programs(stack: Stack) -> set[int]:
 
 
 def statuses(stack: Stack) -> dict[str, int]:
-    """Maps each user agent to the status of its last call.
+    """Maps each user agent to the status of its last call, from the edge's log.
 
     The log may have been rotated, and its last line may be incomplete.
     """
@@ -85,7 +85,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     calls, began = load.outcomes.calls.total(), time.monotonic()
 
     for number in range(ROUNDS):
-        # Requests the next restart during the first one.
+        # The second request comes during the first restart.
         assert run("restart", stack.state_dir).returncode == 0
         eventually(
             lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1,
@@ -100,7 +100,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
     assert len(programs(stack)) == len(before)
     assert not programs(stack) & before
-    # The new edge serves its metrics. The ports before serve the metrics of workers and controller.
+    # The new edge serves its metrics. Lower ports serve the metrics of workers and a controller.
     healthy = ("envoy_cluster_membership_healthy", CONTROL_PLANE)
     assert scrape(stack, len(stack.pids("serve")) + 1)[healthy] == 2
     for canceller in cancellers:

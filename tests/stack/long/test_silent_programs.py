@@ -1,4 +1,4 @@
-"""A worker whose event loop makes no turn is replaced, but not if no other one serves."""
+"""A worker whose event loop is stuck is replaced, unless no other worker serves."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# Loaded by every Python program of the stack. SIGUSR2 blocks the event loop of a worker.
+# Every Python program of the stack loads this. SIGUSR2 then blocks the event loop of a worker.
 MODULE = """
 import os, pathlib, signal, sys, time
 def block(number, frame):
@@ -21,12 +21,12 @@ if "serve" in sys.orig_argv:
     signal.signal(signal.SIGUSR2, block)
 """
 WAYS = {"in a loop": "pass", "in a wait": "time.sleep(0.5)"}
-# A worker is silent only after 15 s of its own processor time, or of another worker's turns.
+# A worker counts as silent only after 15 s of its own processor time, or of another worker's turns.
 SILENT_SECONDS = 180.0
 
 
 class Blocking:
-    """A stack whose workers can be blocked, and released together."""
+    """A stack whose workers can be blocked one by one, and released together."""
 
     def __init__(self, folder: Path, way: str, workers: int) -> None:
         self.released = folder / "released"
@@ -66,7 +66,7 @@ def test_a_silent_worker_is_replaced(blocking: Callable[[str, int], Blocking], w
 
 @pytest.mark.parametrize("way", smoke(WAYS, ["in a wait"]))
 def test_the_only_worker_stays(blocking: Callable[[str, int], Blocking], way: str) -> None:
-    """The only worker's silence is logged, and the worker goes on when it can."""
+    """The silence of the only worker is logged, and the worker continues once it can."""
     running = blocking(way, 1)
     with running.stack.started():
         (worker,) = running.stack.pids("serve")

@@ -1,4 +1,4 @@
-"""A forced cancellation while workers are silent: only agents that do not interrupt are ended."""
+"""Forced cancellations while workers are silent end only agents that do not interrupt."""
 
 import shlex
 import sys
@@ -14,10 +14,10 @@ from tests.support import faults
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# No bound is postponed by more than a lease.
+# A bound is postponed by a lease at most.
 LEASE_SECONDS = 12
-# The longest time until a forced task ends whose agent does not interrupt it: 2 s, a lease, and the
-# end of its pod on a busy machine.
+# How long a forced task may take to end if its agent does not interrupt it: 2 s, a lease, and the
+# time to end the pod on a busy machine.
 SULKING_SECONDS = 2 + LEASE_SECONDS + 45
 AGENT = """
 import asyncio
@@ -44,7 +44,7 @@ run(agent)
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("silent")
-    # The user of a pod has to read it.
+    # The pod's user must be able to read the agent.
     folder.chmod(0o755)
     (folder / "my_agent.py").write_text(AGENT)
     command = [sys.executable, "-P", "-m", "evershell.agents", f"{folder}/my_agent.py:agent"]
@@ -58,7 +58,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def begun(stack: Stack, description: str) -> tuple[Workspace, str]:
-    """A workspace whose agent works on a task, and the id of the task."""
+    """Starts a task in a new workspace.
+
+    Returns the workspace and the task id once the task runs.
+    """
     workspace = Workspace(stack)
     task_id = workspace.submit(description)
     eventually((stack.files(workspace.id) / "began").exists)
@@ -66,7 +69,7 @@ def begun(stack: Stack, description: str) -> tuple[Workspace, str]:
 
 
 def freeze_other_workers(stack: Stack, frozen: ExitStack) -> str:
-    """Freezes the supervisor and all workers but one. Returns the address of that worker."""
+    """Freezes the supervisor and all workers but one. Returns the address of this worker."""
     answering, *others = stack.pids("serve")
     for pid in (stack.pid, *others):
         frozen.enter_context(stack.frozen_process(pid))
@@ -89,7 +92,7 @@ def force(stack: Stack, address: str, workspace: Workspace) -> None:
 
 
 def test_frozen_workers_cost_no_agent(stack: Stack) -> None:
-    """Two of three workers are frozen, so their agents cannot commit the end at once."""
+    """Two of three workers are frozen, so the agents that use them cannot commit an end at once."""
     begins = [begun(stack, "wait") for _ in range(6)]
     agents = [stack.agent_pid(each.id) for each, _ in begins]
     with ExitStack() as frozen:
@@ -105,7 +108,7 @@ def test_frozen_workers_cost_no_agent(stack: Stack) -> None:
 
 @contextmanager
 def stalled_commits(stack: Stack) -> Iterator[None]:
-    """No commit ends, because of a synchronous standby that does not answer. Reads work."""
+    """Makes commits wait for a synchronous standby that does not exist. Reads still work."""
     with stack.database() as connection:
         connection.execute("SET synchronous_commit = local")
         connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'away'")
@@ -128,7 +131,7 @@ def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
     soon, late = (timedelta(seconds=-1), ids), (FORCE_MARGIN + timedelta(seconds=1), ids)
     with stack.database() as connection:
         eventually(lambda: connection.execute(query, soon).fetchone() == (True,))
-        # Shorter than a lease, because no commit renews it meanwhile.
+        # Must be shorter than a lease, because no commit renews a lease in this time.
         with stalled_commits(stack):
             eventually(lambda: connection.execute(query, late).fetchone() == (True,))
     for workspace, task_id in begins:
@@ -141,7 +144,7 @@ def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
 def test_an_agent_that_does_not_interrupt_is_ended_even_while_a_worker_is_frozen(
     stack: Stack,
 ) -> None:
-    """The agent sends its heartbeats normally, so its lease does not end."""
+    """The agent sends its heartbeats as usual, so its lease does not end."""
     workspace, task_id = begun(stack, "sulk")
     with ExitStack() as frozen:
         force(stack, freeze_other_workers(stack, frozen), workspace)

@@ -1,4 +1,4 @@
-"""Mixed calls leave no open file and no process, and their answers are right.
+"""After mixed calls, no file stays open and no process remains; all answers are right.
 
 `make leaks` makes more calls and also checks the memory.
 """
@@ -24,6 +24,6 @@ def test_mixed_calls_leave_no_open_file_behind(stack: Stack, tmp_path: Path) -> 
         asyncio.run(mix.run(WARM_UP))
         before = holdings(stack)
         asyncio.run(mix.run(CALLS))
-    # The edge closes a connection with a delay after its client disconnects.
+    # The edge closes a connection some time after its client has disconnected.
     eventually(lambda: not list(grown_files(before, holdings(stack))))
     assert mix.tally.problems + verdict(history)[1] == []

@@ -1,4 +1,4 @@
-"""The spans of a stack that exports them."""
+"""The spans of a stack that exports spans."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 INTERNAL = "evershell.agent.v1.RuntimeService/"
 REQUEST_ID = "guid:x-request-id"
-# `run_to_cancellation` submits over REST.
+# `run_to_cancellation` submits the task over REST in any case.
 SUBMITTED = {"SubmitTask": "POST /v1/workspaces/*/tasks"}
 EDGE_NAMES = {
     "rest": SUBMITTED | {"CancelTask": "POST /v1/workspaces/*/task/cancel"},
@@ -27,7 +27,7 @@ def receiver() -> Receiver:
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stack]:
-    """A stack that exports spans. It stops in time even if the collector is down."""
+    """A stack that exports spans. It must stop in time even after the collector has ended."""
     state_dir = tmp_path_factory.mktemp("traced") / "state"
     stack = Stack(
         state_dir, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="100"
@@ -52,7 +52,7 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
     workspace, task_id, request_id = run_to_cancellation(traced, wire, submitted, cancelled)
 
     seen = traces(workspace, task_id)
-    # The reply to a heartbeat may deliver the task before the call does.
+    # The reply to a heartbeat may deliver the task before the StartTask call does.
     assert seen.pop("task_started") in (first, "")
     assert seen == {
         "task_submitted": first,
@@ -90,7 +90,7 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
 
 
 def assert_tree(spans: list[Span], root: str) -> None:
-    """Every span is below the only one whose parent is `root`."""
+    """Checks that the spans form a tree, whose topmost span has the parent `root`."""
     ids = {span.span_id.hex() for span in spans}
     assert len(ids) == len(spans)
     outside = [span.parent_span_id.hex() for span in spans if span.parent_span_id.hex() not in ids]
@@ -100,7 +100,10 @@ def assert_tree(spans: list[Span], root: str) -> None:
 def assert_chain(
     receiver: Receiver, trace_id: str, parent: str, chain: tuple[tuple[str, str], ...]
 ) -> None:
-    """Each is the parent of the next. The parent of the first is `parent`."""
+    """Checks that each span is the parent of the next one.
+
+    The first span has the parent `parent`.
+    """
     for wanted in chain:
         (span,) = (
             span

@@ -1,4 +1,4 @@
-"""A stop of the stack has its own limit, below the sum of its programs' limits."""
+"""The time limit for a stop of the stack is less than the sum of its programs' limits."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_stack_whose_programs_are_all_frozen_is_stopped_and_finds_its_data(
         assert stack.stop() == 0
         said = stack.output.read_text()
         assert "programs_killed" in said
-        # The limits of the others would have passed later.
+        # The stop ends before the limits of the other programs have passed.
         late = [line for line in said.splitlines() if "program_stop_timed_out" in line]
         assert len(late) == 3 and "envoy" in late[2]
         assert all("fleet" in line for line in late[:2])

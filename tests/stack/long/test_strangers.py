@@ -1,4 +1,4 @@
-"""Floods do not fail the calls of others. FLOOD_SECONDS sets how long they last."""
+"""Floods do not make the calls of others fail. FLOOD_SECONDS sets how long the floods last."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from tests.support.edge.clients import is_whole, parse
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# How long a flood may take until it is complete, and how long it lasts after that.
+# How long a flood may take to become complete, and how long it goes on after that.
 COMPLETE_SECONDS = 60.0
 SECONDS = float(os.environ.get("FLOOD_SECONDS", "1"))
 PAUSE_SECONDS = 0.04
-# How much a program may grow. A worker that held each message would grow by 1,200 MiB.
+# How much a program may grow in MiB. If a worker held each message, it would grow by 1,200 MiB.
 GROWTH_MB = {"serve": 100, "envoy": 400}
 
 
@@ -76,7 +76,7 @@ def test_resets_bad_credentials_and_half_messages(stack: Stack, workspace: Works
             load.repeat("cancel", partial(cancel, load, caller, fields))
 
         def is_over() -> bool:
-            """Whether all floods have been complete for this long. Measures memory meanwhile."""
+            """Whether all floods have been complete for SECONDS. Also measures the memory."""
             for program, now in memory_mb(stack).items():
                 peaks[program] = max(peaks[program], now)
             if all(flood.is_complete for flood in floods.values()):
@@ -98,7 +98,7 @@ def cancel(load: Load, caller: Caller, fields: dict[str, str]) -> None:
 
 
 def memory_mb(stack: Stack) -> dict[str, int]:
-    """The memory of the edge, and of the largest worker."""
+    """Returns the memory of the edge, and of the largest worker."""
     (envoy,) = [each for each in psutil.Process(stack.pid).children() if each.name() == "envoy"]
     workers = map(psutil.Process, stack.pids("serve"))
     return {

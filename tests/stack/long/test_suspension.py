@@ -1,4 +1,4 @@
-"""Idle workspaces give their pods back, and the next task wakes them."""
+"""Idle workspaces give up their pods, and the next task wakes them."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# The controller also looks for idle workspaces this often.
+# How long a workspace must be idle, and also how often the controller looks for idle workspaces.
 IDLE_SECONDS = 3.0
 
 
@@ -23,7 +23,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def suspended(stack: Stack) -> Workspace:
-    """A workspace that has had one task, and is suspended."""
+    """A workspace that has completed one task and was then suspended."""
     made = Workspace(stack)
     made.await_end(made.submit("echo kept > note"))
     suspend(made)
@@ -36,7 +36,7 @@ def suspend(at: Workspace) -> None:
 
 
 def output(at: Workspace, task_id: str) -> str:
-    """The output of the task's only command."""
+    """Returns the output of the task's only command."""
     iteration = at.await_event("iteration_completed", task_id)["iteration_completed"]
     at.await_end(task_id)
     written: str = iteration["tool_call"]["result"]["output"]
@@ -47,7 +47,7 @@ def test_a_task_wakes_a_suspended_workspace_and_finds_its_files(suspended: Works
     assert suspended.get()["current_task_id"] == ""
     assert suspended.cancel()["outcome"] == "no_active_task"
     submitted = suspended.rest.post(f"{suspended.path}/tasks", {"description": "cat note"})
-    # The call has waited for the agent.
+    # The call has waited until the agent started the task.
     assert submitted["status"] in ("running", "completed")
     assert output(suspended, submitted["task_id"]) == "kept\n"
     assert suspended.get()["epoch"] == "2"
@@ -62,7 +62,10 @@ def test_a_task_wakes_a_suspended_workspace_and_finds_its_files(suspended: Works
 
 
 def test_a_task_is_cancelled_before_the_agent_is_there(stack: Stack, suspended: Workspace) -> None:
-    """No controller starts the agent. The next one ends the task, and wakes the workspace."""
+    """While no controller starts the agent, the task is cancelled.
+
+    The next controller ends the task and wakes the workspace.
+    """
     answers: list[httpx.Response] = []
 
     def submit() -> None:
@@ -85,7 +88,7 @@ def test_a_task_is_cancelled_before_the_agent_is_there(stack: Stack, suspended: 
     end = suspended.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 0)
     calling.join()
-    # The controller ends the task, or its agent as soon as it has registered.
+    # Either the controller ends the task, or the agent does as soon as it has registered.
     assert answers[0].json()["status"] in ("running", "cancelled")
     suspended.await_status("idle")
     assert output(suspended, suspended.submit("cat note")) == "kept\n"
@@ -99,7 +102,7 @@ def test_a_suspended_workspace_stays_so_over_a_restart(stack: Stack, suspended: 
 
 
 def test_a_suspended_workspace_is_stopped_and_resumed(suspended: Workspace) -> None:
-    # Its pod may still be ending.
+    # The pod of the workspace may still be ending.
     assert suspended.rest.post(f"{suspended.path}/stop")["status"] in ("stopping", "stopped")
     suspended.await_status("stopped")
     suspended.rest.post(f"{suspended.path}/resume", {})

@@ -1,4 +1,4 @@
-"""Requests of A2A over HTTP and JSON, and what the edge does with them."""
+"""Requests of A2A over HTTP and JSON, and how the edge handles them."""
 
 import json
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ SENT = {"message": MESSAGE}
 
 @dataclass(frozen=True)
 class Success:
-    """A request, and what the stub receives and answers."""
+    """A request, what the stub receives of it, and what the client gets as the answer."""
 
     sent: Request
-    # Fields of the request that the worker receives, by their names in the proto.
+    # Fields of the request as the worker receives it, by their names in the proto.
     received: Mapping[str, Any]
-    # A part of the answer.
+    # Fields of the answer.
     answered: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ SUCCESSES = [
     Success(get(TASK), OF_TASK, TASK_JSON),
     Success(get("/a2a/tasks/task_1"), {"tenant": "", "id": "task_1"}),
     Success(get(f"{TASK}?historyLength=0"), OF_TASK | {"history_length": 0}),
-    # Unknown fields and parameters are ignored (section 5.7).
+    # A2A ignores unknown fields and parameters (section 5.7).
     Success(get(f"{TASK}?other=1"), OF_TASK, TASK_JSON),
     Success(
         post(SEND, SENT | {"other": {"x": [1]}}),
@@ -65,7 +65,7 @@ SUCCESSES = [
     Success(post(CANCEL), OF_TASK, TASK_JSON),
     Success(post(CANCEL, {}), OF_TASK, TASK_JSON),
     Success(post("/a2a/tasks/task_1:cancel"), {"tenant": "", "id": "task_1"}),
-    # The clients repeat the values of the path in the body.
+    # A2A clients repeat the values of the path in the body.
     Success(
         post(CANCEL, OF_TASK | {"metadata": {"wait": "5s"}}),
         OF_TASK,

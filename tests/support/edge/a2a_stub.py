@@ -1,4 +1,4 @@
-"""The stub's A2AService, which acts on the tenant as the others act on the id of the workspace."""
+"""The A2AService of the stub. The tenant of a request decides what happens, like a workspace id."""
 
 import json
 from collections.abc import AsyncIterator
@@ -19,11 +19,11 @@ class Actor(Protocol):
     """What the stub does for any call."""
 
     async def act(self, request: Any, context: Any) -> None:
-        """Fails, or waits, as the tenant of the request says."""
+        """Fails or waits if the tenant of the request is a name that says so."""
 
 
 def register(actor: Actor, methods: Methods) -> None:
-    """Adds the methods of A2A."""
+    """Adds the methods of A2AService to the methods of the stub."""
     stub = _A2AStub(actor)
     a2a_pb2_grpc.add_A2AServiceServicer_to_server(cast(Any, stub), cast(grpc.aio.Server, methods))
     methods["/lf.a2a.v1.A2AService/ListTasks"] = grpc.unary_unary_rpc_method_handler(

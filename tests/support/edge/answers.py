@@ -1,4 +1,4 @@
-"""The properties that every answer of the REST listener has, for any request."""
+"""What must be true of every answer of the REST listener, for any request."""
 
 import json
 import re
@@ -12,10 +12,12 @@ from google.rpc import code_pb2
 
 CODES = error_pb2.Error.ErrorCode.DESCRIPTOR.values
 SLUGS = [value.name for value in CODES if value.number]
-# Headers with these prefixes are Envoy's own, or pass between Envoy and the workers.
+# No answer may have headers with these prefixes: they are Envoy's own, or are sent only between
+# Envoy and the workers.
 INTERNAL = ("grpc-", "x-evershell-", "x-envoy-")
 PUBLIC = {"x-request-id", "x-content-type-options", "x-should-retry"}
-# Words of the stub's internal messages, of Envoy's own texts and of addresses.
+# No answer may contain these words. They are in the stub's internal messages, in Envoy's own texts,
+# and in addresses.
 SECRETS = ("secret", "127.0.0.1", "upstream")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SUCCESSES = {200, 201, 202, 204}
@@ -24,7 +26,7 @@ A2A_TYPE = "application/a2a+json"
 
 
 def rule(slug: str) -> error_pb2.ErrorRule:
-    """The options of an error code."""
+    """Returns the options of an error code."""
     value = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_name[slug]
     return value.GetOptions().Extensions[error_pb2.rule]
 
@@ -34,7 +36,7 @@ SERVICE_SLUGS = [slug for slug in SLUGS if not (rule(slug).edge_only or rule(slu
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as its client received it. Names of headers are in lower case.
+    """An answer as the client received it. Header names are in lower case.
 
     `trailers` is empty if the client does not return trailers.
     """
@@ -52,15 +54,15 @@ class Answer:
 
 
 def as_answer(response: httpx.Response) -> Answer:
-    """The answer that httpx received. It returns no trailers."""
+    """Converts an answer that httpx received. httpx does not return trailers."""
     return Answer(response.status_code, response.headers.multi_items(), response.content)
 
 
 def check(answer: Answer, *, to_head: bool = False) -> dict[str, Any] | None:
     """Checks what all answers have in common. Returns the error, or None for a success.
 
-    With `to_head` the answer is one to a HEAD request, and a failure returns an empty error. Raises
-    AssertionError.
+    `to_head` says that the request was HEAD; then the error of a failure is returned as empty.
+    Raises AssertionError.
     """
     for name, _ in (*answer.headers, *answer.trailers):
         assert not name.startswith(INTERNAL), name
@@ -92,7 +94,7 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     kind = answer.header("content-type")
     assert kind in ("application/json", A2A_TYPE), answer
     request_id = answer.header("x-request-id") or ""
-    # The request id is a UUID of the edge, never a value that the client has sent.
+    # The edge chooses a UUID as the request id, and never takes a value that the client has sent.
     assert UUID.fullmatch(request_id), request_id
     if to_head:
         return {}
@@ -116,7 +118,7 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
 
 
 def _as_envelope(error: dict[str, Any], status: int) -> dict[str, Any]:
-    """Converts an error of the edge from the format of A2A to the envelope.
+    """Converts an error of the edge from the format of A2A to the error envelope.
 
     In A2A, an error is a google.rpc.Status (https://google.aip.dev/193).
     """

@@ -1,7 +1,7 @@
-"""The table of requests and expected answers. The id of the workspace says what the stub does.
+"""The table of requests and expected answers. The workspace id tells the stub what to do.
 
 curl sends each row of CASES over HTTP/1.1 and over HTTP/2. RAW_CASES are requests that no client
-sends, as bytes of HTTP/1.1.
+would send, as bytes of HTTP/1.1.
 """
 
 import json
@@ -18,18 +18,21 @@ TASKS = "/v1/workspaces/ws_1/tasks"
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a request or raw bytes, and the expected answer. `slug` is None for a success."""
+    """A row of the table: a request, or raw bytes, and the expected answer.
+
+    `slug` is None for a success.
+    """
 
     name: str
     sent: Request | bytes
     status: int
     slug: str | None = None
-    # Expected headers. None means that the answer must not have the header.
+    # The expected headers. None means that the answer must not have this header.
     headers: Mapping[str, str | None] = field(default_factory=dict)
     # A part of the error message, or of the body of a success.
     says: str = ""
     http1_only: bool = False
-    # The fixture of the edge that receives the request.
+    # The name of the edge's fixture that gets the request.
     edge: str = "edge"
     reaches_service: bool = False
 
@@ -97,7 +100,10 @@ SUCCESSES = [
 
 
 def head(path: str, status: int, **headers: str) -> Case:
-    """A HEAD request. Its failure has no body to read a slug from."""
+    """A case with a HEAD request.
+
+    The answer to a failure has no body, so there is no slug to check.
+    """
     slug = None if status == 200 else ""
     return Case(f"HEAD {path}", Request("HEAD", path), status, slug, _named(headers))
 
@@ -136,7 +142,7 @@ def _service_error(slug: str, sent: Request) -> Case:
     return Case(name, sent, rule(slug).http, slug, headers, AWKWARD, reaches_service=True)
 
 
-# gRPC status codes that grpcio sends without details, and the slug that Envoy answers for each.
+# The gRPC status codes that grpcio sends without details, and the slug that Envoy answers instead.
 BARE_STATUSES = {
     1: "unavailable",
     2: "internal",
@@ -264,7 +270,7 @@ TYPES = [
         415,
         "unsupported_media_type",
     ),
-    # Envoy refuses these before it routes them.
+    # Envoy refuses these requests before it routes them.
     *(
         Case(f"application/grpc, {sent.path} {sent.headers}", sent, 400, "validation_error")
         for sent in (
@@ -283,7 +289,7 @@ def of_size(size: int, name: str) -> bytes:
 
 CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
 SIZES = [
-    # Over HTTP/2 the edge sends the same answer and then resets the stream. A client that is still
+    # Over HTTP/2, the edge sends the same answer and then resets the stream. A client that is still
     # sending may report the reset instead of the answer.
     *(
         Case(
@@ -316,7 +322,7 @@ SIZES = [
         "headers_too_large",
         http1_only=True,
     ),
-    # HTTP allows these names and gRPC does not. The edge removes such headers.
+    # HTTP allows these header names, but gRPC does not. The edge removes such headers.
     *(
         Case(
             f"{name!r} as a header",
@@ -377,7 +383,7 @@ CORS = [
     ),
 ]
 
-# Calls that fail at the edge, and whether a repeat has no further effect.
+# Calls that fail at the edge, and whether they could be repeated without a further effect.
 REPEATS = [
     (post(), False),
     (post(body=b'{"task_id":"task_1"}'), False),  # the edge does not read bodies
@@ -428,7 +434,8 @@ UNAVAILABLE = [
 ]
 CASES = SUCCESSES + HEADS + SERVICE_ERRORS + BAD_BODIES + PATHS + TYPES + SIZES + CORS + UNAVAILABLE
 
-# Every raw request has an id of the client. The answer must have an id that the edge has chosen.
+# Every raw request has an id that the client has chosen. The answer must have an id that the edge
+# has chosen.
 HOST = "host: x\r\nx-request-id: chosen-by-the-client\r\n"
 CLOSE = "connection: close\r\n"
 CHUNKED = "transfer-encoding: chunked\r\n"

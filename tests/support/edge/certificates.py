@@ -1,4 +1,4 @@
-"""Certificates that are issued for one test run."""
+"""Certificates that are made for one test run."""
 
 import datetime
 import ipaddress

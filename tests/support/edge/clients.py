@@ -55,7 +55,7 @@ def _fields(lines: list[str]) -> list[tuple[str, str]]:
 
 
 def parse(received: bytes, *, to_head: bool = False) -> Answer:
-    """Parses the first final answer in raw bytes of HTTP/1.1. Interim (1xx) answers are skipped.
+    """Parses the first final answer in raw bytes of HTTP/1.1. Skips interim (1xx) answers.
 
     Raises AssertionError or ValueError if the bytes are not a complete answer.
     """
@@ -69,7 +69,7 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
     headers = _fields(lines[1:])
     names = dict(headers)
     if to_head:
-        # Another answer may follow at once. Anything else would be a body, which is an error.
+        # Another answer may follow at once. Anything else would be a body, which must not be there.
         return Answer(
             int(status), headers, b"" if not rest or rest.startswith(b"HTTP/1.1 ") else rest
         )
@@ -91,9 +91,9 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
 
 
 def is_whole(received: bytes) -> bool:
-    """Whether the bytes hold an answer with a content-length, and all of its body.
+    """Whether the bytes contain an answer with a content-length, and its whole body.
 
-    The reader can then stop. The connection may stay open after such an answer.
+    If so, the reader can stop, even if the connection stays open after the answer.
     """
     try:
         answer = parse(received)

@@ -1,4 +1,4 @@
-"""Envoy, and the stub of a worker behind it. Both start once per test session."""
+"""Fixtures: Envoy, and the stub of a worker behind it. Both start once per test session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def _stub_and_address() -> Iterator[tuple[Stub, str]]:
 
 @pytest.fixture
 def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
-    """The stub behind the edge. It has seen no calls yet."""
+    """The stub behind the edge. Its list of calls is empty."""
     stub = _stub_and_address[0]
     stub.seen.clear()
     stub.release.clear()
@@ -30,10 +30,10 @@ def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
 def edge(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEdge]:
-    """The edge with its shipped configuration.
+    """The edge with the configuration that users get.
 
-    At the end it checks that no script failed, and that no worker closed a connection because of
-    too many pings.
+    At the end, checks that no script failed and that the stub closed no connection because of too
+    many pings.
     """
     with running_edge(short_directory(tmp_path_factory), _stub_and_address[1]) as running:
         yield running
@@ -43,7 +43,7 @@ def edge(
 
 @pytest.fixture(scope="session")
 def edge_without_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
-    """An edge without a worker: nothing listens on port 1."""
+    """An edge without workers: nothing listens on port 1."""
     with running_edge(short_directory(tmp_path_factory), "127.0.0.1:1", healthz=503) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""A real Envoy in front of given workers, and its addresses."""
+"""Runs a real Envoy in front of given workers."""
 
 import socket
 import ssl
@@ -28,11 +28,11 @@ class RunningEdge:
         self.metrics_url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
 
     def admin(self, path: str) -> str:
-        """The answer of the admin interface to a GET of `path`."""
+        """Returns the answer of the admin interface to a GET of `path`."""
         return self._admin("GET", path)
 
     def admin_post(self, path: str) -> str:
-        """The answer of the admin interface to a POST to `path`."""
+        """Returns the answer of the admin interface to a POST to `path`."""
         return self._admin("POST", path)
 
     def _admin(self, method: str, path: str) -> str:
@@ -42,11 +42,11 @@ class RunningEdge:
             return client.request(method, f"http://admin{path}").text
 
     def stat(self, name: str) -> int:
-        """The value of a counter or gauge of Envoy."""
+        """Returns the value of one of Envoy's counters or gauges."""
         return int(self.admin(f"/stats?filter=^{name}$").rpartition(": ")[2])
 
     def answers(self, status: int) -> bool:
-        """Whether /healthz answers with this status."""
+        """Whether /healthz answers with this HTTP status."""
         try:
             return (
                 httpx.get(
@@ -58,7 +58,7 @@ class RunningEdge:
             return False
 
     def raw(self, data: bytes) -> bytes:
-        """Sends bytes, and returns what the edge sends until it closes the connection."""
+        """Sends bytes to the REST port. Returns all that the edge sends until it hangs up."""
         with socket.create_connection(
             ("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS
         ) as connection:
@@ -82,9 +82,9 @@ def running_edge(
 ) -> Iterator[RunningEdge]:
     """Runs Envoy in front of the workers at these addresses, until the block ends.
 
-    `healthz` is the status that /healthz answers when Envoy has started. `replacements` are texts
-    of the rendered configuration and what to put in their place. `verify` is how httpx verifies the
-    certificate of the edge. `logs_all` lifts the limit on log lines, which tests would exceed.
+    `healthz` is the status with which /healthz answers once Envoy has started. `replacements` maps
+    texts of the rendered configuration to other texts. `verify` tells httpx how to verify the
+    edge's certificate. `logs_all` lifts the limit on log lines, which tests would exceed.
     """
     rest_port, grpc_port, metrics_port = free_ports(3)
     settings = Edge(
@@ -109,7 +109,7 @@ def running_edge(
         text = text.replace(shipped_text, replacement)
     config.write_text(text)
     edge = RunningEdge(settings, verify)
-    # Flushes the log every 20 ms instead of every second, because tests wait for its lines.
+    # Makes Envoy flush its log every 20 ms instead of every second, because tests wait for lines.
     arguments = ["20" if argument == "1000" else argument for argument in command(config)]
     with (directory / "envoy.log").open("w") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=log)

@@ -1,4 +1,4 @@
-"""A stub of a worker that acts on the id of the workspace."""
+"""A stub of a worker. The workspace id of a request decides what the stub does."""
 
 import asyncio
 import json
@@ -37,12 +37,12 @@ from tests.support.edge.answers import rule
 START_SECONDS = 15
 SLOW_SECONDS = 10.0
 CODES = {status.value[0]: status for status in grpc.StatusCode}
-# A message with characters that need escaping in JSON, in headers or in Envoy's format strings.
+# A message with characters that must be escaped in JSON, in headers or in Envoy's format strings.
 AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has no types
-    """Says that a service `waits` is healthy when `release` is set."""
+    """Answers the health check of the service `waits` only once `release` is set."""
 
     def __init__(self, release: threading.Event) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # the package ha
 
 
 class Stub:
-    """A worker that acts on the id of the workspace.
+    """A worker whose answer depends on the workspace id of the request.
 
     `error_<slug>` fails with that error, and `bare_<n>` with gRPC status n and no details. `raise`
     raises an exception, `slow` answers after SLOW_SECONDS, and `waits` answers when `release` is
@@ -71,7 +71,7 @@ class Stub:
 
     def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Changes the health that the stub reports."""
-        # There are no watchers to wake, so any event loop will do.
+        # No caller watches the health, so any event loop can set it.
         asyncio.run(self.health.set("", status))
 
     async def act(self, request: Any, context: Any) -> None:
@@ -162,7 +162,7 @@ class Stub:
 
 
 def _plain(reply: Callable[..., Any]) -> Callable[..., Any]:
-    """A method whose answer contains only the ids of its request."""
+    """Builds a method whose answer contains only the ids of its request."""
 
     async def method(self: Stub, request: Any, context: Any) -> Any:
         await self.act(request, context)
@@ -181,7 +181,7 @@ for _method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceServi
 
 
 class _ReadingAtOnce(Interceptor):
-    """Reads requests as a worker does, without its limits."""
+    """Reads requests as a worker does, but without a worker's limits."""
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         async def read_first(call: Call) -> Any:
@@ -201,9 +201,10 @@ class _ReadingAtOnce(Interceptor):
 
 @contextmanager
 def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
-    """Serves the stub on an event loop in another thread, and yields its address.
+    """Serves the stub on an event loop in another thread. Yields its address.
 
-    At the end it stops like a worker: it reports NOT_SERVING, then calls have `grace_seconds`.
+    At the end, the stub stops like a worker: it reports NOT_SERVING, and then calls get
+    `grace_seconds`.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

@@ -1,4 +1,4 @@
-"""Calls of a model at a test endpoint: one by one, or in the real loop with the real shell."""
+"""Calls a model at a test's endpoint: single calls, or tasks in the real loop and shell."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ CHAT = begin("do it")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """How an answer is interpreted."""
+    """An answer, as the model has interpreted it."""
 
     model: str
     content: str
@@ -58,7 +58,10 @@ async def next_reply(
 
 
 async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
-    """The reason of a failed call. Checks that it names the endpoint and not the API key."""
+    """Returns the reason of a failed call.
+
+    Checks that it names the endpoint, but not the API key.
+    """
     with pytest.raises(TaskFailed) as raised:
         await next_reply(server, *script, **changes)
     reason = str(raised.value)
@@ -68,7 +71,7 @@ async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
 
 
 class Run(OpenAIModel):
-    """Runs a task in the loop, and records its iterations."""
+    """Runs a task in the loop and records its iterations."""
 
     def __init__(
         self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any
@@ -78,7 +81,7 @@ class Run(OpenAIModel):
         self.task = ActiveTask(
             **{"id": "t1", "description": "do it", "max_iterations": 10, **changes}
         )
-        # The latest reply so far.
+        # The newest reply, as far as it has been received.
         self.partial = Reply()
         self._agent = openai_agent(self, ShellTool(files_dir, "ws_1", 1))
         self.iterations: list[Any] = []

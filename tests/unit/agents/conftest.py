@@ -1,4 +1,4 @@
-"""Runs an agent in this process with a control plane of the tests, or an endpoint of a model."""
+"""Runs an agent in this process, with a control plane or a model endpoint of the test."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
 
 @pytest.fixture(params=["streams", "whole"])
 def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
-    """An endpoint that streams, and one that does not support streaming."""
+    """A model endpoint: one case streams, the other does not support streaming."""
     with model_server(can_stream=request.param == "streams") as running:
         yield running
 
@@ -71,7 +71,7 @@ def shell_call(command: str) -> ToolCall:
 
 
 def is_alive(pid_file: Path) -> bool:
-    """Whether the process runs whose id is in the file."""
+    """Whether the process whose id is in the file is running."""
     try:
         os.kill(int(pid_file.read_text()), 0)
     except ProcessLookupError:

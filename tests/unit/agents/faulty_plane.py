@@ -1,4 +1,4 @@
-"""The control plane of `evershell agent check`, with the faults and the records of the tests."""
+"""The control plane of `evershell agent check`, with faults and records for tests."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ EPOCH = 1
 
 
 class _Worker(control_plane.Worker):
-    """Records the calls before they are answered, and loses answers."""
+    """Records each call before it is answered, and can lose answers."""
 
     _plane: "ControlPlane"
 
@@ -77,30 +77,30 @@ class _Worker(control_plane.Worker):
 
 
 class ControlPlane(control_plane.ControlPlane):
-    """Tests set its faults, and read its records."""
+    """A control plane whose faults tests set, and whose records tests read."""
 
     def __init__(self) -> None:
         super().__init__(lambda: time.time() + self.ahead_seconds)
-        # How far its clock is ahead of the agent's clock.
+        # How far the control plane's clock is ahead of the agent's clock.
         self.ahead_seconds = 0.0
-        # Few heartbeats, unless a test wants more.
+        # A long lease, so that there are few heartbeats. A test may change it.
         self.lease_seconds = self.lease_length_seconds = 60.0
         self.calls: list[str] = []
         self.heartbeats: list[HeartbeatRequest] = []
-        # Each event that was sent, with its traceparent.
+        # Each event that the agent has sent, with the traceparent of its call.
         self.traces: list[tuple[str, str]] = []
-        # What was committed.
+        # The committed events, and the tasks that have ended.
         self.events: list[NewEvent] = []
         self.ended: dict[str, Task] = {}
-        # The number of further commits that take effect but lose their acknowledgement.
+        # How many more commits take effect but get no acknowledgement.
         self.lost_acknowledgements = 0
-        # The number of further answers to Bootstrap that are lost.
+        # How many more calls of Bootstrap get no answer.
         self.lost_bootstraps = 0
-        # Whether the bootstrap token was spent.
+        # Whether the bootstrap token has been used.
         self.is_spent = False
-        # More fields of the spec.
+        # Further fields for the spec.
         self.more: dict[str, Any] = {}
-        # Awaited with the call's name after its reply is known and before it is sent.
+        # Awaited with the name of a call, after the reply is known and before it is sent.
         self.before_reply: Callable[[str], Awaitable[None]] = at_once
 
     def new_worker(self) -> control_plane.Worker:
@@ -133,7 +133,7 @@ class ControlPlane(control_plane.ControlPlane):
     # The records
 
     def kinds(self, task_id: str) -> list[str]:
-        """What the agent has committed of the task."""
+        """The types of the events that the agent has committed for the task."""
         by_agent = EventType.TASK_STARTED, EventType.ITERATION_COMPLETED, EventType.TASK_COMPLETED
         return [
             str(each.type)
@@ -149,7 +149,7 @@ class ControlPlane(control_plane.ControlPlane):
         ]
 
     def end(self, task_id: str) -> Any:
-        """The task as it has ended; None if it has not."""
+        """The task as it was when it ended; None if it has not ended."""
         return self.ended.get(task_id)
 
 

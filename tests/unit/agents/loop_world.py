@@ -1,4 +1,4 @@
-"""An agent on the library whose model and tool tests can block, and a committer."""
+"""An agent on the library, whose model and tool a test can block, with a fake committer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,7 +18,7 @@ OK = ToolResult(status=ToolStatus.EXITED, output="ok")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What the model says."""
+    """A scripted reply of the model."""
 
     content: str = ""
     calls_tool: bool = True
@@ -26,10 +26,10 @@ class ModelReply:
 
 
 class World:
-    """The agent, with its model and its tool, and the committer.
+    """The agent with its model and its tool, and the committer of its events.
 
-    Each call is a step with a name, for example "tool 2". `at` maps a step to a hook that runs
-    before the call returns.
+    Each call is a step with a name, such as "tool 2". `at` maps the name of a step to a hook that
+    runs before the call returns.
     """
 
     name = "a model"
@@ -42,11 +42,11 @@ class World:
         self.replies = list(replies)
         self.results = list(results)
         self.committed: list[AgentEvent] = []
-        # What was reported of iterations that ran, which is not in the trace.
+        # The reports of open iterations. They are not in the trace.
         self.reports: list[IterationReported] = []
         self.trace: list[str] = []
         self.at: dict[str, Callable[[], Coroutine[Any, Any, object] | None]] = {}
-        # The reply of the latest model call, as much of it as is known.
+        # The reply of the newest model call, as far as it has been received.
         self.partial = Reply()
         self.dropped = False
         self.rejects: type[Any] | None = None
@@ -113,14 +113,14 @@ async def run_loop(
     timeout_seconds: float = 60,
     function: AgentFunction | None = None,
 ) -> TaskEnded | None:
-    """Runs the world's agent, or another function, on the task."""
+    """Runs the task with the world's agent, or with `function`."""
     limits = Limits(model_timeout_seconds=timeout_seconds, tool_timeout_seconds=timeout_seconds)
     async with asyncio.timeout(30):
         return await run_task(function or world.agent, task, world.commit, limits)
 
 
 class Run:
-    """Runs a function, and has its iterations."""
+    """Runs a function as an agent, and collects its iterations."""
 
     def __init__(self, function: Any, timeout_seconds: float = 60, **changes: Any) -> None:
         self.world, self.task = World([]), a_task(**changes)
@@ -148,13 +148,13 @@ class Run:
 
 
 async def ended(function: Any, **changes: Any) -> tuple[TaskEnded, list[Any]]:
-    """The end and the iterations of a function."""
+    """Runs a function as an agent. Returns the end of its task and the iterations."""
     run = Run(function, **changes)
     return await run.end(), run.iterations
 
 
 async def force(run: Run, reached: asyncio.Event) -> TaskEnded:
-    """Interrupts the function when it has reached a point."""
+    """Interrupts the function once it has set `reached`."""
     await reached.wait()
     run.task.cancel.request(0)
     return await run.end()
@@ -165,7 +165,7 @@ async def value(answer: Any) -> Any:
 
 
 def calling(**tools: Any) -> Any:
-    """An agent whose first iteration calls all tools at the same time."""
+    """Returns an agent whose first iteration calls all these tools at the same time."""
 
     async def agent(task: Task) -> str:
         async for each in task.iterations():
@@ -177,7 +177,7 @@ def calling(**tools: Any) -> Any:
 
 
 async def end_late(may_end: asyncio.Event) -> None:
-    """Ends only when the test lets it, even if it is cancelled."""
+    """Ends only once the test allows it, even if the call is cancelled."""
     while not may_end.is_set():
         try:
             await may_end.wait()

@@ -1,4 +1,4 @@
-"""An adapter can be imported where its framework is not installed."""
+"""Each adapter can be imported even where its framework is not installed."""
 
 import pkgutil
 import subprocess

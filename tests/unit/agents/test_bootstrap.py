@@ -1,4 +1,4 @@
-"""The start of an agent whose spec has a bootstrap token in place of secrets."""
+"""The start of an agent whose spec contains a bootstrap token instead of secrets."""
 
 import subprocess
 import sys
@@ -30,7 +30,10 @@ async def test_an_agent_gets_its_secrets_and_works(
 async def test_an_agent_gets_its_secrets_over_tls(
     control_plane: ControlPlane, start: Start
 ) -> None:
-    """The agent calls with the certificate in its first spec, then uses the one in the answer."""
+    """The agent calls Bootstrap with the certificate in its first spec.
+
+    Then it uses the certificate in the answer.
+    """
     of = certificates()
     control_plane.tls = of.control_plane
     control_plane.more = fields(of.agent(WORKSPACE_ID, EPOCH))
@@ -78,7 +81,7 @@ async def test_an_agent_listens_where_its_own_spec_says(
 
 
 def test_an_agent_hides_from_other_processes_of_its_user() -> None:
-    """PR_GET_DUMPABLE is 3: prctl(2)."""
+    """The number 3 stands for PR_GET_DUMPABLE: see prctl(2)."""
     code = (
         "import ctypes; from evershell.pod.process import become_unreadable\n"
         "become_unreadable(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"

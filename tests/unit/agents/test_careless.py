@@ -1,4 +1,4 @@
-"""Functions that do what they should not: each task has one end, with a reason that says why."""
+"""Agent functions that do what they should not. Each task still ends once, with a clear reason."""
 
 import asyncio
 from typing import Any
@@ -25,7 +25,7 @@ async def ended(function: Any) -> tuple[TaskEnded, list[Any]]:
     return await run.end(), run.iterations
 
 
-# The place of a call
+# When and where calls are made
 
 
 @pytest.mark.parametrize("kind", ["model", "tool"])
@@ -62,7 +62,7 @@ async def test_a_call_after_the_end_of_the_task_fails() -> None:
 
 
 async def test_a_task_in_the_background_makes_no_call_after_an_interruption() -> None:
-    """The task catches every CancelledError, and tries again."""
+    """The background task catches every CancelledError, and tries again."""
     begun, reached, outcomes = [], asyncio.Event(), list[str]()
 
     async def hang() -> None:
@@ -147,7 +147,7 @@ async def test_calls_inside_a_call_are_recorded_and_the_phase_is_that_of_the_las
     assert phases == [Phase.TOOL_CALL, Phase.TOOL_CALL, Phase.NONE]
 
 
-# What is returned and raised
+# What the function returns or raises
 
 
 async def test_a_function_that_is_not_async_fails_the_task() -> None:
@@ -159,7 +159,7 @@ async def test_a_function_that_is_not_async_fails_the_task() -> None:
 
 
 class Unreadable(Exception):
-    """Has no text."""
+    """An exception whose text cannot be read."""
 
     def __str__(self) -> str:
         raise ValueError("no text")
@@ -168,7 +168,7 @@ class Unreadable(Exception):
 
 
 class Stop(BaseException):
-    """Is not a subclass of Exception."""
+    """An exception that is not a subclass of Exception."""
 
 
 CIRCLE: list[Any] = []
@@ -244,7 +244,7 @@ async def test_the_reason_of_a_failure_in_a_task_group_is_not_that_of_the_group(
 
 
 async def test_fields_of_the_reply_may_have_no_value() -> None:
-    """Streams of SDKs have None in them."""
+    """The streams of SDKs may contain None."""
 
     async def agent(task: Task) -> None:
         async for each in task.iterations():
@@ -266,7 +266,7 @@ async def test_fields_of_the_reply_may_have_no_value() -> None:
 
 
 class Lazy:
-    """An answer whose parts the agent reads itself."""
+    """An answer whose parts the agent reads only later."""
 
     def __init__(self) -> None:
         self.content = iter(["sa", "id"])

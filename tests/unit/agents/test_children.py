@@ -1,4 +1,4 @@
-"""How the library calls the control plane about children of its task."""
+"""How the library calls the control plane about children of the agent's task."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def failure(code: grpc.StatusCode, slug: str = "") -> grpc.aio.AioRpcError:
 
 
 class Stub:
-    """A worker that gives these answers to calls about children."""
+    """A worker that answers calls about children with these answers, in order."""
 
     def __init__(self, answers: Sequence[task_pb2.Task | Exception]) -> None:
         self.answers = list(answers)
@@ -82,10 +82,10 @@ async def test_a_submission_is_repeated_with_its_key_until_it_is_answered() -> N
     ("code", "slug"),
     [
         (grpc.StatusCode.FAILED_PRECONDITION, "workspace_busy"),
-        # Must not end the agent, whose token is valid.
+        # This must not end the agent, because its token is valid.
         (grpc.StatusCode.PERMISSION_DENIED, "permission_denied"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited"),
-        # A worker that does not have the method.
+        # The worker is older and does not have the method.
         (grpc.StatusCode.UNIMPLEMENTED, "not_found"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What an agent reports about the running calls, with real commands."""
+"""What an agent reports about its running calls, with real commands."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def as_in_an_agent() -> None:
 
 
 class Reported:
-    """The agent's report about the task of a run."""
+    """Reads what the agent reports about the task of a run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -50,12 +50,12 @@ class Reported:
         return service.current_iteration(self._session, task_id)
 
     async def calls(self, count: int) -> Sequence[task_pb2.RunningCall]:
-        """The calls, once there are this many."""
+        """Waits until there are `count` calls, and returns them."""
         await eventually_async(lambda: len(self.now().calls) == count)
         return self.now().calls
 
     async def output(self, expected: str) -> None:
-        """Returns when the last call has this output."""
+        """Waits until the last call has this output."""
         await eventually_async(lambda: self.now().calls[-1].output == expected)
 
 
@@ -103,7 +103,7 @@ async def test_the_duration_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch)
         with monkeypatch.context() as later:
             later.setattr(time, "monotonic", lambda: began + 42)
             (call,) = seen.now().calls
-        # The call began up to the pause of `eventually_async` earlier.
+        # The call may have begun earlier: up to one pause of `eventually_async`.
         assert 42_000 <= call.duration_ms < 72_000
 
 
@@ -140,7 +140,7 @@ async def test_a_report_is_bounded_and_has_no_key(
 ) -> None:
     monkeypatch.setitem(own_keys._names, KEY, "[name]")
     shell = ShellTool(tmp_path, "ws_1", 7)
-    # The output is cut at its beginning, and ends with the beginning of a key.
+    # The reported output lacks the beginning, and ends with the first characters of a key.
     call = shell_call(f"yes {KEY} | head -c 100000; printf {KEY[:6]}; touch printed; sleep 600")
 
     async def agent(task: Task) -> None:
@@ -154,8 +154,8 @@ async def test_a_report_is_bounded_and_has_no_key(
     async with reported(agent) as seen:
         await eventually_async((tmp_path / "printed").exists)
         await seen.calls(MAX_RUNNING_CALLS)
-        # The file exists once the output is printed, but the agent may not have read the output
-        # yet.
+        # The file is created after the output was printed, but the agent may not have read all of
+        # it yet.
         await eventually_async(lambda: len(seen.now().calls[0].output) > 8_000)
         report = seen.now()
         assert not set(report.calls[0].output) & set(KEY)

@@ -1,4 +1,4 @@
-"""The whole agent in this process: what ends it, and that its tools end with it."""
+"""Runs the whole agent in this process: what makes it end, and that its tools end too."""
 
 import asyncio
 import os
@@ -45,8 +45,8 @@ async def test_an_agent_whose_token_is_refused_exits(
 async def test_an_agent_that_cannot_renew_its_lease_ends_its_tools_and_exits(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    """The agent ends them before the lease is over."""
-    # The margin is a fifth of the length, 12 s, so the agent begins to end after 4 s.
+    """The agent ends its tools before the lease is over."""
+    # The margin is a fifth of the lease's length: 12 s. So the agent begins to end after 4 s.
     control_plane.lease_seconds, control_plane.lease_length_seconds = 16.0, 60.0
     before_lease = time.monotonic()
     agent = await started(control_plane, start)
@@ -58,7 +58,7 @@ async def test_an_agent_that_cannot_renew_its_lease_ends_its_tools_and_exits(
 
 
 async def test_heartbeats_renew_the_lease(control_plane: ControlPlane, start: Start) -> None:
-    # The agent survives a stall of more than two seconds, as on a busy machine.
+    # With this lease, the agent survives a stall of over two seconds, as on a busy machine.
     control_plane.lease_seconds, control_plane.lease_length_seconds = 3.0, 0.6
     agent = await started(control_plane, start)
     over_at = time.monotonic() + 3.0

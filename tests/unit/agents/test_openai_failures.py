@@ -1,4 +1,4 @@
-"""Failures of an endpoint of the OpenAI API: what is retried, and how it is explained."""
+"""Failures of an OpenAI endpoint: which ones are retried, and how they are explained."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ import pytest
 from tests.support.model_server import Answer, Gate, ModelServer, answers, says
 from tests.unit.agents.asking import KEY, failure, next_reply
 
-# The wait between two attempts is the same for both endpoints.
+# Both endpoints pause for the same time between attempts, so one of them is enough here.
 once = pytest.mark.parametrize("server", ["whole"], indirect=True)
 
 
@@ -43,7 +43,7 @@ async def test_a_lasting_failure_ends_after_four_attempts(server: ModelServer) -
 async def test_retries_stay_within_the_timeout_and_the_reason_has_the_last_answer(
     server: ModelServer,
 ) -> None:
-    # Time for the first answer, on a busy machine too.
+    # Includes time for the first answer on a busy machine.
     reason = await failure(
         server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=2.5
     )

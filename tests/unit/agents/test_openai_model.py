@@ -1,4 +1,4 @@
-"""The OpenAI model over real HTTP, alone and in the real loop with the real shell."""
+"""The OpenAI model over real HTTP, with single calls and in the real loop with the real shell."""
 
 import asyncio
 import json
@@ -72,7 +72,7 @@ async def test_a_request_has_the_model_the_tool_and_the_key(server: ModelServer)
 async def test_several_tool_calls_run_one_after_the_other_and_each_has_a_result_in_the_history(
     server: ModelServer, tmp_path: Path
 ) -> None:
-    """The process that the first call leaves behind is killed before the second call begins."""
+    """The process that the first call has left behind is killed before the second call begins."""
     become_subreaper()
     first = "sleep 600 & echo $! > pid; echo one"
     run = Run(server, tmp_path, calls(first, "kill -0 $(cat pid); echo two"), says("done"))
@@ -146,7 +146,7 @@ async def test_a_malformed_call_is_explained_to_the_model(
     _, _, assistant, result = server.requests[1]["messages"]
     assert explanation in result["content"]
     function = assistant["tool_calls"][0]["function"]
-    # Endpoints refuse a history with invalid names, and many parse the arguments.
+    # Endpoints refuse a history with invalid names, and many of them parse the arguments.
     assert function["name"].strip("abcdefghijklmnopqrstuvwxyz_") == "" != function["name"]
     assert isinstance(json.loads(function["arguments"]), dict)
 

@@ -1,4 +1,4 @@
-"""Streamed answers: how chunks are assembled, and what is kept of an interrupted call."""
+"""Streamed answers: how chunks are assembled, and what an interrupted call keeps."""
 
 import asyncio
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def server() -> Iterator[ModelServer]:
 
 
 def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
-    """A chunk with a part of a tool call."""
+    """Returns a chunk with a part of a tool call."""
     named = {"name": fields.pop("name")} if "name" in fields else {}
     return event_of(
         {"tool_calls": [{"index": index, "function": named | {"arguments": arguments}} | fields]}
@@ -44,7 +44,7 @@ def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
 
 
 async def _force(run: Run, content: str) -> TaskEnded:
-    """Forces the cancellation once this much of the answer has been received."""
+    """Forces the cancellation once the answer has been received up to `content`."""
     ending = asyncio.create_task(run.end())
     await eventually_async(lambda: run.partial.content == content)
     run.task.cancel.request(force_after_seconds=0)
@@ -145,7 +145,7 @@ LS = '{"command": "ls"}'
         [_call_part(None, id="a", name="shell"), _call_part(LS)],
         [_call_part(LS[:5], None, id="a", name="shell"), _call_part(LS[5:], None)],
         [_call_part({"command": "ls"}, id="a", name="shell")],
-        # Each part repeats the id and the name, or has its own id.
+        # Each part repeats the id and the name, or the second part has another id.
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="a", name="shell")],
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="b", name=None)],
         [_call_part("", id="a"), _call_part(LS, name="shell")],
@@ -165,7 +165,7 @@ async def test_chunks_are_assembled_to_a_tool_call(
 async def test_chunks_are_assembled_to_several_tool_calls(
     server: ModelServer, indexes: tuple[int | None, int | None], are_mixed: bool
 ) -> None:
-    """A second call has another index, or another id if the index is constant or missing."""
+    """The second call has another index. If the index is constant or missing, it has another id."""
     first, second = indexes
     events = [
         _call_part(LS[:5], first, id="a", name="shell"),
@@ -225,7 +225,7 @@ async def test_an_answer_whose_connection_breaks_is_retried_from_the_start(
 
 
 async def test_an_answer_that_does_not_end_fails_at_the_timeout(server: ModelServer) -> None:
-    # Time for the answer to begin, on a busy machine too.
+    # Includes time for the answer to begin on a busy machine.
     reason = await failure(
         server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=2.5
     )

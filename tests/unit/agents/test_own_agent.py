@@ -1,4 +1,4 @@
-"""A custom agent, as a program and by its name."""
+"""A custom agent, run as a program or by the name of its function."""
 
 import asyncio
 import json
@@ -103,12 +103,12 @@ async def test_an_agent_that_cannot_be_loaded_says_why(
     process = await _agent(control_plane, tmp_path, "-P", "-m", "evershell.agents", name)
     _, errors = await process.communicate()
     assert process.returncode == ExitCode.BAD_SPEC
-    # The reason of the workspace quotes the last line.
+    # The status reason of the workspace quotes the last line.
     assert reason in json.loads(errors.splitlines()[-1])["reason"]
 
 
 KEY = 'sk-"very\\secret'
-# Imports with the key, and tells it to everyone.
+# An agent that imports with the key, and puts the key into everything that it writes.
 INDISCREET = """
 import os, subprocess, sys
 from evershell.agents import Task, in_process, keys
@@ -158,11 +158,12 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     assert expected in (end.reason if description == "raise" else end.result)
     told = f"{errors.decode()}{end}{iteration}"
     assert "secret" not in told
-    # Both calls and the process print it twice, and it is in the traceback.
+    # Both calls and the process print the key twice. If the task fails, the key is also in the
+    # traceback.
     assert errors.decode().count(expected) >= 4 + (description == "raise")
 
 
-# Its logger keeps the standard error that existed at the start.
+# An agent whose logger keeps the standard error from before the start.
 LOGGING = """
 import logging
 from evershell.agents import Task, keys, run
@@ -192,7 +193,7 @@ async def test_a_logger_from_before_the_keys_prints_none(
     assert b"\nown log with [MODEL_KEY]\n" in errors
 
 
-# Does to its process what the description says.
+# An agent that harms its process in the way that the task's description names.
 CARELESS = """
 import asyncio, multiprocessing, os, sys, time
 from contextlib import suppress
@@ -302,7 +303,7 @@ async def test_the_end_of_a_forked_child_does_not_end_the_agent(
 async def test_a_key_that_is_printed_in_parts_is_not_in_the_log(
     control_plane: ControlPlane, careless: asyncio.subprocess.Process
 ) -> None:
-    """Text that only begins like a key stays in the log."""
+    """A text that only begins like the key stays in the log."""
     await _end_of(control_plane, "print")
     careless.terminate()
     output, errors = await careless.communicate()
@@ -330,7 +331,7 @@ async def test_the_log_shows_where_the_agent_blocks_the_event_loop(
             assert careless.returncode is None
 
 
-# Ends at the end of its standard input.
+# A program that ends when its standard input ends.
 WATCHED = """
 import asyncio, sys
 from evershell.agents import agent
@@ -373,7 +374,7 @@ async def test_an_agent_that_was_stopped_has_not_blocked_the_event_loop() -> Non
             await process.wait()
 
 
-# Neither its function nor its thread ends.
+# An agent of which neither the function nor its thread ends.
 STUBBORN = """
 import asyncio, threading, time
 from evershell.agents import Task

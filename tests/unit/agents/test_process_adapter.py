@@ -1,4 +1,4 @@
-"""The adapter `process`: a command is one iteration, and it can only be killed."""
+"""The adapter `process`: a command is one iteration, and can be interrupted only by killing it."""
 
 import runpy
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.unit.agents.library_agents import are_alive
 from tests.unit.agents.loop_world import Run
 
 ROOT = Path(__file__).parents[3]
-# Writes a part of its output, then the ids of its processes, and runs until `go` exists.
+# A command that writes some output, then the ids of its processes, and runs until `go` exists.
 WORKS = """
 set -e
 echo so far

@@ -1,4 +1,4 @@
-"""The whole agent in this process over real gRPC, with a control plane of the tests."""
+"""The whole agent in this process, over real gRPC, with a control plane of the test."""
 
 import asyncio
 from dataclasses import replace
@@ -55,7 +55,7 @@ async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
     assert [i.tool_call.result.output for i in control_plane.iterations("t1")] == ["done\n"]
     assert control_plane.end("t1").status == TaskStatus.CANCELLED
     assert not control_plane.end("t1").forced
-    # Sent at once, possibly before the agent has the acknowledgement of the end.
+    # The task is sent at once, perhaps before the agent gets the acknowledgement of the end.
     await control_plane.run_task("t2", "echo next")
     await control_plane.reaches(lambda: control_plane.end("t2"))
     assert control_plane.end("t2").status == TaskStatus.COMPLETED
@@ -64,7 +64,7 @@ async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
 async def test_a_tool_that_reaches_its_limit_is_killed_with_its_process_group(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    # Time for the command to begin, on a busy machine too.
+    # Includes time for the command to begin on a busy machine.
     await started(control_plane, start, tool_timeout_seconds=2.5)
     own = tmp_path / "grandchild"
     line = f"(sh -c 'echo $$ > {own}; sleep 600' & wait) & echo begun; wait"
@@ -86,12 +86,12 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
     await control_plane.run_task("t1", f"true\n{wait}\necho never", traceparent=first)
     await eventually_async((tmp_path / "begun").exists)
     await control_plane.cancel("t1", traceparent=second)
-    # A cancellation without a trace and one of another task do not change the trace.
+    # Two cancellations do not change the trace: one without a trace, and one of another task.
     await control_plane.cancel("t1")
     await control_plane.cancel("t9", traceparent=third)
     (tmp_path / "go").touch()
     await control_plane.reaches(lambda: control_plane.end("t1"))
-    # The agent must learn of the next task from the traced call, not from a heartbeat's reply.
+    # The agent must learn of the next task from the traced call, not from the reply to a heartbeat.
     heartbeats = asyncio.Event()
 
     async def hold(call: str) -> None:
@@ -99,7 +99,7 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
             await heartbeats.wait()
 
     control_plane.before_reply = hold
-    # Sent at once, possibly before the agent has the acknowledgement of the end.
+    # The task is sent at once, perhaps before the agent gets the acknowledgement of the end.
     await control_plane.run_task("t2", "true", traceparent=third)
     await control_plane.reaches(lambda: control_plane.end("t2"))
     heartbeats.set()
@@ -143,7 +143,8 @@ async def test_commits_with_lost_acknowledgements_are_repeated(
     await control_plane.run_task("t1", "echo x >> runs")
     await control_plane.reaches(lambda: control_plane.end("t1"))
     assert control_plane.kinds("t1") == ["task_started", "iteration_completed", "task_completed"]
-    # The start, the report of the iteration, the iteration with the end, and the repeats.
+    # Three commits, each repeated once: the start, the report of the iteration, and the iteration
+    # with the end.
     assert control_plane.calls.count("CommitEvents") == 6
     assert (tmp_path / "runs").read_text() == "x\n"
 

@@ -1,4 +1,4 @@
-"""How the agent renews its lease: what a reply says about it, and when it sends heartbeats."""
+"""How an agent renews its lease: what replies say about the lease, and when heartbeats are sent."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ NOW = 100.0
 
 
 class Stub:
-    """The stub of a worker, whose replies contain this directive. `on_call` runs before each."""
+    """The stub of a worker that replies with `directive`. Calls `on_call` before each reply."""
 
     def __init__(self, directive: Directive, on_call: Callable[[], object]) -> None:
         self._directive = directive
@@ -52,10 +52,10 @@ def client(
 @pytest.mark.parametrize(
     ("directive", "length_seconds", "remaining_seconds"),
     [
-        # The margin is 6 s, a fifth of the whole lease.
+        # The margin is a fifth of the whole lease: 6 s.
         (Directive(lease_ms=30_000, lease_length_ms=30_000), 30, 24),
         (Directive(lease_ms=24_500, lease_length_ms=30_000), 30, 18.5),
-        # An earlier control plane.
+        # An earlier version of the control plane does not send the length.
         (Directive(lease_ms=30_000), 30, 24),
     ],
 )
@@ -82,7 +82,7 @@ async def test_a_lease_counts_from_when_the_call_was_sent() -> None:
 
 
 async def test_the_intervals_vary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Agents that started together do not send their heartbeats together."""
+    """Agents that started together must not send their heartbeats together."""
     runtime, lease, _ = client(Directive(lease_ms=30_000, lease_length_ms=30_000))
     lease.renew(NOW, 30, 30)
     factors, waits = iter([0.9, 1.1, 1.0]), []

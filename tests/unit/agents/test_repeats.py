@@ -1,4 +1,4 @@
-"""The calls of an agent that no worker answers well: which worker gets them, and when."""
+"""How an agent repeats calls that no worker answers well: to which worker, and when."""
 
 import asyncio
 import random
@@ -34,18 +34,18 @@ from evershell.core.task import Phase, TaskStarted
 from evershell.pod.tokens import SECRET_BYTES, SLUG_TRAILER
 from tests.support.waiting import settle
 
-# Longer than any wait of these tests.
+# Longer than any wait in these tests.
 LIMIT_SECONDS = 30
 
 Answer = Callable[[], Awaitable[None]]
 
 
 async def well() -> None:
-    """The answer of a worker that does what it should."""
+    """A worker that answers as it should."""
 
 
 async def never() -> None:
-    """The answer of a frozen worker: it never comes."""
+    """A frozen worker, whose answer never comes."""
     await asyncio.Event().wait()
 
 
@@ -64,12 +64,12 @@ slow = failing(grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Worker:
-    """The stub of a worker, which answers as `answer` does."""
+    """The stub of a worker. Its `answer` decides how it answers each call."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.calls = 0
-        # The calls that were cancelled before their answer.
+        # How many calls were cancelled before they were answered.
         self.cancelled = 0
 
     async def _take(self) -> None:
@@ -92,7 +92,7 @@ class Worker:
 
 
 class Side:
-    """An agent with a task, and its workers, of which the first is the current one."""
+    """An agent with a task, and its workers. The first worker is the agent's current one."""
 
     def __init__(self, *answers: Answer, clock: Callable[[], float] | None = None) -> None:
         self.workers = [Worker(each) for each in answers]
@@ -130,7 +130,7 @@ def hedged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The longest pauses between attempts. None is waited for."""
+    """Records the longest possible pause before each attempt. The test does not wait for it."""
     noted: list[float] = []
 
     def uniform(_: float, longest: float) -> float:
@@ -147,7 +147,7 @@ async def test_the_end_of_a_forced_task_goes_to_another_worker_if_the_first_is_s
     side.task.cancel.request(0)
     assert await side.commit()
     assert side.calls == [1, 1, 0]
-    # The next calls do not wait for the silent worker either.
+    # The next calls also avoid the silent worker.
     await side.beat()
     assert side.calls == [1, 2, 0]
 
@@ -169,7 +169,7 @@ async def test_the_first_call_goes_on_and_its_answer_counts() -> None:
     answering.set()
     assert await committing
     await settle()
-    # No third call, and the other one is given up.
+    # There is no third call, and the second call is given up.
     assert (side.calls, side.workers[1].cancelled) == ([1, 1], 1)
 
 
@@ -179,7 +179,7 @@ async def test_a_call_in_flight_goes_to_another_worker_when_the_force_deadline_p
     committing = asyncio.create_task(side.commit())
     side.task.cancel.request()
     done, _ = await asyncio.wait({committing}, timeout=0.2)
-    # A cancelled task may take the time that its iteration takes. More calls would only be load.
+    # A cancelled task may take as long as its iteration takes. More calls would only add load.
     assert (done, side.calls) == (set(), [1, 0])
     side.task.cancel.request(0)
     assert await committing
@@ -228,7 +228,7 @@ async def test_a_name_gets_a_second_connection(addresses: list[str], connections
 
 
 def after(count: int, failure: Answer) -> Answer:
-    """Fails this many times, then answers well."""
+    """Returns an answer that fails `count` times and then succeeds."""
     left = [failure] * count
 
     async def answer() -> None:
@@ -243,14 +243,12 @@ def after(count: int, failure: Answer) -> Answer:
     [(gone, FIRST_BACKOFF_SECONDS), (busy, BUSY_BACKOFF_SECONDS), (slow, BUSY_BACKOFF_SECONDS)],
 )
 async def test_repeats_back_off(pauses: list[float], failure: Answer, first: float) -> None:
-    """The agent leaves a worker that is gone at once; a worker that has too much to do gets fewer
-    calls.
-    """
+    """The agent leaves a worker that is gone at once, but calls a busy worker less often."""
     side = Side(after(9, failure))
     await side.beat()
     expected = [min(first * 2**number, MAX_BACKOFF_SECONDS) for number in range(9)]
     assert pauses == expected and expected[-1] == MAX_BACKOFF_SECONDS
-    # After an answer, the pauses begin anew.
+    # After an answer, the pauses begin with the shortest one again.
     pauses.clear()
     side.workers[0].answer = after(1, failure)
     await side.beat()
@@ -292,8 +290,9 @@ async def test_a_force_deadline_ends_a_pause(monkeypatch: pytest.MonkeyPatch) ->
 async def test_heartbeats_are_repeated_until_the_lease_ends(
     monkeypatch: pytest.MonkeyPatch, lease_seconds: float, failure: Answer
 ) -> None:
-    """If the control plane is back before the lease ends, it gets a heartbeat in time, even after
-    long pauses.
+    """If the control plane is back before the lease ends, it gets a heartbeat in time.
+
+    This holds even after long pauses.
     """
     now = 0.0
     sleep = asyncio.sleep
@@ -309,7 +308,7 @@ async def test_heartbeats_are_repeated_until_the_lease_ends(
     side.lease.renew(0, lease_seconds, lease_seconds)
     left = whole = side.lease.remaining_seconds
     assert left is not None and whole is not None
-    # At any time, the next attempt comes before half of the remaining time has passed.
+    # The next attempt always comes before half of the remaining time has passed.
     for share in (0.9, 0.5, 0.1):
         now, back_at = 0.0, whole * (1 - share)
 

@@ -1,4 +1,4 @@
-"""What the library reads from the answers of common SDKs."""
+"""What the library reads from the answers of widely used SDKs."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +65,7 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
-        # A message of Anthropic, whose input does not include the tokens of caches.
+        # A message of Anthropic. Its input tokens do not include cached tokens.
         (
             SimpleNamespace(
                 input_tokens=2,
@@ -82,7 +82,8 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
                 "output_tokens": 5,
             },
         ),
-        # The same in LangChain, with and without the time in the cache.
+        # The same usage in LangChain: first with the tokens that are cached for an hour, then
+        # without.
         (
             {
                 "input_tokens": 9,

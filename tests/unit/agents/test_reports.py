@@ -1,4 +1,4 @@
-"""What an agent on the library reports about an iteration before its tool calls begin."""
+"""What an agent on the library reports about an iteration before the tool calls begin."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ from tests.unit.agents.loop_world import (
 
 
 def started(run: Run | World) -> list[list[str]]:
-    """The ids of the calls in each report."""
+    """Returns the ids of the calls in each report."""
     world = run.world if isinstance(run, Run) else run
     return [[each["id"] for each in report.payload["started_calls"]] for report in world.reports]
 
@@ -161,7 +161,7 @@ async def test_force_during_a_report_begins_no_tool() -> None:
 
 
 async def test_after_a_report_that_brings_force_announce_does_not_return() -> None:
-    """Announced calls do not begin outside of the function's calls either."""
+    """Here the announced tool belongs to another program. It does not begin either."""
     began = list[str]()
 
     async def agent(task: Task) -> None:
@@ -177,7 +177,7 @@ async def test_after_a_report_that_brings_force_announce_does_not_return() -> No
 
 
 async def test_a_tool_call_over_the_limit_is_refused_each_time() -> None:
-    """The function goes on after the TaskFailed."""
+    """The function continues after the TaskFailed."""
     began = list[str]()
 
     async def tool(call_id: str) -> None:
@@ -226,7 +226,7 @@ async def test_force_does_not_wait_for_a_report_that_the_function_does_not_await
 
 @pytest.mark.parametrize("is_rejected", [False, True])
 async def test_a_report_whose_answer_ends_the_task_begins_no_tool(is_rejected: bool) -> None:
-    """The function goes on after the CancelledError."""
+    """The function continues after the CancelledError."""
     began = list[str]()
 
     async def tool() -> None:

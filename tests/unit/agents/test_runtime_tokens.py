@@ -1,4 +1,4 @@
-"""The tokens of an agent at the real RuntimeService, on clocks that the tests set."""
+"""The tokens of an agent at the real RuntimeService, with clocks that the tests set."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -33,14 +33,14 @@ from tests.unit.auth.fake_keys import FakeTimer
 from tests.wire.api.running import INTERNAL, Failed, Running, bearer, running
 
 MINUTE = 60.0
-# The start of a minute.
+# A moment at which a minute begins.
 NOW = 28_000_000 * MINUTE
 HEARTBEAT = INTERNAL + "Heartbeat"
 
 
 @dataclass
 class Side:
-    """An agent of a workspace at a control plane, and the clock of each."""
+    """An agent of a workspace and its control plane, with the clocks of both."""
 
     world: World
     server: Running
@@ -54,12 +54,12 @@ class Side:
     shutdown: Shutdown
 
     async def beat(self) -> None:
-        """Sends one heartbeat, until it is acknowledged or the agent ends."""
+        """Sends a heartbeat until it is acknowledged or the agent ends."""
         async with asyncio.timeout(10):
             await self.client.heartbeat(lambda: ("", Phase.NONE))
 
     async def fence(self) -> None:
-        """Ends the epoch of the agent, as the fleet controller does for a lost one."""
+        """Begins a new epoch, as the fleet controller does when an agent is lost."""
         now = self.world.clock()
         await self.world.change(
             self.workspace_id,
@@ -72,7 +72,7 @@ class Side:
         )
 
     async def answer(self, token: str) -> bytes | Failed:
-        """The answer to a heartbeat with this token."""
+        """Sends a heartbeat with this token. Returns the answer."""
         request = HeartbeatRequest().SerializeToString()
         return await self.server.raw(HEARTBEAT, bearer(token), request)
 
@@ -114,23 +114,25 @@ async def test_each_minute_has_a_token_of_its_own(side: Side) -> None:
         await side.beat()
         seen.add(runtime_token(side.tokens, side.workspace_id, 1, side.agent_clock.now))
     assert len(seen) == 3
-    # Only the first attempt of each heartbeat was needed.
+    # Each heartbeat needed only one attempt, so the clock was never corrected.
     assert side.clock() == side.agent_clock()
 
 
 @pytest.mark.parametrize("seconds", [-86_400.0, -3 * MINUTE, 3 * MINUTE, 3_600.0, 10 * 86_400.0])
 async def test_an_agent_recovers_from_an_expired_token(side: Side, seconds: float) -> None:
-    """The agent still has its lease. The machine slept, the process was frozen between making a
-    token and sending it, or a clock was changed.
+    """The agent still has its lease, but its token has expired.
+
+    For example, the machine slept, the process was frozen after it made the token, or a clock was
+    set.
     """
     await side.beat()
     side.control_plane_clock.now = NOW + seconds
     await side.beat()
     assert not side.shutdown.is_begun
     assert side.lease.remaining_seconds is not None
-    # The agent also applies the time of the control plane to the signals that it receives.
+    # The agent also uses the control plane's time to check the signals that it receives.
     assert side.clock() == NOW + seconds
-    # And back again.
+    # The clock is set back again.
     side.control_plane_clock.now = NOW
     await side.beat()
     assert side.clock() == NOW
@@ -156,7 +158,7 @@ async def test_an_agent_follows_the_clock_of_the_control_plane_in_both_direction
 
 
 async def test_a_fenced_agent_with_an_expired_token_ends_as_fenced(side: Side) -> None:
-    """Another agent has taken over while this one was frozen."""
+    """Another agent has taken over while this agent was frozen."""
     await side.fence()
     side.control_plane_clock.now = NOW + 3_600
     with pytest.raises(AgentEndingError):
@@ -165,7 +167,7 @@ async def test_a_fenced_agent_with_an_expired_token_ends_as_fenced(side: Side) -
 
 
 async def test_an_agent_of_another_key_ends_although_its_token_has_expired(side: Side) -> None:
-    """The error does not tell the time. If it did, the agent would try again."""
+    """The error does not contain the time. If it did, the agent would try again."""
     rotated = PodTokens(new_key(), side.control_plane_clock)
     side.control_plane_clock.now = NOW + 3_600
     async with running(side.world, pod_tokens=rotated) as server:
@@ -182,13 +184,13 @@ async def test_a_replayed_token_is_refused_after_its_window(side: Side) -> None:
     assert await side.accepts(captured)
     side.control_plane_clock.now = NOW + 2 * MINUTE
     assert not await side.accepts(captured)
-    # A heartbeat of the agent itself does not bring it back.
+    # A heartbeat of the agent does not make the captured token valid again.
     await side.beat()
     assert not await side.accepts(captured)
 
 
 async def test_a_token_of_another_workspace_or_epoch_does_not_act_for_this_one(side: Side) -> None:
-    """No token of this agent can be made with the secret of another one."""
+    """The secret of another agent cannot be used to make a token of this agent."""
     secrets = [("ws_other", 1), (side.workspace_id, 2), (f"{side.workspace_id} 1", 1)]
     good = runtime_token(side.tokens, side.workspace_id, 1, NOW)
     names = good.rpartition(".")[0]

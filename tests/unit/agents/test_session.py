@@ -1,4 +1,4 @@
-"""The session: when a task starts, is replaced or is dropped. The arithmetic of the lease."""
+"""The session: when a task starts, is replaced or is dropped. Also the arithmetic of the lease."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from tests.support.waiting import settle
 
 
 class Runs:
-    """A fake of the loop: each task runs until the test ends it."""
+    """A fake of the loop, in which each task runs until the test ends it."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -167,7 +167,7 @@ async def test_a_task_that_arrives_before_the_acknowledgement_of_an_end_is_kept(
     runs.tasks["a"].is_ending = True
     runs.session.start(Assignment(task_id="b"))
     assert runs.session.cancel("b", Cancellation())
-    # The reply to a heartbeat that was sent between the two tasks.
+    # This is the reply to a heartbeat that was sent after the first task and before the second.
     runs.session.apply(Directive(), runs.session.mark())
     await settle()
     assert runs.started == ["a", "b"]
@@ -224,10 +224,10 @@ async def test_the_lease_ends_a_margin_before_it_ends_in_the_database(
     lease = Lease(lambda: now)
     assert lease.remaining_seconds is None
     now = 101.0
-    # The reply to a call that was sent a second ago.
+    # The reply is to a call that was sent a second ago.
     lease.renew(100.0, length, length)
     assert lease.remaining_seconds == pytest.approx(over_after - 1)
-    # A late reply to an older call.
+    # The reply is to an older call, and arrives late.
     lease.renew(50.0, length, length)
     assert lease.remaining_seconds == pytest.approx(over_after - 1)
     now = 100.001 + over_after
@@ -240,7 +240,7 @@ async def test_a_cancellation_of_an_unknown_task_sends_a_heartbeat_at_once(
 ) -> None:
     assert runs.session.cancel("t1", Cancellation()) is False
     assert runs.early_beats == 1
-    # The database does name the task, so the agent runs it to its end without an iteration.
+    # The task does exist in the database, so the agent runs it to its end, without any iteration.
     runs.session.apply(_directive("t1"), runs.session.mark())
     await settle()
     assert runs.tasks["t1"].cancel.is_requested

@@ -1,4 +1,4 @@
-"""The signal tokens of the control plane, at the service of an agent on a loopback port."""
+"""The control plane's signal tokens, at the service of an agent on a loopback port."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from tests.unit.agents.conftest import Start
 WORKSPACE_ID, EPOCH = "ws_1", 3
 KEY = new_key()
 MINUTE = 60.0
-# The start of a minute.
+# A moment at which a minute begins.
 NOW = 28_000_000 * MINUTE
 
 
@@ -48,7 +48,7 @@ class Clock:
 
 @dataclass
 class SignalledAgent:
-    """An agent, the clocks of both sides, and the control plane's tokens."""
+    """An agent and the control plane's tokens, with the clocks of both sides."""
 
     agent_clock: Clock
     control_plane_clock: Clock
@@ -56,7 +56,7 @@ class SignalledAgent:
     channel: grpc.aio.Channel
 
     async def accepts(self, authorization: str | None) -> bool:
-        """Whether a call can be made with the value of `authorization`, or without it."""
+        """Whether a call with this `authorization` is accepted. None sends no `authorization`."""
         metadata = () if authorization is None else (("authorization", authorization),)
         stub: Any = AgentServiceStub(self.channel)
         call = stub.Signals(metadata=metadata)
@@ -71,7 +71,7 @@ class SignalledAgent:
         return SignalStream(self.channel, self.token().removeprefix("Bearer "))
 
     def token(self, workspace_id: str = WORKSPACE_ID, epoch: int = EPOCH) -> str:
-        """The value of `authorization` that the control plane sends now."""
+        """Returns the `authorization` that the control plane would send now."""
         return authorization(self.tokens, workspace_id, epoch)
 
 
@@ -92,7 +92,7 @@ async def agent() -> AsyncIterator[SignalledAgent]:
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield SignalledAgent(agent_clock, control_plane_clock, tokens, channel)
-        # Only valid tokens reach the session.
+        # Calls with other tokens do not reach the session.
         assert session.task is None
     await server.stop(grace=None)
 
@@ -110,7 +110,7 @@ async def test_the_token_of_this_agent_and_minute_is_accepted(agent: SignalledAg
 async def test_every_worker_sends_the_same_token(
     agent: SignalledAgent,
 ) -> None:
-    """Nothing is stored, so any worker can call an agent that another one has started."""
+    """Workers store no tokens, so any worker can call an agent that another worker has started."""
     assert await agent.accepts(authorization(PodTokens(KEY, agent.control_plane_clock)))
 
 
@@ -145,7 +145,7 @@ async def test_workspace_and_epoch_cannot_be_swapped(agent: SignalledAgent) -> N
 async def test_the_clocks_may_differ_by_a_minute(
     agent: SignalledAgent, skew_seconds: float, is_accepted: bool
 ) -> None:
-    """The token is made for the minute that begins now on the control plane."""
+    """The token is made for the minute that begins now by the control plane's clock."""
     agent.agent_clock.now = NOW + skew_seconds
     assert await agent.accepts(agent.token()) is is_accepted
 
@@ -205,7 +205,7 @@ async def test_a_malformed_token_is_refused(agent: SignalledAgent) -> None:
 
 async def test_a_runtime_token_is_no_signal_token(agent: SignalledAgent) -> None:
     token = runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW)
-    # Even without the names in front of the code.
+    # The code of a runtime token is refused even without the names in front of it.
     for bad in (token, token.rpartition(".")[2]):
         assert not await agent.accepts(f"Bearer {bad}")
 
@@ -218,13 +218,16 @@ async def test_a_secret_is_no_signal_token(agent: SignalledAgent) -> None:
 async def test_a_new_signing_key_ends_what_the_old_one_has_authorized(
     agent: SignalledAgent,
 ) -> None:
-    """Both directions end together. The agent then exits (ExitCode.UNAUTHORIZED)."""
+    """Calls in both directions are refused from then on.
+
+    The agent exits (ExitCode.UNAUTHORIZED).
+    """
     rotated = PodTokens(new_key(), agent.control_plane_clock)
     assert not await agent.accepts(authorization(rotated))
     with pytest.raises(Failure) as refused:
         rotated.identify(runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW))
     assert refused.value.slug == "unauthenticated"
-    # The error does not tell the time. If it did, the agent would try again.
+    # The error does not contain the time. If it did, the agent would try again.
     assert "unix_seconds" not in refused.value.details
 
 

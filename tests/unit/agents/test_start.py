@@ -1,4 +1,4 @@
-"""The start of an agent's process: it loads little."""
+"""The process of an agent loads few modules when it starts."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import pytest
 from evershell.agents.shutdown import ExitCode
 from tests.unit.agents.faulty_plane import ControlPlane
 
-# Runs the program of an agent, and prints the names of the loaded modules when it has ended.
+# Runs an agent's program. At its end, prints the names of all loaded modules.
 PROGRAM = """
 import json, sys
 from evershell.agents.__main__ import main
@@ -21,8 +21,8 @@ code = main()
 print(json.dumps(sorted(sys.modules)))
 sys.exit(code)
 """
-# The only packages outside of the standard library that an agent may load. grpc itself looks for
-# the three packages of its family, and Cython and setuptools leave traces.
+# An agent may load only these packages in addition to the standard library. grpc itself looks for
+# the three other grpc packages, and Cython and setuptools leave traces.
 ALLOWED = {
     "__main__",
     "evershell",
@@ -36,16 +36,16 @@ ALLOWED = {
     "_cython_3_2_8",
     "_distutils_hack",
 }
-# No other package of the service.
+# The packages of the service that an agent may load.
 ALLOWED_PACKAGES = {"agent", "agents", "core", "pod", "telemetry", "version", "workspace"}
-# Of the core, only what the protos of an agent mention.
+# The modules of the core that an agent may load: those that the agent's protos mention.
 ALLOWED_CORE = {
     "evershell.core",
     "evershell.core.credentials",
     "evershell.core.task",
     "evershell.core.trace",
 }
-# grpc loads only the names of these packages, not their content.
+# grpc loads these packages only by name, without their content.
 HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
 
 
@@ -53,8 +53,8 @@ HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
 async def agent(
     control_plane: ControlPlane, tmp_path: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process with the scripted model, which has registered."""
-    # Several heartbeats a second.
+    """The process of an agent with the scripted model. It has registered."""
+    # So short that there are several heartbeats a second.
     control_plane.lease_length_seconds = 1.5
     await control_plane.serve()
     spec = asdict(control_plane.spec(""))
@@ -72,7 +72,7 @@ async def agent(
     yield process
     if process.returncode is None:
         process.kill()
-    # Also closes the pipe.
+    # This also closes the pipe.
     await process.communicate()
 
 

@@ -1,4 +1,4 @@
-"""AGENT_TLS at an agent: who reaches its listener, and whom it calls."""
+"""AGENT_TLS at an agent: who can reach its listener, and whom the agent calls."""
 
 from collections.abc import AsyncIterator
 
@@ -28,14 +28,14 @@ def of() -> Certificates:
 async def agent(
     control_plane: ControlPlane, start: Start, of: Certificates
 ) -> AsyncIterator[ControlPlane]:
-    """The control plane of an agent with TLS."""
+    """The control plane of an agent that uses TLS."""
     control_plane.tls = of.control_plane
     await started(control_plane, start, **fields(of.agent(WORKSPACE_ID, EPOCH)))
     yield control_plane
 
 
 async def stream_code(agent: ControlPlane, channel: grpc.aio.Channel) -> grpc.StatusCode:
-    """The status of a stream to the agent with a good token, and of a signal on it."""
+    """Opens a stream to the agent with a valid token, and sends a signal. Returns the status."""
     token = agent.signal_token
     async with channel:
         try:
@@ -52,7 +52,7 @@ async def code_as(agent: ControlPlane, identity: TlsIdentity | None) -> grpc.Sta
 
 async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> None:
     await agent.run_task("t1", "sleep 60")
-    # A task that is cancelled before its first iteration would have no iteration.
+    # If the task was cancelled earlier, it would have no iteration.
     await agent.reaches(lambda: any(each.phase == Task.tool_call for each in agent.heartbeats))
     assert await agent.cancel("t1", force_after_seconds=0)
     await agent.reaches(lambda: agent.end("t1"))
@@ -60,10 +60,13 @@ async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> 
 
 
 async def test_an_agent_takes_no_calls_of_strangers(agent: ControlPlane, of: Certificates) -> None:
-    """All strangers have a good token. Another agent of the same control plane is one, too."""
+    """All strangers have a valid token.
+
+    Another agent of the same control plane is a stranger too.
+    """
     trusted = of.control_plane.trusted
     strangers = of.strangers(WORKSPACE_ID, EPOCH, trusted)
-    # This one is not a stranger.
+    # The control plane is not a stranger.
     assert await code_as(agent, strangers.pop("the control plane")) is OK
     strangers["the agent itself"] = TlsIdentity(
         certificate=of.agent(WORKSPACE_ID, EPOCH).certificate,
@@ -88,7 +91,7 @@ async def test_an_agent_takes_no_plain_text_and_no_tls_without_a_certificate(
 async def test_an_agent_with_tls_sends_nothing_in_plain_text(
     control_plane: ControlPlane, start: Start, of: Certificates
 ) -> None:
-    """The control plane offers only plain text, or has the certificate of another one."""
+    """The other workers offer only plain text, or have the certificate of another control plane."""
     plain = await control_plane.serve()
     control_plane.tls = certificates().control_plane
     foreign = await control_plane.serve()
@@ -96,5 +99,5 @@ async def test_an_agent_with_tls_sends_nothing_in_plain_text(
     good = await control_plane.serve()
     start([plain, foreign, good], **fields(of.agent(WORKSPACE_ID, EPOCH)))
     await control_plane.reaches(lambda: control_plane.address)
-    # Only one call has arrived: at the good one, after the others were tried.
+    # Only one call has arrived, at the right worker, after the agent has tried the others.
     assert control_plane.calls == ["Register"]

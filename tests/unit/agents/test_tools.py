@@ -149,7 +149,7 @@ async def test_a_process_that_ends_during_the_call_is_reaped(tmp_path: Path) -> 
     assert (await running).status is ToolStatus.INTERRUPTED
 
 
-# Each process lives for a fraction of a millisecond, in its own session, and forks a successor.
+# Each process lives for less than a millisecond, in its own session, and forks the next one.
 RELAY = """
 import os, time
 end = time.monotonic() + 300
@@ -171,7 +171,7 @@ async def test_a_process_that_keeps_forking_is_killed(tmp_path: Path) -> None:
     running.cancel()
     began = time.monotonic()
     assert (await running).status is ToolStatus.INTERRUPTED
-    # Long before the relay ends itself.
+    # Long before the relay would end by itself.
     assert time.monotonic() - began < 100
     assert set(psutil.Process().children()) <= before
 
@@ -214,7 +214,7 @@ async def test_a_background_child_neither_blocks_nor_outlives_the_call(
     began = time.monotonic()
     result = await _run(tmp_path, f"sleep 600 {redirect} & echo $! > child; echo done")
     assert result == ToolResult(status=ToolStatus.EXITED, output="done\n")
-    # Long before the child ends itself.
+    # Long before the child would end by itself.
     assert time.monotonic() - began < 100
     await eventually_async(lambda: not _is_alive(tmp_path / "child"))
 
@@ -222,7 +222,7 @@ async def test_a_background_child_neither_blocks_nor_outlives_the_call(
 async def test_a_call_waits_briefly_for_late_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The wait ends with the output, which may take a while on a busy machine.
+    # The wait ends once the output arrives, which may take long on a busy machine.
     monkeypatch.setattr(tools, "_LATE_OUTPUT_SECONDS", 20.0)
     assert (await _run(tmp_path, "(sleep 0.02; echo late) & echo early")).output == "early\nlate\n"
 
@@ -292,8 +292,9 @@ def test_a_cut_leaves_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_key_does_not_keep_the_agent_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop, which also renews the lease, searches for the key whenever somebody reads
-    what runs.
+    """Whenever someone reads the running calls, the event loop searches for the key.
+
+    The same event loop renews the lease.
     """
     monkeypatch.setitem(own_keys._names, secrets.token_urlsafe(40_000), "[name]")
     output = BoundedOutput()
@@ -304,5 +305,5 @@ def test_a_long_key_does_not_keep_the_agent_busy(monkeypatch: pytest.MonkeyPatch
         output.end()
         return time.thread_time() - began
 
-    # It takes 1.5 ms. A comparison of each length of a part took 95 ms.
+    # The search takes 1.5 ms. To compare each length of a part took 95 ms.
     assert min(seconds() for _ in range(10)) < 0.03

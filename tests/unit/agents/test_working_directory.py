@@ -1,4 +1,4 @@
-"""The shell tool runs in its own folder or not at all, even if the folder is replaced."""
+"""The shell tool runs in its own folder or not at all, even if the folder was replaced."""
 
 import asyncio
 from pathlib import Path
@@ -35,7 +35,7 @@ async def test_a_command_is_not_run_in_a_replaced_folder(
         (pod / "files").mkdir(parents=True)
     else:
         (pod / what).touch()
-    # With a file in place of the pod's folder, the path of its files does not exist.
+    # If a file replaces the pod's folder, the path of the workspace's files does not exist.
     with pytest.raises(
         DirectoryLostError, match="deleted" if (what, by) == (".", "file") else "replaced"
     ):

@@ -1,4 +1,4 @@
-"""Fakes of the stored API keys and of the cache's clock."""
+"""Fakes of the stored API keys, and of the clock of the cache."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 class FakeTimer:
-    """A clock in seconds that a test sets. It may advance by `tick` at every reading."""
+    """A clock in seconds that a test sets. Each reading advances it by `tick`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -23,7 +23,7 @@ class FakeTimer:
 
 
 class FakeKeys:
-    """The API keys in the database, by fingerprint."""
+    """Stands for the API keys in the database, by fingerprint."""
 
     def __init__(self) -> None:
         self.by_fingerprint: dict[bytes, ApiKey] = {}

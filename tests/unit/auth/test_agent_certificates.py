@@ -1,4 +1,4 @@
-"""The certificates of agents and the control plane, and their format."""
+"""The certificates of agents and of the control plane, and their format."""
 
 from datetime import UTC, datetime
 
@@ -29,7 +29,10 @@ def test_each_certificate_has_one_name() -> None:
 
 
 def test_every_program_has_the_same_authorities() -> None:
-    """Nothing is stored. An authority's certificate is made again, with the same key and name."""
+    """Nothing is stored.
+
+    Each program makes the authority's certificate again, with the same key and name.
+    """
     fleet, worker = AgentCertificates(KEY), AgentCertificates(KEY)
     assert is_issued_by(fleet.agent(AGENT).certificate, worker.control_plane().trusted)
     assert is_issued_by(worker.control_plane().certificate, fleet.agent(AGENT).trusted)
@@ -48,9 +51,7 @@ def test_each_certificate_has_a_key_of_its_own() -> None:
 
 
 def test_a_certificate_does_not_depend_on_the_time() -> None:
-    """A certificate ends with the epoch or with the control plane's key, because clocks may be
-    wrong.
-    """
+    """Clocks may be wrong, so a certificate is valid until the epoch or the signing key ends."""
     certificate = parsed(AgentCertificates(KEY).agent(AGENT).certificate)
     assert certificate.not_valid_before_utc < datetime(2001, 1, 1, tzinfo=UTC)
     assert certificate.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""API keys: known, unknown, revoked and expired ones, the cache of their lookups, and their use."""
+"""API keys: known, unknown, revoked and expired keys, the cache of lookups, and their last use."""
 
 import asyncio
 import time
@@ -76,7 +76,7 @@ async def test_an_unknown_key_is_refused_and_looked_up_once(
 async def test_a_revocation_takes_effect_when_the_cache_entry_expires(
     keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
 ) -> None:
-    """Using the key does not keep the cache entry alive."""
+    """The use of the key does not keep its cache entry alive."""
     secret = stored.add()
     await keys.authenticate(secret)
     stored.revoke(secret)
@@ -154,7 +154,7 @@ async def test_each_accepted_call_records_the_use_of_its_key(
 
 
 class StoredUses:
-    """Takes the place of the database."""
+    """Stands in for the database."""
 
     def __init__(self) -> None:
         self.calls: list[Mapping[str, datetime]] = []
@@ -190,7 +190,7 @@ async def test_a_failed_call_is_repeated_with_the_newer_times() -> None:
 async def test_a_statement_that_the_database_refuses_is_repeated_at_the_next_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For example if the role of the service may not update keys yet."""
+    """For example, the service's role may not be allowed to update keys yet."""
     monkeypatch.setattr(api_keys, "STORE_INTERVAL_SECONDS", 0.01)
     uses = StoredUses()
     uses.error = psycopg.errors.InsufficientPrivilege("permission denied for table api_keys")

@@ -1,4 +1,4 @@
-"""The caller of an `authorization` value, and the host of the caller's organization."""
+"""The caller that an `authorization` value stands for, and the host of their organization."""
 
 from functools import partial
 from pathlib import Path

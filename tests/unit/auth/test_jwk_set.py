@@ -1,4 +1,4 @@
-"""The provider's keys, from a file or over HTTP: rotation, broken sets, and shared reads."""
+"""The identity provider's keys, from a file or over HTTP: rotation, broken sets, shared reads."""
 
 import asyncio
 import json
@@ -19,21 +19,22 @@ from tests.unit.auth.fake_keys import FakeTimer
 from tests.unit.auth.verifying import refused, sessions
 
 NEW = ECKey.generate_key("P-256", {"kid": "new"})
-# A token with an unknown key id triggers a refresh of the set, at most once in this time.
+# The least time between two refreshes of the set. A token with an unknown key id triggers a
+# refresh.
 REFRESH_SECONDS = 10.0
 MAX_AGE_SECONDS = 300.0
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
-    """The clock that measures the age of a set of keys."""
+    """The clock by which the age of a key set is measured."""
     clock = FakeTimer()
     monkeypatch.setattr(time, "monotonic", clock)
     return clock
 
 
 class CountedSet(JwkSet):
-    """Counts the reads, and blocks them while `may_read` is not set."""
+    """Counts the reads, and blocks them unless `may_read` is set."""
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
@@ -60,7 +61,7 @@ def keys(path: Path) -> CountedSet:
 
 
 async def test_a_caller_that_goes_away_does_not_end_the_read(keys: CountedSet) -> None:
-    """If the read ended, every session token would be refused until the next read is allowed."""
+    """Otherwise every session token would be refused until the next read is allowed."""
     verifier = sessions(keys)
     keys.may_read.clear()
     leaving = asyncio.create_task(verifier.authenticate(token()))
@@ -125,7 +126,7 @@ async def test_a_broken_set_is_unavailable_and_does_not_replace_a_good_one(
 async def test_an_unsupported_key_does_not_hide_the_others(
     path: Path, stranger: dict[str, object]
 ) -> None:
-    """RFC 7517, section 5."""
+    """See RFC 7517, section 5."""
     document = json.loads(path.read_text())
     document["keys"].insert(0, stranger)
     path.write_text(json.dumps(document))
@@ -133,7 +134,7 @@ async def test_an_unsupported_key_does_not_hide_the_others(
 
 
 async def _second_read(keys: CountedSet) -> None:
-    # The event loop uses the same clock, so a sleep would never end.
+    # The event loop uses the same stopped clock, so a sleep would never end.
     while keys.reads < 2:
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Tokens between the control plane and its agents: each kind opens only its own service."""
+"""Tokens between the control plane and its agents. Each kind is accepted by one service only."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from tests.unit.auth.fake_keys import FakeTimer
 KEY = new_key()
 AGENT = AgentIdentity("ws_1", 3)
 MINUTE = 60.0
-# The start of a minute.
+# A moment at which a minute begins.
 NOW = 28_000_000 * MINUTE
 MALFORMED = ["", ".", "...", "a.b.c.d", "é", "\ud800", "sk_abc", "eyJ.eyJ.eyJ", "1" * 9_000]
 BAD_EPOCHS = ["", "0", "-3", "+3", "03", " 3", "3 ", "3.0", "0x3", "٣", "1_0", "9" * 5_000]
@@ -42,13 +42,13 @@ def tokens(timer: FakeTimer) -> PodTokens:
 
 @pytest.fixture
 def good(tokens: PodTokens) -> str:
-    """The token of the agent in this minute."""
+    """The agent's token for this minute."""
     return runtime_token(tokens, "ws_1", 3, NOW)
 
 
 def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens, good: str) -> None:
     assert tokens.identify(good) == AGENT
-    # The same, while it lasts.
+    # The token can be used again while it is valid.
     assert tokens.identify(good) == AGENT
     other = runtime_token(tokens, "ws_1", 4, NOW)
     assert tokens.identify(other) == AgentIdentity("ws_1", 4)
@@ -67,12 +67,12 @@ def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens, good: 
 def test_a_runtime_token_is_accepted_for_three_minutes(
     tokens: PodTokens, timer: FakeTimer, good: str, age_seconds: float, is_accepted: bool
 ) -> None:
-    """The clocks of both sides may differ by a minute."""
+    """This allows the clocks of the two sides to differ by a minute."""
     timer.now = NOW + age_seconds
     if is_accepted:
         assert tokens.identify(good) == AGENT
     else:
-        # With this time, the agent can make another one.
+        # The answer contains the time, with which the agent can make another token.
         assert refused(tokens, good).details == {"unix_seconds": int(timer.now)}
 
 
@@ -87,7 +87,7 @@ def test_only_the_holder_of_the_secret_learns_that_a_token_is_of_another_time(
 def test_the_parts_of_two_runtime_tokens_cannot_be_mixed(
     tokens: PodTokens, good: str, part: int
 ) -> None:
-    """The tokens differ in workspace, epoch and minute."""
+    """The two tokens differ in workspace, epoch and minute."""
     other = runtime_token(tokens, "ws_2", 4, NOW + MINUTE).split(".")
     parts = good.split(".")
     parts[part] = other[part]
@@ -122,7 +122,7 @@ def test_a_malformed_token_is_refused(tokens: PodTokens, good: str) -> None:
 
 
 def test_the_secrets_of_an_agent_are_derived_from_the_signing_key() -> None:
-    """Other outputs would lock out the agents that run during an upgrade."""
+    """If this derivation changed, agents that run during an upgrade would be locked out."""
     private_key = base64.urlsafe_b64encode(bytes(range(32))).rstrip(b"=").decode()
     public_key = "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"
     key = {"kty": "OKP", "crv": "Ed25519", "d": private_key, "x": public_key}

@@ -24,7 +24,7 @@ def test_a_sealed_secret_is_opened_for_its_owner_alone() -> None:
 
 
 def test_a_worker_without_the_key_cannot_open_it_now() -> None:
-    """Another worker was restarted with the new key before this one."""
+    """Another worker, which already has the new key, has sealed the secret."""
     sealed = SigningKeySealing(BOTH).seal(b"secret", "wh_1")
     assert sealed.startswith(SigningKeySealing(NEW).key_id)
     assert SigningKeySealing(NEW).open(sealed, "wh_1") == b"secret"

@@ -1,4 +1,4 @@
-"""Session tokens: which are accepted, which are refused, and what wrong signatures cost."""
+"""Session tokens: which ones are accepted or refused, and what wrong signatures cost."""
 
 import json
 import time
@@ -25,18 +25,18 @@ from tests.support.forgeries import TOKENS, Victim
 from tests.support.identity_provider import AUDIENCE, EC, ED, RSA, claims, jwk_set, token
 from tests.unit.auth.verifying import refused, sessions
 
-# Nested too deep for a recursive parser.
+# These are nested too deeply for a recursive parser.
 DEEP_LIST = '{"a":' + "[" * 11_000
 DEEP_OBJECT = '{"a":' * 2_000
 
 
-# Text that PostgreSQL cannot store or index, and invisible characters.
+# Texts that PostgreSQL cannot store or index, and texts with invisible characters.
 UNSTORABLE = ["a\0b", "\ud800", "a\nb", "a\u202eb", "a" * 256, "ü" * 128]
 
 
 @pytest.fixture
 def verifier(tmp_path: Path) -> SessionTokens:
-    """A verifier with the keys of the provider, from a file."""
+    """A verifier that reads the identity provider's keys from a file."""
     path = tmp_path / "jwks.json"
     path.write_text(jwk_set(RSA, EC, ED))
     return sessions(JwkSet(str(path)))
@@ -61,7 +61,7 @@ async def test_a_token_without_permissions_has_no_scopes(verifier: SessionTokens
 
 @pytest.mark.parametrize("attack", TOKENS)
 async def test_a_forged_token_is_refused(verifier: SessionTokens, attack: str) -> None:
-    """tests/faults/long/attacks sends such tokens to a stack."""
+    """tests/faults/long/attacks sends such tokens to a whole stack."""
     victim = Victim(
         key=EC,
         kid="ec",
@@ -176,7 +176,7 @@ async def test_a_verified_token_is_cached_until_it_expires(
 
 
 class CountedSignatures:
-    """Counts the signatures that are verified."""
+    """Counts how often a signature is verified."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -194,7 +194,7 @@ def signatures(monkeypatch: pytest.MonkeyPatch) -> CountedSignatures:
 
 
 def forged(number: int = 0) -> str:
-    """A token that is valid except for its signature."""
+    """Returns a token that is valid except for its signature."""
     head, body, _ = token("EdDSA").split(".")
     return f"{head}.{body}.{urlsafe_b64encode(number.to_bytes(64, 'little')).decode().rstrip('=')}"
 
@@ -223,8 +223,8 @@ async def test_wrong_signatures_are_limited_and_known_tokens_are_not(
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for number in range(FORGERIES_PER_SECOND - 1):
         await refused(verifier, forged(number))
-    # The fractions of a second add up to a little less or a little more than one second, so the
-    # limit may be reached one token earlier or later.
+    # The fractions of a second add up to slightly less or more than one second. So the limit may be
+    # reached one token earlier or later.
     for number in range(FORGERIES_PER_SECOND - 1, FORGERIES_PER_SECOND + 1):
         with suppress(Failure):
             await verifier.authenticate(forged(number))
@@ -238,8 +238,8 @@ async def test_wrong_signatures_are_limited_and_known_tokens_are_not(
             1,
         )
     assert signatures.count == verified
-    # A token whose signature was verified before is accepted from the cache, and verified again
-    # when its entry expires, in spite of the limit.
+    # The limit does not apply to a token whose signature was verified before. It is accepted from
+    # the cache, and verified again when its cache entry expires.
     assert await verifier.authenticate(good) is caller
     much_later = time.time() + CACHE_SECONDS + 1
     with monkeypatch.context() as patched:

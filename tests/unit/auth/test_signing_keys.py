@@ -1,4 +1,4 @@
-"""Several signing keys: what the first and the others are used for."""
+"""Several signing keys: what the first key is used for, and what the others are used for."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_file_with_a_damaged_key(secret: str) -> None:
             private_keys(text)
 
 
-# Deeper than the parser of JSON recurses.
+# Nested more deeply than the JSON parser recurses.
 NESTED = b"[" * 100_000
 
 
@@ -74,8 +74,8 @@ def test_tokens_of_both_keys_are_accepted(made_with: str, signing_key: int) -> N
         both.identify_bootstrapping(made.bootstrap_token(WORKSPACE, 3)),
     ):
         assert (agent.workspace_id, agent.epoch, agent.signing_key) == (WORKSPACE, 3, signing_key)
-        # An agent that has bootstrapped gets the secrets of the key of its token, so every worker
-        # that accepted the token accepts the agent.
+        # After its bootstrap, an agent gets secrets of the same key as its token. So every worker
+        # that accepted the token also accepts the agent.
         assert both.runtime_secret(WORKSPACE, 3, signing_key) == made.runtime_secret(WORKSPACE, 3)
         assert both.signal_secret(WORKSPACE, 3, signing_key) == made.signal_secret(WORKSPACE, 3)
 
@@ -97,7 +97,7 @@ def test_new_agents_get_secrets_of_the_first_key() -> None:
 def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
     both = PodTokens(BOTH)
     both.note_refusal(WORKSPACE, 3, 0)
-    # A call that was sent at the same time is refused too.
+    # A second call, sent at the same time, is refused too.
     both.note_refusal(WORKSPACE, 3, 0)
     assert (both.signing_key(WORKSPACE, 3), both.signing_key(WORKSPACE, 4)) == (1, 0)
     both.note_refusal(WORKSPACE, 3, 1)
@@ -108,8 +108,9 @@ def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
 
 
 def test_both_sides_trust_the_certificates_of_both_keys() -> None:
-    """The control plane's certificate is issued with the last key, because agents that started
-    earlier trust no other.
+    """The control plane's certificate is issued with the last key.
+
+    Agents that started earlier trust only this key.
     """
     old, both, new = (AgentCertificates(text) for text in (OLD, BOTH, NEW))
     agent = AgentIdentity(WORKSPACE, 3)
@@ -139,12 +140,13 @@ def test_a_rotation(state: Path) -> None:
     assert (finished.exit_code, private_keys(state.read_text())) == (0, [new])
     assert "Agents that still have it end after the restart" in finished.output
     assert "keys" not in json.loads(state.read_text())
-    # A file that is left by one user could keep another from the next step.
+    # No other file is left. If it belonged to one user, another user might not be able to take the
+    # next step.
     assert list(state.parent.iterdir()) == [state]
 
 
 def test_two_rotations_that_begin_together_make_one_new_key(state: Path) -> None:
-    """The second rotation waits, and then finds that another one is in progress."""
+    """The second rotation waits, and then finds that a rotation is in progress."""
     state.write_text(OLD)
     with ThreadPoolExecutor(1) as thread:
         with folder_lock(state.parent):
@@ -158,14 +160,14 @@ def test_two_rotations_that_begin_together_make_one_new_key(state: Path) -> None
 
 
 def waits_for_lock() -> bool:
-    """Whether this process waits for the lock of a file: proc_locks(5)."""
+    """Whether this process waits for a file lock: see proc_locks(5)."""
     waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines())
     return any(line[1] == "->" and line[5] == str(os.getpid()) for line in waiting)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
 def test_the_file_keeps_its_owner(state: Path) -> None:
-    """The user of the programs may differ from the operator."""
+    """The user who runs the programs may not be the operator who rotates the key."""
     state.write_text(OLD)
     os.chown(state, 1234, 5678)
     assert command("begin").exit_code == 0

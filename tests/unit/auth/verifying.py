@@ -1,4 +1,4 @@
-"""Verifiers of session tokens, and what they refuse."""
+"""Makes verifiers of session tokens, and checks what they refuse."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def sessions(keys: JwkSet) -> SessionTokens:
 
 
 async def refused(verifier: SessionTokens, bad: str) -> str:
-    """Checks that the token is refused, and returns the message."""
+    """Checks that the token is refused. Returns the message."""
     with pytest.raises(Failure) as raised:
         await verifier.authenticate(bad)
     assert raised.value.slug == "unauthenticated"

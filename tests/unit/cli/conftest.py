@@ -7,7 +7,10 @@ import pytest
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An environment that names no service, and a folder for the profiles and the stack."""
+    """Sets an environment that names no service.
+
+    Returns a folder for profiles and a stack's state.
+    """
     for name in ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EVERSHELL_CONFIG", str(tmp_path / "config" / "profiles.json"))

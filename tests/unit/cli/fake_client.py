@@ -1,4 +1,4 @@
-"""A fake of the client, for the commands."""
+"""A fake client, with which tests run commands."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 
 class FakeClient:
-    """Answers each method with the next of its answers, and records the arguments."""
+    """Answers each call of a method with the next of its answers, and records the arguments."""
 
     def __init__(self, **answers: list[Any]) -> None:
         self.answers = answers
@@ -59,7 +59,7 @@ class FakeClient:
 def run(
     monkeypatch: pytest.MonkeyPatch, fake: FakeClient, *arguments: str, **options: Any
 ) -> Result:
-    """Runs a command with the fake."""
+    """Runs a command with the fake client."""
     monkeypatch.setattr(service, "Client", fake)
     result = CliRunner().invoke(main, arguments, env=ENVIRONMENT, **options)
     assert "sk_secret" not in result.output

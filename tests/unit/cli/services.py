@@ -1,4 +1,4 @@
-"""A stack of this machine, a service elsewhere, and the service that a command calls."""
+"""A stack on this machine, a service elsewhere, and which service a command would call."""
 
 import io
 

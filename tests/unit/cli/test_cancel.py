@@ -1,4 +1,4 @@
-"""The command `cancel`: its output and its exit codes, with a fake of the client."""
+"""The command `cancel`: its output and its exit codes, with a fake client."""
 
 import json
 from typing import Any
@@ -77,7 +77,7 @@ def test_each_outcome_has_its_exit_code(
     wait: list[str],
 ) -> None:
     result = cancel(monkeypatch, answer, *wait, get_task=[RUNNING])
-    # The wait is over before the end of the task.
+    # The wait ends before the task does.
     assert result.exit_code == (7 if wait and exit_code == 0 else exit_code)
     assert expected in result.stdout
     assert result.stderr == ""

@@ -1,4 +1,4 @@
-"""The commands `cancel` for many tasks, `hold` and `release`, with a fake of the client."""
+"""The commands `cancel` (for many tasks), `hold` and `release`, with a fake client."""
 
 import json
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def test_nothing_is_cancelled_that_the_question_did_not_count(
     client = fake(NOTHING)
     result = run(monkeypatch, client, "cancel", "--all")
     assert (result.exit_code, "nothing to cancel" in result.stdout) == (3, True)
-    # A task that has begun since would be cancelled by a call.
+    # There is no second call, which would cancel a task that has begun in the meantime.
     assert [call[0] for call in client.calls] == ["cancel_tasks"]
 
 

@@ -1,4 +1,4 @@
-"""The other commands of callers: output, durations and exit codes, with a fake of the client."""
+"""The other commands of callers: their output, durations and exit codes, with a fake client."""
 
 import json
 import re
@@ -215,7 +215,7 @@ EVENTS = [
 
 
 class Watched:
-    """The events of a watch, which then fails."""
+    """The events of a watch. After the last event, the watch may fail."""
 
     def __init__(self, events: list[Event], error: Exception | None = None) -> None:
         self._events = iter(events)
@@ -268,7 +268,7 @@ def test_the_end_of_a_watched_task_is_the_exit_code(monkeypatch: pytest.MonkeyPa
     client = FakeClient(get_task=[found], watch=[late])
     result = run(monkeypatch, client, *arguments, "--wait", "1s")
     assert (result.exit_code, result.stderr) == (7, "")
-    # Its stream would never end.
+    # There is no watch, because the stream of an unknown task would never end.
     unknown = FakeClient(get_task=[error_of(TaskNotFoundError)])
     assert run(monkeypatch, unknown, *arguments).exit_code == 5
 

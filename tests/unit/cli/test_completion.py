@@ -57,9 +57,10 @@ def test_commands_options_and_ids_are_completed(
     cases: dict[str, dict[str, str | None]] = {
         "can": {"cancel": "Cancel the task that runs in WORKSPACE."},
         "cancel --fo": {"--force-after": None},
-        # A newline would begin another item.
+        # The newline is escaped, because it would begin another item.
         "cancel ws_1": {"ws_1": r"idle a\nb"},
-        # The ids of names that select no workspace, or that a shell would not take as one word.
+        # An id is offered instead of a name that selects no workspace, or that a shell would not
+        # take as one word.
         "cancel a": {"api": "ws_2 idle", "ws_1": r"idle a\nb"},
         "cancel tw": {"ws_3": "unspecified twin", "ws_4": "unspecified twin"},
         "cancel $": {"ws_5": "unspecified $(reboot)"},

@@ -1,4 +1,4 @@
-"""The command lines of docs/command-line-errors.md that are not valid print what the page shows."""
+"""The invalid command lines in docs/command-line-errors.md print what the page shows."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ def test_each_command_line_prints_the_error_that_the_page_shows(
     assert "".join(f"{each.output}exit code {each.exit_code}\n" for each in printed) == shown
     lines = []
     for words in commands(others):
-        # It has no answer to any other call.
+        # Any other call would fail, because the fake has no answer to it.
         fake = FakeClient(list_workspaces=[iter([Workspace("ws_1", name="demo")])])
         result = run(monkeypatch, fake, *words)
         assert result.exit_code == 2, words
@@ -34,5 +34,5 @@ def test_each_command_line_prints_the_error_that_the_page_shows(
 
 
 def commands(block: str) -> list[list[str]]:
-    """The arguments of each command of a block."""
+    """Returns the arguments of each command in a block."""
     return [shlex.split(line)[1:] for line in block.splitlines()]

@@ -49,7 +49,7 @@ def test_login_stores_a_credential_that_works(monkeypatch: pytest.MonkeyPatch) -
     code, output = log_in(monkeypatch, empty, typed=f"{HOME}\nsk_mine\n")
     assert (code, f"Profile default calls {HOME}" in output) == (0, True)
     options = ("--url", "https://b", "--profile", "b", "--token-file", "-")
-    # It may not list workspaces, but is valid.
+    # The credential is valid, although it may not list workspaces.
     assert log_in(monkeypatch, PermissionDeniedError("No."), *options, typed="sk_mine\n")[0] == 0
     assert find() == (HOME, "sk_mine")
     assert find(profile="b") == ("https://b", "sk_mine")

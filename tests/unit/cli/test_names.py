@@ -1,4 +1,4 @@
-"""The names of workspaces, wherever a command takes an id."""
+"""Names of workspaces, which every command accepts in place of an id."""
 
 import json
 
@@ -18,7 +18,7 @@ WORKSPACES = [
     Workspace("ws_2", name="twin", status=WorkspaceStatus.BUSY),
     Workspace("ws_3", name="twin", status=WorkspaceStatus.IDLE),
     Workspace("ws_4"),
-    # Another's id as a name selects nothing.
+    # A name that is the id of another workspace selects nothing.
     Workspace("ws_5", name="ws_1"),
 ]
 
@@ -33,7 +33,7 @@ def test_a_name_selects_its_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, client, "cancel", "nightly").exit_code == 3
     assert client.calls[-1][:2] == ("cancel", "ws_1")
     assert run(monkeypatch, client, "cancel", "ws_1").exit_code == 3
-    # An id needs no list.
+    # A command with an id does not list the workspaces.
     assert [call[0] for call in client.calls] == ["list_workspaces", "cancel", "cancel"]
 
 

@@ -49,7 +49,8 @@ def test_the_credential_of_a_profile_is_sent_only_to_its_service(
     monkeypatch.setenv("EVERSHELL_URL", "https://c")
     monkeypatch.setenv("EVERSHELL_API_KEY", "sk_c")
     assert find() == ("https://c", "sk_c")
-    # A profile that is named wins over the environment, except for its credential.
+    # A profile named on the command line takes precedence over the environment, except for the
+    # credential.
     assert find(profile="other") == ("https://b", "sk_c")
 
 
@@ -86,7 +87,7 @@ def test_files_that_are_not_valid_are_refused_in_one_line_without_their_secrets(
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     assert f"{profiles.path()} is not valid" in refused.stderr
     assert "sk_secret" not in result.stderr + refused.stderr
-    # They do not matter for a call that needs neither.
+    # Broken files do not matter if the call needs neither of them.
     assert find("https://elsewhere", token="sk_mine") == ("https://elsewhere", "sk_mine")
 
 

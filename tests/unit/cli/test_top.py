@@ -1,4 +1,4 @@
-"""The command `top`: its screen, what it reads, and its table in a pipe."""
+"""The command `top`: its screen, what it reads, and the table that it prints into a pipe."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def drawn(screen: Screen, columns: int = 80, lines: int = 12) -> list[str]:
 
 
 class Cancelled:
-    """A screen of three tasks, and what was cancelled on it."""
+    """A screen with three tasks, and the tasks that were cancelled on it."""
 
     def __init__(self) -> None:
         self.rows: list[str] = []
@@ -102,15 +102,15 @@ def test_any_other_answer_cancels_nothing(key: str) -> None:
 def test_no_new_order_moves_another_task_under_the_cursor() -> None:
     way = Cancelled()
     way.press("down")
-    # Task 2 is first now.
+    # Task 2 is now the first row.
     way.screen.take(reading(row(1, 5), row(2, 60), row(3, 1)))
     way.press("c", "y")
-    # The question is about the task that it showed, even if that is another one by now.
+    # The question stays about the task that it named, even if the table changes meanwhile.
     way.press("c")
     way.screen.take(reading(row(1, 5), row(3, 1)))
     way.press("y")
     assert way.rows == ["task_2", "task_2"]
-    # The selected task has ended: the next one takes its place.
+    # The selected task has ended, so the next task takes its place.
     way.press("c", "y")
     assert way.rows[-1] == "task_1"
 
@@ -167,7 +167,7 @@ def test_a_key_that_arrives_in_parts_is_one_key(monkeypatch: pytest.MonkeyPatch)
 
 
 class Service:
-    """A client with busy workspaces, which records the calls."""
+    """A client with busy workspaces. It records the calls."""
 
     def __init__(self, count: int) -> None:
         self.rows = [row(number, number) for number in range(count)]
@@ -193,11 +193,11 @@ def test_a_reading_is_one_list_of_tasks() -> None:
     running = Running(service)
     first = running.read()
     assert first.rows == tuple(service.rows)
-    # The time of the service, not of this machine.
+    # This is the time of the service, not of this machine.
     assert abs(first.at - AT) < timedelta(seconds=5)
     del service.rows[249]
     assert running.read().rows == tuple(service.rows)
-    # The names are read again only for a new workspace.
+    # The names are read again only if there is a new workspace.
     assert service.calls == ["ListTasks", "ListWorkspaces", "ListTasks"]
     service.rows.append(row(250, 1))
     assert running.read().rows == tuple(service.rows)

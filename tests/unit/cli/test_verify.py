@@ -37,7 +37,7 @@ from tests.unit.cli.fake_client import AT, ENVIRONMENT, error_of
 
 
 class Listed:
-    """Workspaces for both clients."""
+    """Workspaces that both the synchronous and the asynchronous client can list."""
 
     def __init__(self, workspaces: list[Workspace]) -> None:
         self._workspaces = workspaces
@@ -51,14 +51,14 @@ class Listed:
 
 
 class Service:
-    """A service in memory. `before` is called before each call, and may raise its error."""
+    """A service in memory. Calls `before` before each call, which then may fail."""
 
     def __init__(
         self,
         end: TaskStatus = TaskStatus.CANCELLED,
         before: Callable[[str], None] = lambda rpc: None,
     ) -> None:
-        # How a task ends that is cancelled.
+        # How a cancelled task ends.
         self.end = end
         self.before = before
         self.workspaces: dict[str, Workspace] = {}
@@ -252,7 +252,7 @@ def test_a_signal_ends_it_and_nothing_is_left(
     fake = Service(before=interrupt)
     result = run(monkeypatch, fake, "--for", "20s")
     assert (result.exit_code, fake.workspaces) == (130, {})
-    # What was seen until then is judged.
+    # What was seen before the interruption is judged.
     assert "GetTask" in result.stdout
 
 

@@ -1,4 +1,4 @@
-"""The commands `webhooks …`: what they call, and what they print."""
+"""The `webhooks` commands: which calls they make, and what they print."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ SECRET = "whsec_c2VjcmV0"
 def run_webhooks(
     monkeypatch: pytest.MonkeyPatch, *arguments: str, **answers: list[Any]
 ) -> tuple[Result, list[tuple[Any, ...]]]:
-    """Runs a command. Returns its result and the calls that it made."""
+    """Runs a command. Returns the result, and the calls that the command made."""
     fake = FakeClient()
     fake.webhooks = FakeClient(**answers)  # type: ignore[attr-defined] # an attribute of the client
     result = run(monkeypatch, fake, "webhooks", *arguments)
@@ -42,7 +42,7 @@ def test_the_secret_alone_goes_to_standard_output(monkeypatch: pytest.MonkeyPatc
     result, calls = run_webhooks(monkeypatch, "add", "https://a.example/b", create=[created])
     assert (result.exit_code, result.stdout) == (0, f"{SECRET}\n")
     assert "wh_1" in result.stderr
-    # An end is what a receiver must not miss.
+    # The default is the end of a task, which no receiver should miss.
     fields = {"description": "", "idempotency_key": None}
     assert calls == [("create", "https://a.example/b", ("task_completed",), fields)]
 
@@ -55,7 +55,7 @@ def test_the_secret_alone_goes_to_standard_output(monkeypatch: pytest.MonkeyPatc
 def test_a_repeat_has_no_secret_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     created = CreatedWebhook(WEBHOOK, "")
     result, _ = run_webhooks(monkeypatch, "add", "https://a.example/b", create=[created])
-    # A file that the output is redirected to has no secret, so the command fails.
+    # If the output is redirected to a file, the file gets no secret. So the command fails.
     assert (result.exit_code, result.stdout) == (1, "")
     assert "evershell webhooks rotate wh_1" in result.stderr
 
@@ -83,7 +83,7 @@ def test_a_replay_goes_on_until_nothing_remains(monkeypatch: pytest.MonkeyPatch)
     result, calls = run_webhooks(monkeypatch, "replay", "wh_1", replay=answers)
     assert (result.exit_code, len(calls)) == (0, 2)
     assert "1002 failed deliveries are sent again; 0 remain." in result.stdout
-    # Another caller replays what remains.
+    # Another caller is replaying what remains.
     result, calls = run_webhooks(
         monkeypatch, "replay", "wh_1", "--task", "task_1", replay=[ReplayResult(0, 5)]
     )

@@ -1,4 +1,4 @@
-"""The command `workspace delete`, with a fake of the client."""
+"""The command `workspace delete`, with a fake client."""
 
 import json
 

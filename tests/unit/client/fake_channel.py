@@ -1,4 +1,4 @@
-"""A fake of the service, with the fake channel and the fake clock of grpcio-testing."""
+"""A fake service, based on the fake channel and the fake clock of grpcio-testing."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class TimedChannel:
-    """Wraps the fake channel to record the timeouts of calls, which the fake does not."""
+    """Wraps the fake channel to record the timeouts of calls, which the channel itself does not."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -48,7 +48,7 @@ class _Timed:
 
 
 class Service:
-    """A client, and the service that a test acts as."""
+    """A client, and the fake service whose answers the test gives."""
 
     def __init__(self, credential: str | Callable[[], str] = "sk_secret") -> None:
         self.clock = grpc_testing.strict_fake_time(0)
@@ -62,7 +62,7 @@ class Service:
         self.client._sleep = self.clock.sleep_for
 
     def take(self, rpc: str) -> "tuple[Any, PendingCall]":
-        """The next call of the RPC: its request and its handle."""
+        """Takes the next call of the RPC. Returns its request, and a handle to answer it."""
         metadata, request, taken = self._fake.take_unary_unary(SERVICE.methods_by_name[rpc])
         self.metadata = dict(metadata)
         return request, PendingCall(taken)
@@ -76,7 +76,7 @@ class Service:
 
 
 class PendingCall:
-    """A call that waits for the test's answer."""
+    """A call that waits until the test answers it."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -96,12 +96,12 @@ class PendingCall:
         self._call.cancelled()
 
     def fail(self, failure: Failure) -> None:
-        """Fails the call as the service does, with details."""
+        """Fails the call with details, as the service does."""
         status = rich_status(failure, "request_1")
         self._terminate(trailers(failure), CODES[status.code], failure.message)
 
     def fail_without_details(self, code: grpc.StatusCode, *trailers: tuple[str, Any]) -> None:
-        """Fails the call as a proxy or a broken connection does, without details."""
+        """Fails the call without details, as a proxy or a broken connection does."""
         self._terminate(trailers, code, "it broke")
 
     def _terminate(self, trailers: Any, code: grpc.StatusCode, message: str) -> None:
@@ -121,7 +121,7 @@ def trailers(failure: Failure) -> tuple[tuple[str, Any], ...]:
 def start(call: Callable[..., Any], *arguments: Any, **fields: Any) -> "Future[Any]":
     """Makes a call in a thread, while the test acts as the service.
 
-    The thread is a daemon, so that a call without an answer does not block the exit.
+    The thread is a daemon, so that a call without an answer does not keep the process from exiting.
     """
     made: Future[Any] = Future()
 

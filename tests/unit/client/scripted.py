@@ -10,7 +10,7 @@ from tests.unit.client.fake_channel import CODES, trailers
 
 
 class Scripted:
-    """Answers each call with the next of `script`: a reply, a Failure, or messages of a stream."""
+    """Answers each call with the next of `script`: a reply, a Failure, or a stream's messages."""
 
     def __init__(self) -> None:
         self.script: list[Any] = []
@@ -18,11 +18,11 @@ class Scripted:
         self.tokens: list[str] = []
         self.metadata: dict[str, str] = {}
         self.started = asyncio.Event()
-        # A stream was ended by its caller.
+        # Set once a caller has ended a stream.
         self.ended = asyncio.Event()
 
     def __getattr__(self, rpc: str) -> Any:
-        """The method of a servicer for any other RPC than WatchEvents."""
+        """Returns the method for any RPC except WatchEvents."""
         return self._answer
 
     async def _answer(self, request: Any, context: Any) -> Any:

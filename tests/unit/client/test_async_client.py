@@ -1,7 +1,8 @@
-"""The asynchronous client with a real server in the same process: what asyncio and grpc.aio do.
+"""The asynchronous client, with a real server in this process: what asyncio and grpc.aio do.
 
-The other files test the rules of calls, waits and watches on the synchronous client, which is
-generated from this one: grpcio-testing has no fake channel of grpc.aio.
+The other files test the rules of calls, waits and watches with the synchronous client, because
+grpcio-testing has no fake channel for grpc.aio. The synchronous client is generated from the
+asynchronous one.
 """
 
 import asyncio
@@ -90,7 +91,7 @@ async def test_a_stream_on_which_nothing_arrives_is_opened_again(
     client: AsyncClient, scripted: Scripted
 ) -> None:
     client._idle_seconds = 0.05
-    # On a busy machine, the second stream may also count as idle.
+    # On a busy machine, further streams may count as idle too.
     scripted.script = [["hang"], *[[event(1)]] * 50]
     watched = client.watch("ws_1")
     assert (await anext(watched)).seq == 1

@@ -128,7 +128,7 @@ def test_another_call_sends_its_request_and_returns_a_result(
 
 
 def test_items_are_listed_over_all_pages(service: Service) -> None:
-    """A page without items does not end the list."""
+    """A page without items is not the end of the list."""
     call = start(lambda: [task.id for task in service.client.list_tasks("ws_1", page_size=1)])
     tokens = []
     for ids, next_page_token in ((["task_2"], "token"), ([], "after_none"), (["task_1"], "")):

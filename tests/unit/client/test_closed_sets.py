@@ -1,4 +1,4 @@
-"""The client has everything that the protos have."""
+"""The client has all calls, fields and values that the protos have."""
 
 import dataclasses
 import inspect
@@ -26,7 +26,7 @@ from evershell.client._messages import Result, name_in_message
 from evershell.client._sync.webhooks import Webhooks
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
-# The methods of the client that do not have the name of their RPC.
+# The methods of the client that have another name than their RPC.
 RENAMED = {
     "CancelTask": "cancel",
     "WatchEvents": "watch",
@@ -39,7 +39,7 @@ RENAMED = {
     "ReplayWebhook": "webhooks.replay",
     "ListWebhookDeliveries": "webhooks.deliveries",
 }
-# The method of the client for each RPC. StreamEvents is WatchEvents, for REST.
+# The client's method for each RPC. StreamEvents is left out: it is WatchEvents for REST.
 METHODS = {
     rpc.name: RENAMED.get(rpc.name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", rpc.name).lower()
     for rpc in SERVICE.methods
@@ -48,7 +48,7 @@ METHODS = {
 
 
 def method_of(rpc: str) -> Any:
-    """The function of the client for an RPC."""
+    """Returns the client's function for an RPC."""
     owner, _, name = METHODS[rpc].rpartition(".")
     return getattr({"": Client, "webhooks": Webhooks}[owner], name)
 
@@ -63,7 +63,7 @@ def results() -> list[Any]:
 
 
 def enums() -> dict[StrEnum, Any]:
-    """The enums of the client, each with the enum of the protos that it stands for."""
+    """Returns the enums of the client, each with the proto enum that it stands for."""
     found: dict[Any, Any] = {}
     for result in results():
         descriptor = result._message_type.DESCRIPTOR
@@ -95,12 +95,12 @@ def test_each_field_of_a_request_is_an_argument(rpc: str) -> None:
 @pytest.mark.parametrize("result", results(), ids=lambda result: result.__name__)
 def test_a_result_has_each_field_of_its_message(result: Any) -> None:
     descriptor = result._message_type.DESCRIPTOR
-    # The oneof of an optional field is named after it, with an underscore.
+    # An optional field is in a oneof that is named after it, with an underscore.
     oneofs = {name for name in descriptor.oneofs_by_name if not name.startswith("_")}
     in_oneofs = {field.name for name in oneofs for field in descriptor.oneofs_by_name[name].fields}
     names = ({field.name for field in descriptor.fields} - in_oneofs) | oneofs
     own = {name_in_message(field) for field in dataclasses.fields(result)}
-    # An answer also has the id of the request, from its metadata.
+    # An answer also has the request id, which comes from the metadata.
     from_metadata = {"request_id"} if descriptor.name.endswith("Response") else set()
     assert own - from_metadata == names
 

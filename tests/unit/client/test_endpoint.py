@@ -1,4 +1,4 @@
-"""Which address a client calls, whether with TLS, and with which credential."""
+"""Which address a client calls, whether it uses TLS, and which credential it sends."""
 
 from typing import Any
 

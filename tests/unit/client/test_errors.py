@@ -1,4 +1,4 @@
-"""The errors of calls: one class for each slug."""
+"""The errors of calls. Each slug has a class."""
 
 import pickle
 from typing import Any
@@ -23,7 +23,7 @@ from tests.unit.client.fake_channel import Service, failed, start
 UNREACHABLE = errors.agent_unreachable(
     "ws_1", "task_1", "recorded, not delivered", intent_recorded=True
 )
-# Slugs of the edge that stand for a gRPC code in an answer without details.
+# Slugs that only the edge uses, but that also stand for a gRPC code in an answer without details.
 FALLBACKS = {"not_found", "method_not_allowed"}
 
 

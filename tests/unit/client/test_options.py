@@ -17,7 +17,7 @@ from evershell.client import (
 )
 from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, start
 
-# Half of a surrogate pair.
+# One half of a surrogate pair.
 HALF = "\udcff"
 LIMITS = TaskLimits(max_total_tokens=2**63)
 
@@ -26,7 +26,7 @@ def of_cost(cost: str) -> TaskLimits:
     return TaskLimits(max_cost=Decimal(cost))
 
 
-# In UTC, this is before the year 1.
+# In UTC, this moment is before the year 1.
 TOO_EARLY = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
 
 
@@ -37,7 +37,7 @@ def submitted(**fields: Any) -> TaskFilter:
 @pytest.mark.parametrize(
     ("call", "field"),
     [
-        # An unset variable must not cancel another task.
+        # An empty id, for example from an unset variable, must not cancel another task.
         (lambda client: client.cancel("ws_1", ""), "task_id"),
         (lambda client: client.cancel_and_wait("ws_1", ""), "task_id"),
         (lambda client: client.watch("ws_1", task_id=""), "task_id"),
@@ -51,9 +51,9 @@ def submitted(**fields: Any) -> TaskFilter:
         (lambda client: client.cancel_tasks(filter=TaskFilter()), "filter"),
         (lambda client: client.cancel_tasks(filter=TaskFilter(task_ids=("t",)), all=True), "all"),
         (lambda client: next(client.cancel_all_tasks(filter=TaskFilter(task_ids=()))), "task_ids"),
-        # A generator is never empty, but may have no items.
+        # A generator counts as non-empty even if it yields nothing.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=iter(()))), "task_ids"),
-        # Next to another field, the service cannot see these.
+        # The service could not see these empty fields next to another field.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=())), "task_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(workspace_ids=())), "workspace_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(metadata={})), "metadata"),
@@ -61,7 +61,7 @@ def submitted(**fields: Any) -> TaskFilter:
             (lambda client, name=name: list(client.list_audit_entries(**{name: ""})), name)
             for name in ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
         ),
-        # No message can hold these.
+        # These values do not fit into a message.
         (lambda client: client.cancel("ws_1", reason=HALF), "reason"),
         (lambda client: client.cancel("ws_1", wait=float("nan")), "wait"),
         (lambda client: client.cancel("ws_1", force_after=1e30), "force_after"),
@@ -89,7 +89,7 @@ def test_a_field_is_refused(service: Service, call: Callable[[Client], Any], fie
 
 
 def test_a_timeout_has_no_upper_limit(service: Service) -> None:
-    # gRPC would treat such a deadline as expired.
+    # gRPC would take an infinite deadline as one that has already expired.
     call = start(service.client.with_options(timeout=float("inf")).get_workspace, "ws_1")
     service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
     assert call.result(5).id == "ws_1"
@@ -154,7 +154,7 @@ def test_a_method_has_a_timeout_of_its_own(service: Service) -> None:
             made = start(call)
             service.take(rpc)[1].answer(reply)
             made.result(5)
-    # A timeout of all calls replaces the timeouts of single methods.
+    # A timeout for all calls replaces the earlier timeouts of single methods.
     assert service.channel.timeouts == [2, TIMEOUT_SECONDS] * 2 + [7, 7, 1, 7]
     assert client._watch("ws_1", 0, None, None, 60)._connect_seconds == 3
 

@@ -1,4 +1,4 @@
-"""Which calls are repeated, and when. A cancellation without a task id never is."""
+"""Which calls are repeated, and when. A cancellation without a task id is never repeated."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Watching: the stream connects again by itself, and no event is lost or repeated."""
+"""A watch: the stream reconnects by itself, and no event is lost or repeated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +80,7 @@ def test_a_stream_that_ends_is_resumed_after_the_last_event(
     interrupt(taken)
     request, taken = service.take_stream()
     assert request.after == 1
-    # The service sends no event twice; if it did, the client would not yield it.
+    # The service does not send an event twice. If it did, the client would not yield it again.
     taken.send(event=event(1))
     taken.send(event=event(2))
     assert second.result(5).seq == 2
@@ -146,7 +146,7 @@ def test_a_watch_ends_at_its_timeout(service: Service) -> None:
 def test_a_stream_on_which_nothing_arrives_is_opened_again(service: Service) -> None:
     service.client._idle_seconds = 0.05
     call = start(next, service.client.watch("ws_1"))
-    # Twice in a row, unlike a connection that breaks in the middle of a message.
+    # This may happen twice in a row. A connection that breaks in the middle of a message may not.
     for _ in range(2):
         service.take_stream()[1].await_cancelled()
     service.take_stream()[1].send(event=event(1))

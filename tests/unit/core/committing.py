@@ -1,4 +1,4 @@
-"""Commits of an agent to a task, and the state after them."""
+"""Commits of an agent to its task, and the state after them."""
 
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ LATER = NOW + timedelta(minutes=1)
 
 
 def after(change: Change) -> Locked:
-    """The locked state after the change was committed, without a task that has ended."""
+    """Returns the locked state after the change is committed. A task that has ended is left out."""
     open_task = (
         change.task if change.task is not None and not change.task.status.is_terminal else None
     )

@@ -39,10 +39,10 @@ def with_task(**fields: Any) -> Locked:
         ("[fd00::7]:50052", False, True),
         ("169.254.169.254:80", False, False),
         ("[fe80::1%eth0]:80", False, False),
-        # Addresses of pods in some clusters.
+        # Some clusters give their pods such addresses.
         ("100.64.0.1:80", False, True),
         ("240.0.0.1:80", False, True),
-        # It contains the address of this machine or of its metadata service.
+        # These addresses contain the address of this machine or of its metadata service.
         ("[::ffff:127.0.0.1]:80", False, False),
         ("[::ffff:169.254.169.254]:80", False, False),
         ("[::ffff:0:169.254.169.254]:80", False, False),
@@ -146,7 +146,7 @@ def test_the_bytes_of_a_task_have_a_limit() -> None:
     largest = TASK_BYTES + 2 * ITERATION_BYTES
     change = commit(locked, replace(iteration(1), size_bytes=largest))
     assert change.task is not None and change.task.committed_bytes == largest
-    # A repeated commit adds nothing.
+    # If the commit is repeated, its bytes do not count again.
     full = Locked(change.workspace, change.task)
     assert commit(full, replace(iteration(1), size_bytes=1)).task == change.task
     with pytest.raises(BreachError, match="bytes"):

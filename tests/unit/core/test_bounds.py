@@ -23,7 +23,7 @@ BOUNDS = Bounds(model_timeout_seconds=5, tool_timeout_seconds=10, lease_seconds=
 LEASE, MOMENT = timedelta(seconds=30), timedelta(milliseconds=1)
 LONG_AGO = NOW - timedelta(hours=1)
 
-# A workspace and its task, with the end of a bound and how long an agent has after an outage.
+# A workspace, its task, when a bound is over, and how much time an agent has after an outage.
 Case = tuple[Workspace, Task | None, datetime, timedelta]
 
 
@@ -34,7 +34,7 @@ async def forced(world: World) -> Case:
 
 
 async def limited_late(world: World) -> Case:
-    """No controller was running when the limit was reached."""
+    """The limit was reached while no controller was running."""
     busy, _ = await world.add_busy()
     task = (await world.cancel(busy.id, force_after_seconds=1)).task
     assert task is not None and task.cancel is not None
@@ -69,12 +69,12 @@ async def test_a_bound_waits_for_the_control_plane_for_a_lease_at_most(
 
     assert not is_over(bound, LONG_AGO)
     assert is_over(bound + MOMENT, LONG_AGO)
-    # An outage ended at the bound.
+    # An outage has ended exactly at the bound.
     assert not is_over(bound + recovery, bound)
     assert is_over(bound + recovery + MOMENT, bound)
     # An outage that ended long enough before the bound has no effect.
     assert is_over(bound + MOMENT, bound - recovery)
-    # The outage does not end.
+    # The outage has not ended.
     assert not is_over(bound + LEASE, bound + LEASE)
     assert is_over(bound + LEASE + MOMENT, bound + LEASE + MOMENT)
 
@@ -86,7 +86,7 @@ async def test_a_bound_waits_for_the_control_plane_for_a_lease_at_most(
         ([1.0, 1.2, 0.2], True),
         ([0.1, 1.3], False),
         ([29.0], False),
-        # No agent still waits for a worker that has been silent for so long.
+        # After such a long silence, no agent is still waiting for the worker.
         ([0.1, 31.0], True),
         # All workers have ended.
         ([], False),
@@ -99,6 +99,6 @@ def test_workers_answer_if_they_give_signs_of_life(
 
 
 def test_an_agent_has_time_to_repeat_a_call_after_an_outage() -> None:
-    """An outage may end up to a second after the controller last noticed it."""
+    """An outage may end up to one second after the controller has last noticed it."""
     assert RECOVERY_MARGIN.total_seconds() >= 1 + MAX_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS
     assert FORCE_RECOVERY_MARGIN.total_seconds() >= 1 + FORCE_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS

@@ -178,7 +178,7 @@ DOWN = {
 async def refusal(
     world: World, workspace_id: str, by: Caller | None = None, *, task_id: str | None = None
 ) -> Failure:
-    """Cancels, checks that no agent was signalled, and returns the failure."""
+    """Cancels a task. Checks that no agent was signalled, and returns the failure."""
     with pytest.raises(Failure) as raised:
         await world.cancel(workspace_id, by, task_id=task_id)
     assert world.agents.cancelled == []
@@ -235,7 +235,7 @@ async def test_the_task_is_looked_up_before_the_status_is_checked(
 async def test_a_workspace_that_is_not_up_refuses_with_its_status(
     world: World, down: WorkspaceStatus, slug: str
 ) -> None:
-    """An open task stays unchanged. The provisioning workspace has no task."""
+    """An open task stays unchanged. A provisioning workspace has no task."""
     busy, running = await world.add_busy()
     if is_provisioning := down is WorkspaceStatus.PROVISIONING:
         busy = await world.add(down)
@@ -257,7 +257,7 @@ LIMIT_SECONDS = 10
 
 
 async def waiting(world: World, workspace_id: str, **fields: Any) -> "asyncio.Task[CancelResult]":
-    """Starts a cancellation and returns once it is recorded and waits for the task's end."""
+    """Starts a cancellation. Returns once it is recorded and waits for the end of the task."""
     calling = asyncio.create_task(world.cancel(workspace_id, **fields))
     async with asyncio.timeout(LIMIT_SECONDS):
         while not world.subscriptions.has_subscribers(workspace_id):
@@ -304,7 +304,7 @@ async def test_a_draining_server_ends_the_wait(world: World) -> None:
 async def test_the_removal_of_the_workspace_ends_the_wait(world: World) -> None:
     busy, running = await world.add_busy()
     calling = await waiting(world, busy.id, wait_seconds=30)
-    # Before the call has read the end of the task.
+    # The removal comes before the call has read the end of the task.
     await delete_workspace(
         caller(), busy.id, Origin("req_d"), world.store, world.agents, world.clock
     )

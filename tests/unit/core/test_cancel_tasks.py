@@ -1,4 +1,4 @@
-"""Cancels every task that matches."""
+"""Cancels every task that matches a filter."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ async def test_every_task_of_the_organization_is_cancelled(world: World) -> None
         assert (await world.task(at.id, task.id)).status is TaskStatus.CANCELLED
     assert (await world.task(other.id, untouched.id)).cancel is None
     assert counts(await cancel(world)) == (0, 0, 0, 0)
-    # The fleet controller signals the agents.
+    # The use case sends no signals; the fleet controller does.
     assert world.agents.cancelled == []
 
 
@@ -111,7 +111,7 @@ async def test_a_call_has_a_limit_and_the_next_one_continues(
         assert len(result.results) <= 5
         seen += [each.task_id for each in result.results if each.outcome == "accepted"]
     assert found == [(12, 5, 0, 7), (12, 5, 5, 2), (12, 2, 10, 0), (12, 0, 12, 0)]
-    # The oldest first.
+    # The oldest tasks come first.
     assert seen == running
 
 
@@ -127,7 +127,7 @@ async def test_until_done_repeats_until_nothing_remains(
 
 
 class Locked:
-    """Leaves tasks out, as a store does whose workspaces others have locked."""
+    """Makes the store leave out these tasks, as if others had locked their workspaces."""
 
     def __init__(self, world: World, task_ids: Sequence[str], *, stuck: bool = False) -> None:
         self.task_ids = set(task_ids)

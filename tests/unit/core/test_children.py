@@ -1,4 +1,4 @@
-"""What an agent may do with the children of its task: core/children.py."""
+"""What an agent may do with the children of its task: see core/children.py."""
 
 from dataclasses import replace
 from typing import Any
@@ -86,7 +86,7 @@ async def test_a_workspace_of_another_organization_looks_like_none(world: World)
 async def test_only_the_agent_of_the_current_task_submits(world: World) -> None:
     at, parent = await world.add_busy()
     other, _ = await world.add_busy()
-    # The task of another agent, no task, and an epoch that is over.
+    # A task of another agent, no task, and an earlier epoch.
     assert await refused(submit(world, other, parent)) == "task_not_found"
     assert await refused(children(world).enter(AgentIdentity(at.id, 1), "")) == "validation_error"
     assert await refused(submit(world, at, parent, epoch=0)) == "parent_not_running"
@@ -103,12 +103,12 @@ async def test_nothing_is_submitted_after_the_parent_has_ended_or_is_cancelled(
     request = SubmitTask(
         workspace_id=into.id, description="ls", parent_task_id=parent.id, origin=Origin("r")
     )
-    # The cancellation is recorded between the check of the agent and the submission.
+    # The cancellation is recorded after the check of the agent and before the submission.
     await world.change(at.id, lambda locked: task_lifecycle.request_cancel(locked, intent()))
     assert await refused(children(world).submit(by, request)) == "parent_not_running"
     await world.end(at.id, parent.id)
     assert await refused(children(world).submit(by, request)) == "parent_not_running"
-    # Nothing else either.
+    # The agent can make no other call about children either.
     agent = AgentIdentity(at.id, 1)
     assert await refused(children(world).enter(agent, parent.id)) == "parent_not_running"
 
@@ -144,7 +144,7 @@ async def test_an_agent_reads_and_cancels_its_children_and_no_other_task(world: 
         assert await refused(children(world).cancel(by, cancel)) == slug
         assert (await world.task(workspace.id, task.id)).cancel is None
     cancel = CancelTask(workspace_id=into.id, task_id=child.id, reason="r", origin=Origin("r"))
-    # The cancellation is recorded even if the agent of the child does not answer.
+    # The cancellation is recorded even if the child's agent does not answer.
     for world.agents.reachable in (True, False):
         cancelled = await children(world).cancel(by, cancel)
         assert cancelled.cancel is not None

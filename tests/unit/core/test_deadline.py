@@ -1,4 +1,4 @@
-"""The arrival of a call and its deadline bound every wait on its behalf."""
+"""The arrival of a call and its deadline bound every wait during the call."""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The watchers of a workspace share one feed."""
+"""All watchers of a workspace share one feed."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -14,13 +14,13 @@ from evershell.core.watch_events import watch_events
 from tests.support.waiting import eventually_async
 from tests.support.world import World, caller, iteration
 
-# The `seq` of the last event of a running task that has done nothing yet.
+# The last `seq` of a running task that has done nothing yet.
 LAST_SEQ = 2
 FAR = 10**9
 
 
 class Watched:
-    """A running task with watchers, whose reads and encodings are counted."""
+    """A running task with watchers. Counts how often events are read and encoded."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world = world
@@ -62,7 +62,7 @@ class Watched:
         return [event.seq for event in events]
 
     async def are_waiting(self) -> None:
-        """Returns when the feed and its watchers have nothing to do."""
+        """Waits until the feed and its watchers have nothing left to do."""
         for _ in range(50):
             await asyncio.sleep(0)
 
@@ -82,7 +82,7 @@ def next_of(watching: list[AsyncGenerator[Any, None]]) -> list[asyncio.Task[Any]
 async def test_an_event_is_read_and_encoded_once_for_all_watchers(
     watched: Watched, ahead: bool
 ) -> None:
-    """Watchers that wait for events that are far ahead cause no reads either."""
+    """Watchers that wait for events far ahead do not cause additional reads."""
     watching = [watched.watch() for _ in range(40)]
     waiting = [watched.watch(FAR + number) for number in range(40)] if ahead else []
     received, beyond = next_of(watching), next_of(waiting)
@@ -92,7 +92,7 @@ async def test_an_event_is_read_and_encoded_once_for_all_watchers(
         await watched.commit(number)
         assert await asyncio.gather(*received) == [LAST_SEQ + number] * 40
         await watched.are_waiting()
-        # The second read finds the end of the log.
+        # The second read finds out that the log has ended.
         assert watched.reads == [LAST_SEQ + number - 1, LAST_SEQ + number]
         received = next_of(watching)
         await watched.are_waiting()
@@ -124,7 +124,7 @@ async def test_a_slow_watcher_reads_what_it_has_missed_and_delays_nobody(
 
 
 async def test_a_watcher_misses_nothing_while_its_opening_is_written(watched: Watched) -> None:
-    """Meanwhile, the feed sends more than a watcher keeps."""
+    """Meanwhile, the feed sends more events than a watcher can keep."""
     watching = watched.watch(opening=["opening"])
     assert await anext(watching) == "opening"
     for number in (1, 2):

@@ -1,4 +1,4 @@
-"""Puts organizations on hold, and what a hold refuses."""
+"""Holds of an organization, and what they refuse."""
 
 from collections.abc import Coroutine
 from typing import Any

@@ -63,7 +63,7 @@ async def count(world: World, workspace_id: str) -> int:
 
 
 async def test_a_repeated_submission_gets_the_first_answer(world: World) -> None:
-    """This holds while the task runs, when it has ended, and in any state of the workspace."""
+    """This holds during the task, after its end, and in any state of the workspace."""
     idle = await world.add()
     first = await submit(world, idle.id)
     assert await submit(world, idle.id) == first
@@ -92,7 +92,7 @@ async def test_a_repeated_creation_gets_the_first_answer(world: World) -> None:
 async def test_a_key_of_another_request_is_a_conflict(
     world: World, repeat: Callable[[World, str, IdempotencyKey], Awaitable[Any]]
 ) -> None:
-    """This holds even if the workspace is busy or failed, and for a key of the other method."""
+    """The workspace may be busy or failed, and the key may have been used with another method."""
     idle = await world.add()
     await submit(world, idle.id)
     conflict = await failure(repeat(world, idle.id, OTHER_REQUEST))
@@ -106,7 +106,7 @@ async def test_a_key_of_another_request_is_a_conflict(
 
 
 async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
-    """A key reveals nothing to a caller who has no access to the workspace."""
+    """A key reveals nothing to callers who have no access to the workspace."""
     idle = await world.add()
     first, made = await submit(world, idle.id), await create(world, IdempotencyKey("k", b""))
     own = caller("tasks:write:own", "workspace:write:own", actor_id="user_2")
@@ -121,7 +121,7 @@ async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
 
 
 async def test_a_key_belongs_to_its_caller(world: World) -> None:
-    """The same key and request from another user, or from an API key, make a first call."""
+    """From another user or an API key, the same key with the same request is a first call."""
     made = await create(world)
     for other in (caller(actor_id="user_2"), caller(kind=CredentialKind.API_KEY)):
         own = await create(world, by=other)
@@ -151,7 +151,7 @@ async def test_a_failed_delivery_is_answered_again(world: World) -> None:
 
 
 class Crash(Exception):
-    """Stands for the death of the worker."""
+    """Stands for the death of a worker."""
 
 
 @pytest.mark.parametrize("reachable", [True, False])
@@ -185,7 +185,7 @@ async def test_a_repeat_completes_a_call_that_died(
 
 
 async def test_a_repeat_during_the_first_call_gets_the_same_answer(world: World) -> None:
-    """The answer that is stored first is the answer of both."""
+    """Both calls get the answer that is stored first."""
     idle = await world.add()
     first_waits, repeated = asyncio.Event(), asyncio.Event()
 

@@ -24,7 +24,7 @@ from tests.support.world import NOW, World, caller, intent, iteration, locked_bu
 from tests.unit.core.committing import types
 
 MINUTE = TaskLimits(max_duration_seconds=60)
-# An iteration of the model "m" has 2 input and 3 output tokens, so it costs 0.15 USD.
+# With the model "m", an iteration has 2 input tokens and 3 output tokens, and costs 0.15 USD.
 PRICES = PriceList(
     own={"m": Prices({"input_tokens": [(0, 0)], "output_tokens": [(0, 5 * 10**10)]})}
 )
@@ -32,7 +32,7 @@ COMPLETED = TaskEnded(status=TaskStatus.COMPLETED, result="done")
 
 
 def busy(wanted: TaskLimits, *, age: float = 0, **fields: Any) -> Locked:
-    """A running task with these limits that started this long ago."""
+    """Returns a running task with these limits. It started `age` seconds ago."""
     locked = locked_busy()
     assert locked.task is not None
     started = replace(locked.task, limits=wanted, started_at=NOW - timedelta(seconds=age), **fields)
@@ -69,7 +69,7 @@ def test_a_task_that_has_not_started_has_no_duration() -> None:
 
 
 def test_the_iteration_that_reaches_the_tokens_is_the_last() -> None:
-    """Each iteration in this test has 5 tokens."""
+    """Each iteration of this test has 5 tokens."""
     locked = busy(TaskLimits(max_total_tokens=10))
     first = commit(locked, iteration(1))
     assert types(first) == ["iteration_completed"]
@@ -112,7 +112,7 @@ def test_a_limit_that_is_approached_is_announced_once() -> None:
         {"limit": "max_total_tokens", "used": "10", "maximum": "12"},
         {"limit": "max_cost", "used": "0.45", "maximum": "0.500000001"},
     ]
-    # With the last two of these, the task has used more than 80 %.
+    # Only with the last two of these iterations, the task has used more than 80 %.
     change = commit(busy(TaskLimits(max_cost_nanos=1_700_000_000)), *map(of_model, range(1, 12)))
     assert types(change).index("task_limit_approached") == 10
     assert types(change).count("task_limit_approached") == 1
@@ -156,7 +156,7 @@ def test_a_limit_of_cost_is_refused_if_the_model_has_no_price() -> None:
 
 @pytest.mark.parametrize("wanted", [TaskLimits(max_total_tokens=5), MINUTE])
 def test_a_limit_that_is_reached_decides_the_end(wanted: TaskLimits) -> None:
-    """The agent may commit the end in the same call, or before the controller looks."""
+    """The agent may commit the end in the same call, or before a controller checks the limit."""
     change = commit(busy(wanted, age=60), iteration(1), COMPLETED)
     assert sorted(types(change)) == [
         "iteration_completed",
@@ -200,7 +200,7 @@ def test_the_force_deadline_counts_from_the_limit() -> None:
 
 
 def test_a_limit_does_not_replace_a_callers_cancellation() -> None:
-    """The limit only sets an earlier force deadline, as a second caller could."""
+    """The limit can only set an earlier force deadline, as a second caller could."""
     first = intent(force_at=NOW + timedelta(seconds=9), force_requested_by="user_9")
     plain = task_lifecycle.apply_limits(busy(MINUTE, age=60, cancel=first), NOW)
     assert plain.task is not None and plain.task.cancel == first

@@ -1,4 +1,7 @@
-"""The reported usage of a running iteration counts once. The iteration is lost with its agent."""
+"""The reported usage of an open iteration counts once.
+
+If the agent is lost, so is the iteration.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +28,7 @@ from tests.support.world import intent, iteration, locked_busy
 from tests.unit.core.committing import LATER, after, types
 
 MODEL = "priced"
-# Each token costs a nano-dollar.
+# Each token costs one nano-dollar.
 PRICES = PriceList(
     own={MODEL: Prices(dict.fromkeys(("input_tokens", "output_tokens"), ((0, 1000),)))}
 )
@@ -33,7 +36,7 @@ CALL = {"id": "call_1", "name": "shell", "arguments": "{}"}
 
 
 def report(number: int = 1, calls: int = 1, **model_call: Any) -> IterationReported:
-    """A report with the same tokens as `iteration`."""
+    """Returns a report with the same tokens as `iteration`."""
     reply = {"model": MODEL, "input_tokens": "2", "output_tokens": "3", **model_call}
     return IterationReported(number, {"model_call": reply, "started_calls": [CALL] * calls})
 
@@ -74,7 +77,7 @@ def test_an_iteration_that_is_committed_counts_once() -> None:
     assert (task_of(change).used, task_of(change).open_iteration) == (ONE, None)
     ended = task_of(commit(after(change), TaskEnded(status=TaskStatus.COMPLETED)))
     assert (ended.usage, ended.iteration_lost) == (ONE, False)
-    # The agent was lost between two iterations.
+    # The agent is lost between two iterations, so no iteration is lost.
     assert not lose(after(change)).iteration_lost
 
 
@@ -99,7 +102,7 @@ def test_a_cost_that_a_commit_or_a_later_report_knows_replaces_an_unknown_one() 
     assert unknown.task is not None and unknown.task.used == replace(ONE, cost_nanos=None)
     assert task_of(commit(unknown, report())).used == ONE
     assert task_of(commit(unknown, iteration(1, model=MODEL))).used == ONE
-    # An unknown cost of a committed iteration stays unknown.
+    # If the cost of a committed iteration is unknown, it stays unknown.
     known = after(commit(busy(), report()))
     committed = after(commit(known, iteration(1, model="no price")))
     assert committed.task is not None and committed.task.used.cost_nanos is None
@@ -172,7 +175,7 @@ def test_a_limit_is_approached_once() -> None:
 
 
 def test_an_end_of_the_agent_without_the_iteration_that_it_reported_has_lost_it() -> None:
-    """A tool has raised TaskFailed."""
+    """A tool has raised TaskFailed after the report."""
     failed = TaskEnded(status=TaskStatus.FAILED, reason="the disk is full")
     ended = task_of(commit(after(commit(busy(), report())), failed))
     assert (ended.usage, ended.iteration_lost) == (ONE, True)

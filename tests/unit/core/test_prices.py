@@ -8,12 +8,12 @@ import pytest
 from evershell.core.prices import Model, PriceList, Prices, Provider
 from tests.support.world import NOW
 
-# USD for a million tokens, in pico-dollars for a token.
+# 1 USD per million tokens, as pico-dollars per token.
 USD = 1_000_000
 
 
 def cost(prices: dict[str, Any], **counts: int) -> int | None:
-    """In nano-dollars, of a call with at least these tokens."""
+    """Returns the cost, in nano-dollars, of a call with at least these tokens."""
     tiers = {
         kind: price if isinstance(price, list) else [(0, price)] for kind, price in prices.items()
     }
@@ -106,7 +106,7 @@ def test_the_last_price_that_applies_is_that_of_the_moment() -> None:
 
     march = datetime(2026, 3, 1, tzinfo=UTC)
     assert [usd("dated", march - timedelta(seconds=1)), usd("dated", march)] == [1, 2]
-    # 23:30 in UTC.
+    # In UTC, this is 23:30 of the day before.
     assert usd("dated", datetime(2026, 3, 1, 1, 30, tzinfo=timezone(timedelta(hours=2)))) == 1
     minutes = [16 * 60 + 29, 16 * 60 + 30, 23 * 60 + 59, 0, 29, 30]
     found = [usd("nightly", march + timedelta(minutes=each)) for each in minutes]

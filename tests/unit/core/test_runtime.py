@@ -122,7 +122,7 @@ async def test_a_call_without_a_database_fails_and_does_not_fence(
 
 
 class Counted:
-    """Counts the transitions of a store."""
+    """Counts the transitions that a store makes."""
 
     def __init__(self, world: World) -> None:
         self.count = 0
@@ -141,7 +141,7 @@ class Counted:
 
 
 async def leased(world: World, runtime: Runtime) -> tuple[AgentIdentity, Task]:
-    """A running task whose agent has a whole lease and has reported its phase."""
+    """Returns an agent with a whole lease and a reported phase, and the task that it runs."""
     busy, running = await world.add_busy(lease_expires_at=NOW)
     agent = AgentIdentity(busy.id, 1)
     await runtime.heartbeat(agent, running.id, Phase.TOOL_CALL)
@@ -201,7 +201,7 @@ async def test_a_heartbeat_records_what_is_new(
 async def test_a_heartbeat_waits_for_the_lock_when_half_of_the_lease_has_passed(
     world: World, runtime: Runtime
 ) -> None:
-    """The store does not renew the lease while another transaction locks the workspace."""
+    """The store renews no lease while another transaction has locked the workspace."""
     agent, running = await leased(world, runtime)
     renew = world.store.renew_lease
 

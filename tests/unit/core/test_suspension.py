@@ -32,7 +32,7 @@ async def submit(world: World, at: Workspace, key: IdempotencyKey | None = None)
 
 
 async def wake(world: World) -> tuple[Workspace, "asyncio.Task[Task]"]:
-    """A workspace that a call wakes, and the call."""
+    """Wakes a workspace by a call. Returns the workspace, and the call, which still waits."""
     at = await world.add(SUSPENDED)
     call = asyncio.create_task(submit(world, at))
     await settle()
@@ -51,7 +51,7 @@ def test_an_idle_workspace_is_suspended_and_its_agent_fenced() -> None:
     assert (suspended.status, suspended.epoch, suspended.updated_at) == (SUSPENDED, 3, LATER)
     assert (suspended.agent_address, suspended.lease_expires_at) == (None, None)
     assert suspended.is_fenced(3)
-    # The controller still has to end the pod.
+    # The controller must still end the pod.
     assert suspended.run_id == "run_1" and suspended.awaits_controller
     assert workspace_lifecycle.finish_suspension(Locked(suspended, None), 2) == Change(
         suspended, None
@@ -75,7 +75,7 @@ def test_a_workspace_that_was_used_in_between_is_not_suspended() -> None:
     ("run_id", "status", "events"),
     [
         (None, WorkspaceStatus.STOPPED, ["workspace_stopped"]),
-        # Its pod has not ended yet.
+        # The pod of the workspace has not ended yet.
         ("run_1", WorkspaceStatus.STOPPING, []),
     ],
 )
@@ -100,13 +100,13 @@ async def test_a_task_wakes_its_workspace_and_the_registration_assigns_it(world:
     assert at.current_task_id is not None
     agent = AgentIdentity(at.id, 2)
     for _ in range(2):
-        # An agent that misses the reply registers again.
+        # If an agent misses the reply, it registers again.
         directive = await runtime(world).register(agent, "127.0.0.1:9")
         assert directive.task is not None and directive.task.id == at.current_task_id
     assert (await world.workspace(at.id)).status is BUSY
     await world.commit(at.id, at.current_task_id, TaskStarted())
     assert (await call).status is TaskStatus.RUNNING
-    # Nobody has signalled the agent.
+    # The agent got the task with the reply, and not by a signal.
     assert world.agents.started == []
     assert await world.event_types(at.id) == [
         "task_submitted",
@@ -140,7 +140,7 @@ async def test_a_call_that_wakes_ends_its_wait_when_the_server_drains(world: Wor
 async def test_a_repeat_waits_for_the_agent_that_the_first_call_has_asked_for(
     world: World,
 ) -> None:
-    """The first call was given up before its answer."""
+    """The first call was given up before it was answered."""
     at, key = await world.add(SUSPENDED), IdempotencyKey("key", b"")
     first = asyncio.create_task(submit(world, at, key))
     await settle()
@@ -159,7 +159,7 @@ async def test_a_task_is_cancelled_before_its_agent_has_registered(world: World)
     cancelled = await world.cancel(at.id)
     assert cancelled.outcome is Outcome.ACCEPTED
     assert world.agents.cancelled == []
-    # The agent would learn of the cancellation with its task.
+    # If the agent registered now, it would learn of the cancellation with its task.
     registered = workspace_lifecycle.register(
         Locked(at, cancelled.task), 2, "127.0.0.1:9", 9, world.clock()
     )
@@ -167,7 +167,7 @@ async def test_a_task_is_cancelled_before_its_agent_has_registered(world: World)
     await world.change(at.id, lambda locked: task_lifecycle.end_unstarted(locked, world.clock()))
     ended = await call
     assert (ended.status, ended.iterations) == (TaskStatus.CANCELLED, 0)
-    # The workspace is still being woken.
+    # The workspace is still waking up.
     await runtime(world).register(AgentIdentity(at.id, 2), "127.0.0.1:9")
     assert (await world.workspace(at.id)).status is IDLE
 

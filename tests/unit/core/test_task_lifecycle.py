@@ -1,4 +1,4 @@
-"""The lifecycle of a task: its delivery, what its agent commits, its cancellation and its end."""
+"""The life cycle of a task: its delivery, its agent's commits, its cancellation and its end."""
 
 from dataclasses import replace
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Submit children, and cancel trees."""
+"""Submits children, and cancels trees of tasks."""
 
 from dataclasses import replace
 from typing import Any
@@ -131,7 +131,7 @@ async def test_a_repeat_gets_the_first_answer_after_the_parent_has_ended(world: 
 
 
 async def test_a_cancelled_tree_signals_the_named_task_alone(world: World) -> None:
-    """The fleet controller signals the others."""
+    """The fleet controller signals the agents of the other tasks."""
     busy, running = await world.add_busy()
     submitted = await submit(world, running.id)
     request = CancelTask(

@@ -1,4 +1,4 @@
-"""Submit and read tasks."""
+"""Submits tasks and reads them."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -192,7 +192,7 @@ RUNNING_CALL = RunningCall(phase=Phase.TOOL_CALL, name="shell", duration_ms=5)
             (Phase.TOOL_CALL, CurrentIteration(number=3, calls=[RUNNING_CALL])),
         ),
         (CurrentIteration(number=3), (Phase.NONE, CurrentIteration(number=3))),
-        # An agent that does not report its calls has reported its phase with a heartbeat.
+        # This agent does not report its calls, but has reported its phase with a heartbeat.
         (None, (Phase.MODEL_CALL, CurrentIteration(number=1))),
     ],
 )

@@ -1,4 +1,4 @@
-"""The W3C trace context: parsing and forwarding."""
+"""W3C trace contexts are parsed and forwarded."""
 
 import pytest
 

@@ -15,7 +15,7 @@ from tests.support.world import workspace
 
 
 def problems(**changes: object) -> dict[str, str]:
-    """The invalid fields of a submission with these changes, each with its problem."""
+    """Returns the invalid fields of a submission with these changes, each with what is wrong."""
     request = {"workspace_id": "ws_1", "description": "ls", "origin": Origin("req"), **changes}
     try:
         SubmitTask(**request)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_a_page_has_bounds(size: int) -> None:
 
 
 def token_of(id_: str, listed: bytes) -> str:
-    """The token of the page after this item."""
+    """Returns the token of the page that begins after this item."""
     found = Listed([replace(workspace(), id=id_), workspace()])
     return Page(1, None, listed).cut(found)[1]
 
@@ -97,7 +97,7 @@ def test_a_page_goes_on_after_the_item_of_its_token() -> None:
     for id_ in ("ws_01ARZ3NDEKTSV4RRFFQ69G5FAV", "a", "x" * 128):
         token = token_of(id_, b"list")
         assert Page.of(200, token, b"list") == Page(200, id_, b"list")
-        # A token can be a part of a URL as it is.
+        # A token needs no escaping in a URL.
         assert re.fullmatch(r"[A-Za-z0-9_-]+", token)
 
 
@@ -137,7 +137,7 @@ def test_every_page_but_the_last_has_a_token() -> None:
         return page, Page.of(size, token).before_id
 
     assert cut(2) == (found[:2], found[1].id)
-    # A page that would be too large for a message ends early, but has one item at least.
+    # If a page would be too large for a message, it has fewer items, but at least one.
     assert cut(3, MAX_PAGE_CHARACTERS // 2) == (found[:2], found[1].id)
     assert cut(3, MAX_PAGE_CHARACTERS * 2) == (found[:1], found[0].id)
     assert cut(3) == (found, None)
@@ -149,7 +149,7 @@ def test_a_page_of_which_not_all_was_read_goes_on_after_the_last_item_read(found
     read = Listed([workspace() for _ in range(found)], "ws_last")
     page, token = Page(3, None).cut(read)
     assert (page, Page.of(3, token).before_id) == (read, "ws_last")
-    # Items that were read, but do not fit, are not skipped.
+    # Items that were read but do not fit come with the next page.
     read = Listed([workspace() for _ in range(3)], "ws_last")
     page, token = Page(2, None).cut(read)
     assert (page, Page.of(2, token).before_id) == (read[:2], read[1].id)

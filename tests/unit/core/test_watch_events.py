@@ -22,7 +22,8 @@ from tests.support.world import World, caller, iteration
 class Scripted:
     """Implements core.ports.Subscriptions.
 
-    Each wait runs the next step of the script. After the last step, each wait times out.
+    Each wait runs the next step of the script. Once the script has no more steps, each wait times
+    out.
     """
 
     def __init__(self, world: World, *script: Callable[[], Awaitable[object]]) -> None:
@@ -41,7 +42,7 @@ class Scripted:
             self.subscribed -= 1
 
     async def wait(self, timeout_seconds: float) -> bool:
-        # Others go on meanwhile.
+        # Lets other asyncio tasks run.
         await asyncio.sleep(0)
         self.waits.append(timeout_seconds)
         if self._script:
@@ -90,7 +91,7 @@ async def watch(
     until: int,
     by: Caller | None = None,
 ) -> list[Event | Heartbeat]:
-    """The first `until` messages of a stream."""
+    """Returns the first `until` messages of a stream."""
     watching = stream(world, workspace_id, subscriptions, after, by)
     found: list[Event | Heartbeat] = [await anext(watching) for _ in range(until)]
     await watching.aclose()
@@ -208,7 +209,7 @@ async def test_an_event_restarts_the_heartbeat_interval(world: World) -> None:
 
 
 async def test_an_event_between_the_read_and_the_wait_is_not_lost(world: World) -> None:
-    """The watcher subscribes before its first read."""
+    """The watcher has subscribed before its first read."""
     busy, running = await world.add_busy()
     subscriptions = Scripted(world)
     read, numbers = world.store.list_events, count(1)
@@ -299,7 +300,7 @@ async def test_a_draining_server_ends_the_stream_and_names_the_event_to_resume_a
     subscriptions = Scripted(world)
     subscriptions.draining = True
     watching = stream(world, busy.id, subscriptions, after=2)
-    # A first message lets the failure be reported within the stream.
+    # After a first message, the failure can be reported within the stream.
     assert await anext(watching) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:
         await anext(watching)

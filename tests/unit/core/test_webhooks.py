@@ -1,4 +1,4 @@
-"""Use cases of webhooks: who may do what, and what repeats answer."""
+"""The use cases of webhooks: who may do what, and what repeated calls answer."""
 
 from datetime import timedelta
 from ipaddress import ip_network
@@ -75,7 +75,7 @@ async def test_it_gets_what_its_creator_may_read(world: World) -> None:
     of_key, _ = await create(
         world, webhooks, caller(*own_scopes, actor_id="key_1", kind=CredentialKind.API_KEY)
     )
-    # The id of no user.
+    # The creator is not a user, so there is no user id.
     assert of_key.creator_user_id == ""
     listed = await list_webhooks(caller("workspace:read:own", actor_id="user_9"), webhooks)
     assert listed == []
@@ -107,7 +107,7 @@ async def test_a_repeat_gets_the_webhook_without_its_secret(world: World) -> Non
     assert (again.id, again.created_by, again.created_at) == (first.id, USER, first.created_at)
     assert no_secret == ""
     assert len(webhooks.webhooks) == 1
-    # The key of another caller is another key.
+    # The same key from another caller counts as a different key.
     for by in (
         caller(*BOTH, actor_id="user_2"),
         caller(*BOTH, kind=CredentialKind.API_KEY),
@@ -132,7 +132,7 @@ async def test_with_own_a_caller_changes_only_their_webhooks(world: World) -> No
 
     for by in (
         caller(*own, actor_id="user_2"),
-        # Not less than with a narrow scope.
+        # A caller without the second scope may not do more than a caller with a narrow one.
         caller("webhooks:write"),
         caller("workspace:read"),
     ):

@@ -1,4 +1,4 @@
-"""The lifecycle of a workspace: its agent registers, renews its lease, stops, or is lost."""
+"""The life cycle of a workspace: its agent registers, renews its lease, stops, or is lost."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -26,7 +26,7 @@ ENDED = (STOPPED, FAILED)
 
 
 def stopping(locked: Locked) -> Locked:
-    """The locked state after StopWorkspace."""
+    """Returns the locked state after StopWorkspace."""
     change = workspace_lifecycle.request_stop(locked, intent(reason="workspace stopped"))
     return Locked(change.workspace, change.task)
 
@@ -118,7 +118,7 @@ def test_a_heartbeat_records_no_phase_for_a_task_that_is_not_running() -> None:
 
 
 def test_an_agent_that_has_not_started_its_task_does_not_name_it() -> None:
-    """Otherwise an agent could work without a start, and the task's limits would never apply."""
+    """Otherwise, an agent could work without a start, and the task's limits would never apply."""
     locked = locked_busy(TaskStatus.DELIVERED)
     assert locked.task is not None
     reported = workspace_lifecycle.heartbeat(locked, 1, locked.task.id, Phase.NONE, 30, LATER)
@@ -223,7 +223,7 @@ def test_finish_stop_changes_only_a_stopping_workspace(status: WorkspaceStatus) 
 
 
 def deleting(locked: Locked) -> Locked:
-    """The locked state after DeleteWorkspace."""
+    """Returns the locked state after DeleteWorkspace."""
     change = workspace_lifecycle.request_delete(locked, intent(reason="workspace deleted"))
     return Locked(change.workspace, change.task)
 
@@ -356,7 +356,7 @@ def test_a_pod_that_was_ended_by_force_leaves_a_suspended_workspace(
     assert change.task is not None and change.task.forced
     assert types(change) == ["task_completed"]
     assert without_agent(replace(change, workspace=replace(at, run_id=None)))
-    # Until the pod has ended, the controller has to end it.
+    # If the pod has not ended, the controller must end it.
     assert at.awaits_controller is not work_stopped
 
 

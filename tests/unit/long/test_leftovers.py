@@ -1,4 +1,4 @@
-"""A run that leaves something behind fails and reports it."""
+"""A test run that leaves something behind fails, and reports what it has left."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def test_it() -> None:
 def test_a_file_and_a_process_that_are_left_fail_the_run(processes: str, tmp_path: Path) -> None:
     path = tmp_path / "test_it.py"
     path.write_text(LEAVES_A_FILE_AND_A_PROCESS)
-    # They do not go, however long the run waits for them.
+    # The run need not wait long, because these leftovers never go away.
     options = ("-o", "tmp_path_retention_policy=failed", "-o", "settle_seconds=1", "-n", processes)
     plugin = ("-p", "tests.support.leftovers", "--rootdir", str(tmp_path), "-c", os.devnull)
     done = subprocess.run(

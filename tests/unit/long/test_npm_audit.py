@@ -1,4 +1,4 @@
-"""`make audit` for packages of npm, with npm itself and a registry in this process."""
+"""`make audit` for npm packages, with the real npm and a registry in this process."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from tests.support.stack import ROOT
 
 LOCK = ROOT / "envoy" / "console" / "package-lock.json"
-# The package of the console in which a vulnerability is found.
+# The console's package in which a vulnerability is found.
 NAME = "preact"
 ADVISORY = {
     "id": 1,
@@ -28,7 +28,7 @@ ADVISORY = {
 
 
 class Registry(ThreadingHTTPServer):
-    """Has one advisory, and the package with these versions."""
+    """A registry with one advisory, and with these versions of the package."""
 
     versions: tuple[str, ...] = ()
     has_advisories = True

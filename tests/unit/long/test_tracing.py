@@ -1,4 +1,4 @@
-"""Tracing without a collector."""
+"""Tracing when no collector answers."""
 
 import threading
 
@@ -14,7 +14,7 @@ CALLER = TraceContext("a" * 32, "b" * 16)
 
 def test_an_unavailable_collector_does_not_block_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    # The program has its own limit.
+    # The program has its own, shorter limit.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
     tracing = Tracing("test")
     with trace.within(CALLER), tracing.span("call", SpanKind.SERVER):

@@ -1,4 +1,4 @@
-"""Runs code with the modules of the generator."""
+"""Runs code that uses the modules of the generator."""
 
 import subprocess
 import sys
@@ -7,7 +7,10 @@ from tests.support.stack import ROOT
 
 
 def printed(code: str) -> str:
-    """What the code prints, in a process of its own: the generator builds its own descriptors."""
+    """Runs the code and returns what it prints.
+
+    It runs in a separate process, because the generator builds its own descriptors.
+    """
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT / "protos",

@@ -20,7 +20,7 @@ def test_buf_builds_without_a_network(source: Path, tmp_path: Path) -> None:
         [BUF, "build", source, "--output", image],
         check=True,
         timeout=60,
-        # Its own cache, in which no module can be found.
+        # A separate cache without any module.
         env={"HOME": str(tmp_path), "BUF_CACHE_DIR": str(tmp_path / "cache"), "PATH": ""},
     )
     files = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes()).file

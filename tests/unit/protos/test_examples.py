@@ -1,4 +1,4 @@
-"""The example of a message for which none is written."""
+"""The example that is generated for a message if none is written."""
 
 import json
 

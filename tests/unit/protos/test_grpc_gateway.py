@@ -1,6 +1,6 @@
 """The google.api.http annotations work for grpc-gateway as well as for Envoy.
 
-The tests that run grpc-gateway, where it is installed, compare its OpenAPI document with ours.
+If grpc-gateway is installed, the tests also compare its OpenAPI document with ours.
 """
 
 import json
@@ -23,7 +23,10 @@ PLUGIN = shutil.which("protoc-gen-openapiv2")
 
 
 def rules() -> list[tuple[Any, Any]]:
-    """Each RPC with each of its rules, including additional bindings. Some RPCs have none."""
+    """Yields each RPC with each of its rules, including additional bindings.
+
+    Some RPCs have no rule.
+    """
     found = []
     for rpc in SERVICE.methods:
         http = rpc.GetOptions().Extensions[annotations_pb2.http]
@@ -41,14 +44,14 @@ def template(rule: Any) -> str:
 
 
 def matches_the_same(one: list[str], other: list[str]) -> bool:
-    """Whether there is a path that both templates match."""
+    """Whether some path matches both templates."""
     return len(one) == len(other) and all(
         a == b or "{" in (a[0], b[0]) for a, b in zip(one, other, strict=True)
     )
 
 
 def test_no_request_matches_two_rules() -> None:
-    """Of several rules that match, grpc-gateway takes the last and Envoy the first."""
+    """If several rules match, grpc-gateway uses the last one and Envoy the first one."""
     for (rpc, rule), (other_rpc, other) in combinations(rules(), 2):
         if verb(rule) == verb(other):
             same = matches_the_same(template(rule).split("/")[1:], template(other).split("/")[1:])
@@ -57,7 +60,10 @@ def test_no_request_matches_two_rules() -> None:
 
 @pytest.fixture(scope="module")
 def gateway_document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The OpenAPI document of grpc-gateway. Its proxy is generated, too, to see that this works."""
+    """The OpenAPI document that grpc-gateway writes.
+
+    Its proxy is generated as well, to test that this works.
+    """
     if PLUGIN is None:
         pytest.skip("no grpc-gateway here; apt-get install golang-grpc-gateway")
     out = tmp_path_factory.mktemp("gateway")

@@ -1,8 +1,8 @@
-"""The changelog lists the names that the last release does not have."""
+"""The changelog lists all names that the last release does not have."""
 
 from tests.unit.protos.generator import printed
 
-# The release lacks a call, a field, an event, an error and a setting.
+# The release in this code lacks a call, a field, an event, an error and a setting.
 COMPARE = """
 from generate import DESCRIPTOR_SET, GEN
 from google.protobuf import descriptor_pb2

@@ -24,17 +24,17 @@ RULES = {
     for value in CODES.values
     if value.number
 }
-# The errors of a path or a method that does not exist.
+# The errors for a path or a method that does not exist.
 ROUTING_ERRORS = {"not_found", "method_not_allowed"}
-# REST offers StreamEvents in its place.
+# REST has StreamEvents instead.
 GRPC_ONLY = {"WatchEvents"}
-# A list that is filtered by a task that does not exist is empty.
+# If these calls filter by a task that does not exist, they find nothing, which is not an error.
 LISTS = {"ListAuditEntries", "ListTasks", "ReplayWebhook"}
 RPCS = [rpc for rpc in SERVICE.methods if rpc.name not in GRPC_ONLY]
 
 
 def operations_of(rpc: Any) -> list[Operation]:
-    """The operations of an RPC: one for each of its bindings."""
+    """Returns the operations of an RPC, one for each of its bindings."""
     http = rpc.GetOptions().Extensions[annotations_pb2.http]
     found = []
     for rule in (http, *http.additional_bindings):
@@ -66,9 +66,9 @@ def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
         successes = {int(status) for status in each.described["responses"] if status < "400"}
         assert successes == {edge.success_status, edge.success_status_after_wait} - {0}
         assert each.described["summary"] and each.described["description"]
-    # An RPC that takes an id can receive an unknown one.
+    # An RPC that takes an id may get an unknown one.
     names = set(rpc.input_type.fields_by_name)
-    # A late repeat of CreateWorkspace names a workspace that was deleted since.
+    # If CreateWorkspace is repeated late, its workspace may have been deleted.
     takes_workspace = "workspace_id" in names or rpc.name == "CreateWorkspace"
     assert ("workspace_not_found" in slugs) == takes_workspace
     assert ("webhook_not_found" in slugs) == ("webhook_id" in names)

@@ -1,4 +1,4 @@
-"""The variables of OpenTelemetry, as Envoy's configuration has them."""
+"""How the variables of OpenTelemetry become Envoy's configuration."""
 
 import pytest
 

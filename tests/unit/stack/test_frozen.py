@@ -1,4 +1,4 @@
-"""Which programs are frozen: those that are stopped or silent, not those that are slow."""
+"""Which programs count as frozen: stopped or silent programs, but not slow ones."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,15 +8,15 @@ import pytest
 
 from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms, Reason, Sample
 
-# More than the allowed time without a turn, but less than the allowed time of a start.
+# Longer than a running program may be without a turn, but shorter than a starting one may be.
 LONG = 20
-# More than the allowed time of a start.
+# Longer than a starting program may be without a turn.
 VERY_LONG = 70
 
 
 @dataclass(frozen=True)
 class Second:
-    """What a program does in a second: its turns, its processor time and its state."""
+    """What a program does in one second: its turns, its processor time and its state."""
 
     turns: int = 0
     processor_seconds: float = 0.0
@@ -26,16 +26,16 @@ class Second:
 TURNS = Second(turns=2, processor_seconds=0.01)
 SPINS = Second(processor_seconds=1.0, state="R")
 BLOCKED = Second()
-# The program waits for a processor nearly all the time.
+# This program waits for a processor nearly all the time.
 STARVED = Second(processor_seconds=0.02, state="R")
-# The program waits for its memory, which the machine has swapped.
+# This program waits for its memory, which the machine has swapped out.
 SWAPS = Second(processor_seconds=0.02, state="D")
 STOPPED = Second(state="T")
 TRACED = Second(state="t")
 
 
 class Programs:
-    """Programs that do something for each second."""
+    """Programs whose behaviour in each second a test sets."""
 
     def __init__(self, *names: str) -> None:
         self.frozen = FrozenPrograms()
@@ -45,7 +45,7 @@ class Programs:
         self.look({}, 0.0)
 
     def do(self, seconds: int = LONG, period: float = SAMPLE_SECONDS, **doing: Second) -> None:
-        """Lets this many seconds pass. `period` is the time between two samples."""
+        """Lets `seconds` samples pass. `period` is the time between two samples."""
         for _ in range(seconds):
             self.look(doing, period)
 
@@ -75,13 +75,13 @@ class Programs:
 
     @property
     def silent(self) -> list[str]:
-        """Programs that are reported and stay."""
+        """The programs that are reported as silent, but not replaced."""
         return [each.name for each in self.found if not each.is_replaced]
 
 
 @pytest.fixture
 def workers() -> Programs:
-    """Two workers that have served."""
+    """Two workers that have begun to serve."""
     programs = Programs("w0", "w1")
     programs.do(2, w0=TURNS, w1=TURNS)
     return programs
@@ -90,22 +90,22 @@ def workers() -> Programs:
 @pytest.mark.parametrize(
     ("first", "second", "replaced", "silent"),
     [
-        # One is silent, in a loop or at a lock, while the other serves.
+        # One worker is silent, in a loop or at a lock, while the other one serves.
         (SPINS, TURNS, ["w0"], []),
         (BLOCKED, TURNS, ["w0"], []),
         (TURNS, SPINS, ["w1"], []),
-        # One gets too little processor time for a turn. The other has less to do.
+        # One worker gets too little processor time for a turn. The other one needs less.
         (STARVED, TURNS, [], ["w0"]),
         (SWAPS, TURNS, [], ["w0"]),
-        # A debugger holds the program.
+        # A debugger has stopped the program.
         (TRACED, TURNS, [], ["w0"]),
-        # No other worker serves.
+        # No other worker is serving.
         (SPINS, SPINS, [], ["w0", "w1"]),
         (BLOCKED, BLOCKED, [], ["w0", "w1"]),
         (BLOCKED, SPINS, [], ["w0", "w1"]),
         (STARVED, STARVED, [], ["w0", "w1"]),
         (TURNS, TURNS, [], []),
-        # A stopped program is replaced even if no other of its kind serves.
+        # A stopped program is replaced even if no other program of its kind serves.
         (STOPPED, TURNS, ["w0"], []),
         (STOPPED, STOPPED, ["w0", "w1"], []),
         (STOPPED, STARVED, ["w0"], ["w1"]),
@@ -137,7 +137,7 @@ def test_a_program_that_is_the_only_one_of_its_kind_stays(silence: Second) -> No
     programs.do(2, w0=TURNS, f0=TURNS)
     programs.do(VERY_LONG, w0=TURNS, f0=silence)
     assert (programs.replaced, programs.silent) == ([], ["f0"])
-    # The next silence is reported again.
+    # After some turns, the next silence is reported too.
     programs.do(1, w0=TURNS, f0=TURNS)
     programs.do(LONG, w0=TURNS, f0=silence)
     assert programs.silent == ["f0", "f0"]
@@ -150,7 +150,7 @@ def test_one_program_a_minute_is_replaced_for_its_silence() -> None:
     assert len(programs.replaced) == 1
     programs.do(30, w0=TURNS, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
     assert len(programs.replaced) == 1
-    # Stopped programs are replaced without this wait.
+    # Stopped programs are replaced without a wait of a minute.
     programs.do(2, w0=STOPPED, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
     assert programs.replaced == ["w0", "w0"]
     programs.do(130, w0=TURNS, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
@@ -158,7 +158,7 @@ def test_one_program_a_minute_is_replaced_for_its_silence() -> None:
 
 
 def test_a_program_that_starts_has_more_time(workers: Programs) -> None:
-    """A restarted program has not made a turn yet."""
+    """A restarted program has not made any turn yet."""
     workers.do(2, w0=STOPPED, w1=TURNS)
     workers.do(LONG, w0=SPINS, w1=TURNS)
     assert workers.replaced == ["w0"]
@@ -167,7 +167,7 @@ def test_a_program_that_starts_has_more_time(workers: Programs) -> None:
 
 
 def test_a_late_sample_says_nothing_of_a_blocked_program(workers: Programs) -> None:
-    """The supervisor itself got no processor time."""
+    """The sample is late because the supervisor itself got no processor time."""
     workers.do(LONG, period=5 * SAMPLE_SECONDS, w0=BLOCKED, w1=TURNS)
     assert workers.found == []
     workers.do(2, period=5 * SAMPLE_SECONDS, w0=STOPPED, w1=TURNS)

@@ -1,4 +1,4 @@
-"""The logs of programs: rotation loses no line, and a full or hanging disk stops no program."""
+"""The logs of programs: a rotation loses no line, and a full or hanging disk stops no program."""
 
 import os
 import subprocess
@@ -32,13 +32,13 @@ def end(log_file: LogFile) -> None:
 
 
 def lines(folder: Path) -> list[str]:
-    """The lines of all files, the oldest first."""
+    """Returns the lines of all files, the oldest line first."""
     files = sorted(folder.glob("*.log*"), key=lambda path: -int("0" + path.suffix.strip(".log")))
     return "".join(path.read_text() for path in files).splitlines()
 
 
 def test_rotation_loses_no_line_of_two_processes(tmp_path: Path) -> None:
-    """A rolling restart runs two processes at the same time."""
+    """During a rolling restart, two processes write at the same time."""
     log_file = LogFile(tmp_path / "envoy.log", MAX_BYTES, 100)
     program = (
         "import os, sys\n"
@@ -71,7 +71,7 @@ def test_a_log_has_at_most_so_many_files(tmp_path: Path, files: int) -> None:
 
 
 def test_other_lines_do_not_displace_errors(tmp_path: Path) -> None:
-    """The errors of a worker, the access log, Envoy and PostgreSQL: whole, once, and in order."""
+    """Errors of a worker, an access log, Envoy and PostgreSQL are kept whole, once and in order."""
     errors = [
         b'{"event": "unexpected_error", "level": "error", "text": "a"}',
         b'{"event":"edge_call","status":503}',
@@ -97,7 +97,7 @@ def test_other_lines_do_not_displace_errors(tmp_path: Path) -> None:
         for number in range(200):
             error = errors[number % len(errors)] + b" %d" % number
             expected.append(error)
-            # Lines are cut anywhere.
+            # The pipe may cut lines anywhere.
             for part in (error[:30], error[30:] + b"\n", b"\n".join([*others, *others]), b"\n"):
                 pipe.write(part)
     end(log_file)
@@ -158,13 +158,13 @@ def test_a_program_without_its_log_counts_lost_lines_and_goes_on(
             try:
                 return "again" in lines(folder)
             except FileNotFoundError:
-                # A file was renamed meanwhile.
+                # A file was renamed in the meantime.
                 return False
 
         eventually(continues)
         end(log_file)
         found = [line.split()[0] for line in lines(folder)]
-        # The earlier lines are there, and no line is there twice.
+        # All earlier lines are there, and none of them twice.
         assert found[: written - 1] == [str(number) for number in range(written - 1)]
         assert f"lost {sink.lost_lines}" in lines(folder) and sink.lost_lines >= lost
 

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: initialised, started, stopped, and ended when it was left over."""
+"""The embedded PostgreSQL: how it is initialised, started and stopped. Leftovers are ended."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    """The cluster for the tests that need no new cluster."""
+    """A cluster for the tests that do not need a new one."""
     made = postgres.places(tmp_path_factory.mktemp("cluster"))
     postgres.initialise(made.data_dir)
     return made
@@ -32,7 +32,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
 
 @pytest.fixture
 def _no_shared_memory() -> Iterator[None]:
-    """Removes the segments that a killed server leaves. Otherwise only a successor would."""
+    """Removes the shared memory of a killed server, which otherwise only the next server would."""
     before = set(SHARED_MEMORY.glob("PostgreSQL.*"))
     yield
     for segment in set(SHARED_MEMORY.glob("PostgreSQL.*")) - before - mapped():
@@ -41,7 +41,7 @@ def _no_shared_memory() -> Iterator[None]:
 
 @contextmanager
 def running(places: Places) -> Iterator[subprocess.Popen[bytes]]:
-    """A server of this cluster that accepts connections."""
+    """Runs a server of this cluster. Yields once it accepts connections."""
     log = places.data_dir.with_name("log")
     with log.open("wb") as stderr:
         started = subprocess.Popen(
@@ -112,7 +112,8 @@ def test_the_processes_of_a_killed_server_end(
     process.kill()
     process.wait(20)
     postgres.clear_stale(places.data_dir)
-    # A process that is exiting has released its working directory, so clear_stale does not find it.
+    # clear_stale does not find a process that is exiting, because it has left its working
+    # directory.
     eventually(lambda: not any(map(is_alive, family)))
 
 
@@ -193,10 +194,10 @@ async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space
                 pytest.raises(psycopg.OperationalError),
                 psycopg.connect(url, autocommit=True) as connection,
             ):
-                # PostgreSQL cannot create the next file of the write-ahead log.
+                # PostgreSQL cannot create the next file of its write-ahead log.
                 for _ in range(3):
                     connection.execute("SELECT pg_switch_wal(), txid_current()")
-            # Recovery failed on the full disk, too.
+            # The recovery has failed too, because the disk is full.
             log = tmp_path / "logs" / "postgres.log"
             await asyncio.to_thread(
                 eventually, lambda: re.search("FATAL: .*No space left", log.read_text())

@@ -1,4 +1,4 @@
-"""SIGHUP stops a stack whose terminal was closed, and otherwise restarts it, in this order."""
+"""SIGHUP stops a stack whose terminal was closed. Otherwise it restarts the programs, in order."""
 
 import fcntl
 import os
@@ -48,10 +48,10 @@ asyncio.run(main())
 
 
 def take_terminal(terminal: int, *, ignores: bool) -> None:
-    """Makes the terminal the controlling terminal of the new process."""
+    """Makes this terminal the controlling terminal of the new process."""
     os.setsid()
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    # The tests may run under nohup, and children inherit an ignored SIGHUP.
+    # The tests may run under nohup, and children inherit that SIGHUP is ignored.
     signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores else signal.SIG_DFL)
 
 
@@ -89,11 +89,11 @@ def test_a_closed_terminal_stops_a_stack_and_a_signal_restarts_it(
 
 
 class WorkersRestartedError(Exception):
-    """Ends a restart once its workers are restarted."""
+    """Raised to end a restart after its workers were restarted."""
 
 
 class Programs(Supervisor):
-    """Programs that are healthy once they have been restarted."""
+    """Programs that become healthy when they are restarted."""
 
     def __init__(self, folder: Path, edge: "HealthCheckedEdge") -> None:
         super().__init__(folder)
@@ -128,7 +128,7 @@ class HealthCheckedEdge(EdgeProcess):
 async def test_the_worker_that_does_not_serve_is_restarted_first(
     tmp_path: Path, broken: str, order: list[int]
 ) -> None:
-    """After a failed restart, another one can bring back the previous version."""
+    """In this order, another restart can bring back the previous version after a failed restart."""
     edge = HealthCheckedEdge(tmp_path, [f"worker:{index}" for index in range(3)])
     edge.healthy.discard(broken)
     programs = Programs(tmp_path, edge)

@@ -1,4 +1,4 @@
-"""A state folder has one run at a time, and records its process."""
+"""A state folder has one run at a time, and records the run's process id."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from tests.support.programs import run
 def test_the_pid_of_a_run_is_reported_while_it_holds_the_lock(tmp_path: Path) -> None:
     assert run_lock.running_pid(tmp_path) is None
     with run_lock.exclusive(tmp_path):
-        # The run is not reported before it handles signals.
+        # The run is reported only after it handles signals.
         assert run_lock.running_pid(tmp_path) is None
         run_lock.write_pid(tmp_path)
         assert run_lock.running_pid(tmp_path) == os.getpid()
@@ -31,7 +31,7 @@ def test_the_pid_of_a_run_is_reported_while_it_holds_the_lock(tmp_path: Path) ->
 def test_the_pid_of_a_killed_run_is_not_signalled(tmp_path: Path) -> None:
     with run_lock.exclusive(tmp_path):
         pass
-    # The recorded pid is this process, which a SIGHUP would end.
+    # The recorded pid is the pid of this process, which SIGHUP would end.
     run_lock.write_pid(tmp_path)
     assert run_lock.running_pid(tmp_path) is None
     refused = run("restart", tmp_path)
@@ -45,7 +45,7 @@ def test_a_process_that_a_killed_run_has_named_is_not_taken_for_a_run_that_start
     other = subprocess.Popen(["/bin/sleep", "600"])
     try:
         with (tmp_path / "lock").open("w") as lock:
-            # A run that has just started, and has not yet removed the file of the killed one.
+            # A new run has just started, and has not yet removed the file of the killed run.
             fcntl.flock(lock, fcntl.LOCK_EX)
             (tmp_path / "up.pid").write_text(f"{other.pid}\n")
             assert run_lock.running_pid(tmp_path) is None

@@ -34,7 +34,7 @@ async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
         await supervisor.stop_all()
 
 
-# Counts the turns of its event loop, and blocks it when the file `blocked` exists.
+# A program that counts the turns of its event loop. It blocks the loop while `blocked` exists.
 TURNS = """
 import asyncio, pathlib, time
 from evershell.telemetry import turns
@@ -52,7 +52,7 @@ asyncio.run(main())
 async def test_a_silent_program_is_replaced_while_another_one_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocked: str
 ) -> None:
-    """The silent program is in a loop or in a wait."""
+    """The silent program is stuck in a loop or in a wait."""
     monkeypatch.setattr(frozen, "_SILENT_SECONDS", 2.0)
     monkeypatch.setattr(frozen, "_SILENT_TURNS", 4)
     supervisor = Supervisor(tmp_path / "logs")
@@ -75,7 +75,7 @@ async def test_a_silent_program_is_replaced_while_another_one_turns(
 
 
 async def test_programs_that_are_stopped_are_replaced(tmp_path: Path) -> None:
-    """All are replaced at once, even the only programs of their kind."""
+    """All of them are replaced at once, even the only program of a kind."""
     supervisor = Supervisor(tmp_path / "logs")
     for name in ("worker-0", "worker-1", "fleet"):
         await supervisor.start(Program(name, ["/bin/sleep", "600"]))

@@ -123,7 +123,7 @@ def ports() -> dict[str, int]:
 
 @pytest.fixture(params=["rest_port", "grpc_port", "server_port", "runtime_port", "metrics_port"])
 def taken(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[str]:
-    """The name of a port on which something listens."""
+    """The name of the setting whose port is taken."""
     name = str(request.param)
     with socket.create_server(("127.0.0.1", ports[name])):
         yield name

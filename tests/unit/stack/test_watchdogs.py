@@ -13,7 +13,7 @@ import pytest
 from evershell.stack.watchdogs import look_at
 from tests.support.waiting import eventually
 
-# Waits in the kernel (state D) while its child waits for a writer of the pipe.
+# The process waits in the kernel (state D) while its child waits for a writer of the pipe.
 WAITS_IN_KERNEL = """
 import os
 opened = [(os.POSIX_SPAWN_OPEN, 9, "{pipe}", os.O_RDONLY, 0)]
@@ -52,7 +52,7 @@ def test_a_process_that_sleeps_is_blocked_and_one_that_runs_is_not(
 
 
 def test_a_process_that_waits_for_a_disk_is_not_blocked(tmp_path: Path) -> None:
-    """A process on a machine that swaps is in the same state."""
+    """On a machine that swaps, a process is in the same state."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with running(WAITS_IN_KERNEL.format(pipe=pipe)) as process:

@@ -1,4 +1,4 @@
-"""The count of the turns of an event loop."""
+"""How the turns of an event loop are counted."""
 
 import os
 
@@ -14,7 +14,7 @@ async def test_turns_are_counted_for_the_supervisor_alone(monkeypatch: pytest.Mo
     assert count.read() == 0
     monkeypatch.setenv(turns.VARIABLE, str(count.descriptor))
     async with turns.counted():
-        # A child of this process gets neither.
+        # A child of this process gets neither the variable nor the file.
         assert turns.VARIABLE not in os.environ
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(count.descriptor)
@@ -22,7 +22,7 @@ async def test_turns_are_counted_for_the_supervisor_alone(monkeypatch: pytest.Mo
 
 
 async def test_another_file_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that got a copy of the environment has not got the file."""
+    """A program that has a copy of the environment does not have the file."""
     descriptor = os.memfd_create("other")
     try:
         os.ftruncate(descriptor, 8)

@@ -1,9 +1,9 @@
 """Tests the invariants with random interleavings of actions.
 
 The use cases, store, agents and controller are real. INVARIANT_EXAMPLES sets the number of runs in
-memory; these runs differ each time. PostgreSQL gets about a tenth of that number. Sessions race on
-PostgreSQL, so the same steps can have different results, which Hypothesis does not support.
-Therefore each group of a few runs has its own seed, and failures are not shrunk.
+memory; if it is set, the runs differ each time. PostgreSQL gets about a tenth of that number.
+Sessions race on PostgreSQL, so the same steps can have different results, which Hypothesis does not
+support. Therefore each group of a few runs has its own seed, and failures are not shrunk.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.faults.invariants.runs import (
 
 _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 
-# In seconds. A run takes half a second on a busy machine.
+# The time limit in seconds. A run takes half a second on a busy machine.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(max(120, 2 * _EXAMPLES))]
 
 

@@ -17,7 +17,7 @@ _CALL_SECONDS = 60.0
 
 
 class HostileAgent:
-    """Poses as the agent of a workspace, which keeps running beside it."""
+    """Calls RuntimeService as the agent of a workspace, while the real agent keeps running."""
 
     def __init__(self, stack: Stack, workspace: Workspace, channel: grpc.Channel) -> None:
         tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())
@@ -26,7 +26,7 @@ class HostileAgent:
         self._stub = runtime_service_pb2_grpc.RuntimeServiceStub(channel)
 
     def call(self, method: str, request: Any) -> str:
-        """Makes a call. Returns its slug; empty for a success."""
+        """Makes a call. Returns the slug of its failure; empty for a success."""
         call: Callable[..., Any] = getattr(self._stub, method)
         try:
             call(request, metadata=self._metadata, timeout=_CALL_SECONDS)
@@ -35,12 +35,12 @@ class HostileAgent:
         return ""
 
     def commit(self, task_id: str, *events: messages.TaskEvent) -> str:
-        """Commits events of a task. Returns the slug."""
+        """Commits events of a task. Returns the slug of the failure; empty for a success."""
         request = messages.CommitEventsRequest(task_id=task_id, events=events)
         return self.call("CommitEvents", request)
 
     def report(self, task_id: str, number: int, calls: int = 1, **model_call: Any) -> str:
-        """Reports an iteration that runs. Returns the slug."""
+        """Reports an open iteration. Returns the slug of the failure; empty for a success."""
         called = [messages.StartedCall(name="shell", arguments="x" * 100)] * calls
         opened = messages.OpenIteration(number=number, started_calls=called)
         opened.model_call.SetInParent()
@@ -52,14 +52,14 @@ class HostileAgent:
 
 @contextmanager
 def hostile_agent(stack: Stack, workspace: Workspace) -> Iterator[HostileAgent]:
-    """The agent, with a connection to the first worker."""
+    """Yields a hostile agent that is connected to the first worker."""
     options = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(stack.worker_addresses()[0], options=options) as channel:
         yield HostileAgent(stack, workspace, channel)
 
 
 def iterated(number: int, content: str = "", **model_call: Any) -> messages.TaskEvent:
-    """An iteration without a tool call."""
+    """Builds a completed iteration without a tool call."""
     event = messages.TaskEvent()
     event.iteration_completed.number = number
     call = event.iteration_completed.model_call

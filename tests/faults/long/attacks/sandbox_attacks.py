@@ -1,4 +1,4 @@
-"""The attacks of a tool on everything outside of its sandbox."""
+"""The attacks of a tool on everything outside its sandbox."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ _FULL = "No space left on device"
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A shell command, and a pattern of the refusal in its output.
+    """A shell command, and a pattern that its output matches if the attack was refused.
 
     Names in braces are fields of Target.
     """
@@ -26,7 +26,7 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an attack knows about the machine, which is more than a tool could find out."""
+    """What an attack knows about the machine. A tool could not find out all of it."""
 
     state: str
     other: str
@@ -65,12 +65,15 @@ def _run(name: str, command: str, refusal: str = _DENIED) -> Attack:
 
 
 def _syscall(name: str, call: str, refusal: str = _DENIED) -> Attack:
-    """`call` is an expression of Perl that is true if the attack has succeeded."""
+    """An attack by a Perl expression `call`, which is true if the attack succeeds."""
     return Attack(name, f'perl -e \'{call} or die "refused: $!"; print "{THROUGH}"\'', refusal)
 
 
 def _fill(name: str, script: str) -> Attack:
-    """`script` calls fill(), which fills less memory than a process may have."""
+    """An attack by a Perl `script`.
+
+    Each call of fill() there fills most of the memory of a process.
+    """
     fill = "syscall(10, syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0), 60 << 20, 1)"
     command = f"perl -e 'sub fill {{ {fill} }} {script}; sleep 10; print \"{THROUGH}\"'"
     return Attack(name, command, "used more than 128 MiB")
@@ -148,7 +151,7 @@ ATTACKS = (
     _syscall("load a kernel module", "syscall(175, 0, 0, 0) == 0", f"{_DENIED}|not implemented"),
     _syscall("change the name of the machine", "syscall(170, 0, 0) == 0"),
     _syscall("set the clock", "syscall(164, 0, 0) == 0"),
-    # Calls that no tool needs, and through which others have left their sandbox.
+    # System calls that no tool needs. Other programs have left their sandbox through them.
     _syscall("open a socket to the hypervisor", "socket(S, 40, 1, 0)", _NO_CALL),
     _syscall("open a socket to the kernel's cryptography", "socket(S, 38, 5, 0)", _NO_CALL),
     _syscall("use io_uring", '$p = "\\0" x 120, syscall(425, 8, $p) >= 0', _NO_CALL),
@@ -161,7 +164,7 @@ ATTACKS = (
     _syscall("trace the machine", '$p = "\\0" x 120, syscall(298, $p, 0, -1, -1, 0) >= 0'),
     _syscall("clone into a user namespace", "syscall(56, 0x10000011, 0, 0, 0, 0) >= 0", _NO_CALL),
     _syscall("clone with flags in memory", "syscall(435, 0, 0) >= 0", _NO_CALL),
-    # Resources. test_sandbox.py sets the limits.
+    # Resources. test_sandbox.py sets their limits.
     _syscall("fill the memory", '$x = "x" x (400 << 20)', "Out of memory"),
     _fill("fill the memory and make it read-only", "fill() for 1..8"),
     _fill("fill the memory with many processes", "fork for 1..3; fill()"),

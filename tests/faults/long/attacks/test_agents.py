@@ -1,4 +1,4 @@
-"""Agents that were taken over attack the control plane, each with the token of its own pod."""
+"""Agents that attackers have taken over attack the control plane, each with its own pod's token."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,8 @@ from tests.faults.long.attacks.hostile_agent import HostileAgent, hostile_agent,
 from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace
 
-# An attack by an agent with this task id. The task runs and may have two iterations.
+# Makes an attack as an agent, given the id of its task, which runs and may have two iterations.
+# Returns the slug.
 Attack = Callable[[HostileAgent, str], str]
 
 
@@ -17,7 +18,7 @@ def _registers(address: str) -> Attack:
     return lambda agent, _: agent.call("Register", messages.RegisterRequest(address=address))
 
 
-# What an agent sends beyond the rules. tests/unit/core has a test of each rule.
+# What an agent may not send. tests/unit/core has a test of each of these rules.
 ATTACKS: dict[str, Attack] = {
     "more iterations than the task may have": lambda agent, task_id: agent.commit(
         task_id, *map(iterated, (1, 2, 3))

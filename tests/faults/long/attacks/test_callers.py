@@ -1,4 +1,4 @@
-"""Forged credentials, and bytes that are not a message, on the whole stack."""
+"""The whole stack refuses forged credentials, and bytes that are not a message."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ CANCEL = "/evershell.workspace.v1.WorkspaceService/CancelTask"
 
 @pytest.fixture(scope="module")
 def listening() -> Iterator[socket.socket]:
-    """A socket to which a fetch of the attacker's keys would connect."""
+    """A socket that gets a connection if the service fetches the attacker's keys."""
     with socket.create_server(("127.0.0.1", 0)) as opened:
         opened.setblocking(False)
         yield opened
@@ -30,7 +30,7 @@ def listening() -> Iterator[socket.socket]:
 
 @pytest.fixture(scope="module")
 def owned(stack: Stack) -> Workspace:
-    """A workspace of the demo's owner."""
+    """A workspace of the user who owns the demo's workspace."""
     return Workspace(stack, "owner")
 
 
@@ -62,7 +62,7 @@ def events(stack: Stack) -> Any:
 
 
 def cancel(owned: Workspace, headers: Headers) -> tuple[str, str]:
-    """Cancels over REST and over gRPC. Returns the slugs; empty for a success."""
+    """Cancels over REST and over gRPC. Returns both slugs; a slug is empty for a success."""
     stack = owned.stack
     rest = stack.rest("").call("POST", f"{owned.path}/task/cancel", headers=list(headers))
     request = CancelTaskRequest(workspace_id=owned.id).SerializeToString()
@@ -71,7 +71,10 @@ def cancel(owned: Workspace, headers: Headers) -> tuple[str, str]:
 
 
 def test_what_is_forged_here_is_good_otherwise(victim: Victim, owned: Workspace) -> None:
-    """Without the attack's change, each credential is valid, so the change causes each refusal."""
+    """Without the attack's change, each credential is accepted.
+
+    So it is the change that is refused.
+    """
     for token in (victim.good(), victim.api_key):
         assert cancel(owned, bearer(token)) == ("", "")
 

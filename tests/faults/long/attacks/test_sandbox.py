@@ -1,4 +1,4 @@
-"""A tool attacks everything outside of its sandbox, on a running stack."""
+"""A tool attacks everything outside its sandbox, on a running stack."""
 
 import os
 import re
@@ -20,9 +20,9 @@ from tests.support.waiting import eventually
 
 LIMITS = {"TOOL_MEMORY_MB": "128", "TOOL_PROCESSES": "64", "TOOL_FILE_MB": "64"}
 ABSTRACT = f"evershell-attacked-{os.getpid()}"
-# How long all attacks may take: they take about 40 s, and longer on a busy machine.
+# The time limit of all attacks together. They take about 40 s, and longer on a busy machine.
 RUN_SECONDS = 240.0
-# Identifies the process that a tool leaves behind.
+# Identifies the process that a tool tries to leave behind.
 LEFT = unique_seconds()
 
 
@@ -46,7 +46,7 @@ def attacker(limited: Stack) -> Workspace:
 
 @pytest.fixture(scope="module")
 def target(limited: Stack, attacker: Workspace) -> Iterator[Target]:
-    """Another workspace with a secret, and what there is to attack. All of it exists."""
+    """What there is to attack, such as another workspace with a secret. All of it exists."""
     other = Workspace(limited)
     faults.await_terminal(other, other.submit("echo private > secret"))
     database = psycopg.conninfo.conninfo_to_dict(limited.ready["database_url"])["host"]
@@ -76,14 +76,14 @@ def target(limited: Stack, attacker: Workspace) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def results(attacker: Workspace, target: Target) -> dict[str, dict[str, Any]]:
-    """The results of all attacks, each of which is an iteration of one task."""
+    """The results of all attacks, by name. Each attack is an iteration of the same task."""
     facts = {name: str(value) for name, value in asdict(target).items()}
     commands = [
         re.sub(rf"\{{({'|'.join(facts)})\}}", lambda found: facts[found[1]], attack.command)
         for attack in ATTACKS
     ]
     results = run(attacker, *commands)
-    # Neither the agent nor the service has noticed anything.
+    # The attacks have not ended the agent.
     assert attacker.stack.agent_pid(attacker.id) == target.agent_pid
     return dict(zip((attack.name for attack in ATTACKS), results, strict=True))
 
@@ -97,7 +97,7 @@ def test_an_attack_is_refused(results: dict[str, dict[str, Any]], attack: Attack
 
 
 def test_memory_that_processes_share_counts_once(attacker: Workspace) -> None:
-    """Each of the 8 processes has 60 MiB, more than the limit together."""
+    """8 processes share 60 MiB. Counted once for each process, this would exceed the limit."""
     command = "perl -e 'syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0); fork for 1..3; sleep 2'"
     (result,) = run(attacker, f"{command}; echo well")
     assert result["output"] == "well\n"

@@ -3,9 +3,9 @@
 The calls are recorded and judged (evershell.histories). A failed run keeps them as history.jsonl.
 
 On one machine, the faults freeze, kill and restart programs and fill disks. With a pair of
-databases, they also make the database fail over, set clocks wrong and roll to another version, and
-agents use TLS. On many hosts, which are network namespaces of this machine, they cut the hosts from
-each other.
+databases, faults also make the database fail over, set clocks wrong and install another version,
+and agents use TLS. On many hosts, which are network namespaces of this machine, faults cut the
+connections between hosts.
 """
 
 import random
@@ -28,7 +28,8 @@ from tests.faults.long.chaos.run import Outcome, run
 from tests.faults.long.hosts import partitions
 from tests.stack.long import clocks
 
-# One defect may break a promise in every call. The folder of a run has all violations.
+# The number of violations to print: one defect may break a promise in every call. The folder of the
+# run has all of them.
 _VIOLATIONS_SHOWN = 30
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -38,7 +39,7 @@ class Place(NamedTuple):
 
     draw: Callable[[int, float, int, int], Plan]
     run: Callable[[Plan, Path], Outcome]
-    # Why this machine cannot play them. Empty if it can.
+    # Returns why this machine cannot play the plans; empty if it can.
     refusal: Callable[[], str]
 
 
@@ -51,7 +52,7 @@ PLACES = {
 
 @click.command()
 @click.option(
-    "--seconds", default=60.0, show_default=True, help="How long faults occur, in each place."
+    "--seconds", default=60.0, show_default=True, help="The duration of the faults in each place."
 )
 @click.option(
     "--seed", type=int, help="The seed of an earlier run, to repeat its faults and calls."
@@ -59,11 +60,11 @@ PLACES = {
 @click.option("--workspaces", default=20, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the state even if every promise was kept.")
 @click.option("--load", default=0, help="Processes that take the processors during the whole run.")
-@click.option("--place", type=click.Choice(list(PLACES)), help="Only there.")
+@click.option("--place", type=click.Choice(list(PLACES)), help="Play only in this place.")
 def main(
     seconds: float, seed: int | None, workspaces: int, *, keep: bool, load: int, place: str | None
 ) -> None:
-    """Plays plans on new stacks. Keeps the state if a promise was broken."""
+    """Plays a plan on a new stack in each place. Keeps the state if a promise was broken."""
     for number in _ENDS:
         signal.signal(number, _end)
     seed = random.randrange(10**6) if seed is None else seed
@@ -80,7 +81,7 @@ def main(
 
 
 def _end(*_: object) -> None:
-    """Clears everything, as after an error. A further signal does not interrupt that."""
+    """Exits, so that everything is cleaned up as after an error. Ignores further signals."""
     for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(1)
@@ -112,7 +113,7 @@ def _play(plan: Plan, play: Callable[[Plan, Path], Outcome], *, keep: bool) -> b
 
 
 def report(outcome: Outcome) -> Iterator[str]:
-    """Yields how often each fault has hit, and how often each answer was given."""
+    """Yields a table of the faults, a table of the answers, and the verdict."""
     hits = Counter((f"{hit.fault.kind} {hit.fault.target}", hit.missed) for hit in outcome.hits)
     yield f"{'fault':36}    hit  missed"
     for name in sorted({name for name, _ in hits}):

@@ -1,4 +1,4 @@
-"""Clients for every wire. They raise no error: every call returns a Reply, and is recorded."""
+"""Callers over every wire. Their calls raise no errors: each returns a Reply, and is recorded."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ _ROUTES = {
     "ReleaseOrg": ("POST", "/v1/hold/release"),
     "CreateWebhook": ("POST", "/v1/webhooks"),
 }
-# No template of API keys has the scope org:hold.
+# These calls use the owner's token, because no template of API keys has the scope org:hold.
 _NEED_OWNER = {"HoldOrg", "ReleaseOrg"}
 _FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"
@@ -54,8 +54,9 @@ _CHANNEL_OPTIONS = (
 )
 
 
-# These stand in for a slug: there was no connection, or it broke; the caller's own time limit
-# passed; a gRPC status without details came from Envoy or from the client library.
+# What `slug` says if there was no answer with a slug. In this order: there was no connection, or it
+# broke; the caller's own time limit passed; Envoy or the client library gave a gRPC status without
+# details.
 NO_CONNECTION, NO_ANSWER, BARE = "(no connection)", "(no answer)", "(bare status)"
 
 
@@ -70,17 +71,17 @@ class Wire(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, or what a caller got instead of one."""
+    """An answer, or what the caller got instead of an answer."""
 
-    # HTTP status, or the name of the gRPC code.
+    # The HTTP status, or the name of the gRPC code.
     status: str
     # Empty for a success.
     slug: str
     # The message of a success, or the details of a failure.
     body: Mapping[str, Any]
-    # The problem of a malformed answer; empty for a well-formed one.
+    # What is wrong with a malformed answer; empty if the answer is well-formed.
     problem: str = ""
-    # The id of the call in the logs. Empty if the answer has none.
+    # The request id, by which the logs name the call; empty if the answer has none.
     request_id: str = ""
 
     @property
@@ -90,7 +91,7 @@ class Reply:
 
 
 class Callers:
-    """Makes calls over any wire, on connections that no other instance uses."""
+    """Makes calls over any wire, on connections that belong to this instance."""
 
     def __init__(self, stack: Stack, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -128,7 +129,7 @@ class Callers:
     ) -> Reply:
         """Makes a call. `fields` are the fields of the request, as in JSON.
 
-        Without `token`, sends one with the needed scopes. An empty `token` sends none.
+        If `token` is None, sends a token with the needed scopes. If it is empty, sends no token.
         """
         if token is None:
             token = self._token_of_owner if rpc in _NEED_OWNER else self._token
@@ -158,9 +159,9 @@ class Callers:
         after: int = 0,
         on_event: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> Reply:
-        """Watches the log after this `seq`. Returns the last message.
+        """Watches the workspace's log after the event `after`. Returns the last message.
 
-        Hangs up after `messages` messages, or `stay_seconds` after the first one.
+        Hangs up after `messages` messages, or `stay_seconds` after the first message.
         """
         fields = {"workspace_id": workspace_id, "after": after}
         call_id = self._recorder.begin(wire, "WatchEvents", fields)
@@ -267,7 +268,7 @@ class Callers:
 
 
 def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
-    """Reads an answer of the edge: a message, or the envelope with a slug of the closed set."""
+    """Reads an answer of the edge, which is a message or the error envelope with a known slug."""
     try:
         body = json.loads(text)
         if status < 400:

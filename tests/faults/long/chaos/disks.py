@@ -24,11 +24,12 @@ class Disks:
 
     def __init__(self, places: Mapping[Target, tuple[Path, ...]]) -> None:
         self._places = places
-        # The number of current faults. Faults may overlap, and the last one to end frees the disk.
+        # How many faults currently fill each disk. Faults may overlap; the last one to end frees
+        # the disk.
         self._full: Counter[Target] = Counter()
 
     def has(self, target: Target) -> bool:
-        """Whether this target has a disk."""
+        """Whether the target is on a small disk."""
         return target in self._places
 
     def fill(self, target: Target) -> None:
@@ -37,12 +38,12 @@ class Disks:
         self.keep_full(target)
 
     def keep_full(self, target: Target) -> None:
-        """Fills the space that programs have freed since."""
+        """Fills the space that programs have freed since the last call."""
         for place in self._places[target]:
             small_disk.fill(place)
 
     def free(self, target: Target) -> None:
-        """Ends one `fill`, and frees the disk if it was the last one."""
+        """Ends the effect of one `fill`, and frees the disk if no other fault fills it."""
         self._full[target] -= 1
         if not self._full[target]:
             for place in self._places[target]:
@@ -51,15 +52,15 @@ class Disks:
 
 @contextmanager
 def disks(state_dir: Path, seconds: float) -> Iterator[Disks]:
-    """Mounts the disks, before the stack starts. There are none where mounts are refused.
+    """Mounts small disks before the stack starts, or none if this machine refuses mounts.
 
-    At the end their content is copied to the folders on which they were mounted.
+    At the end, moves the content of each disk to the folder on which it was mounted.
     """
     if small_disk.refusal():
         yield Disks({})
         return
     places = {
-        # The records of the controller about its pods fill up together with the pods.
+        # The controller's records about pods are on the same disk as the pods.
         Target.PODS: (state_dir / "pods", state_dir / "fleet"),
         Target.LOGS: (state_dir / "logs",),
         Target.DATABASE: (postgres.places(state_dir).data_dir.parent,),

@@ -1,4 +1,4 @@
-"""Inflicts the faults of a plan on a stack, and waits for the recovery from each."""
+"""Inflicts the faults of a plan on a stack, and waits until the stack has recovered from each."""
 
 import asyncio
 import signal
@@ -21,12 +21,12 @@ from tests.faults.long.chaos.plan import Fault, Kind, Target
 from tests.faults.long.chaos.unhurt import Hurt
 from tests.support.stack import Stack
 
-# How long a restarted program may take to serve, unless another fault hits it.
+# How long a restarted program may take to serve again, unless another fault hits it.
 BACK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 # The time limit of a probe of the database.
 _PROBE_SECONDS = 2
-# They serve when a controller leads and the database answers.
+# These targets serve when a controller leads and the database answers.
 _LED = (Target.DATABASE, Target.BACKEND, Target.FLEET)
 _SIGNALS = {
     Kind.FREEZE: signal.SIGSTOP,
@@ -34,9 +34,9 @@ _SIGNALS = {
     Kind.KILL: signal.SIGKILL,
     Kind.RESTART: signal.SIGTERM,
 }
-# The wire to the worker that a freeze at a force leaves running.
+# For each worker that a fault freezes, the wire to the other worker.
 _OTHER = {Target.WORKER_0: Wire.WORKER_1, Target.WORKER_1: Wire.WORKER_0}
-# A load that is not ended, because this process has died, ends by itself.
+# If this process dies and cannot end the load, the load ends by itself after this time.
 _LOAD_LIMIT_SECONDS = 60.0
 
 
@@ -45,10 +45,10 @@ class Hit:
     """A fault and its effect. Times are in seconds since 1970."""
 
     fault: Fault
-    # The fault had no effect: its target was not running, or no disk is mounted.
+    # Whether the fault had no effect because its target was not running or no disk was mounted.
     missed: bool
     began: float
-    # When the target had resumed, or served again.
+    # When the target continued or served again.
     ended: float
     came_back: bool = True
     # The workspace of the agent that was hit. Empty for other targets.
@@ -63,14 +63,14 @@ class Faults:
         self._disks = disks
         self._workspace_ids = workspace_ids
         self._frozen: list[psutil.Process] = []
-        # When the last fault of each target began or ended, by the monotonic clock.
+        # When the last fault of each target began or ended, in seconds of the monotonic clock.
         self._last: dict[Target, float] = {}
         self.hits: list[Hit] = []
 
     async def run(self, faults: Sequence[Fault], load: Load) -> None:
         """Inflicts each fault at its time, and returns when the last one is over.
 
-        No process is frozen after that, even if an error is raised.
+        No process stays frozen, even if an error is raised.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -81,7 +81,7 @@ class Faults:
                 _send(process, signal.SIGCONT)
 
     def hurts(self, workspace_ids: Sequence[str]) -> Iterator[Hurt]:
-        """What the faults have done to programs, and to the agents of these workspaces."""
+        """Yields what the faults did to programs, and to the agents of these workspaces."""
         for hit in self.hits:
             target, is_fatal = hit.fault.target, hit.fault.kind is Kind.KILL
             if hit.missed:
@@ -136,7 +136,7 @@ class Faults:
     def _take_next_segment(self) -> None:
         """Makes the database begin the next file of its write-ahead log.
 
-        There is no space for it, so the database aborts and recovers.
+        The full disk has no space for this file, so the database aborts and recovers.
         """
         with suppress(psycopg.Error), self._database() as connection:
             connection.execute("SELECT pg_switch_wal()")
@@ -177,7 +177,7 @@ class Faults:
                         return [*postmaster, *postmaster[0].children()]
                 return postmaster
             case Target.FLEET:
-                # One controller, or all of them.
+                # Selects one controller, or all of them.
                 controllers = self._program(Target.FLEET)
                 choices = [*([each] for each in controllers), controllers]
                 return choices[fault.index % len(choices)]
@@ -185,7 +185,7 @@ class Faults:
                 return self._program(fault.target)
 
     def backends(self) -> list[psutil.Process]:
-        """The processes of PostgreSQL that serve a connection."""
+        """Returns the processes of PostgreSQL that each serve one connection."""
         found = []
         for postmaster in self._program(Target.DATABASE):
             with suppress(psutil.Error):
@@ -196,17 +196,18 @@ class Faults:
         return found
 
     def _program(self, target: Target) -> list[psutil.Process]:
-        """The process of this program, if it is running."""
+        """Returns the processes of this program that are running."""
         ports = {Target.WORKER_0: self._port(0), Target.WORKER_1: self._port(1)}
         found = []
         for child in psutil.Process(self._stack.pid).children():
-            # A process that is starting or has ended may have no command.
+            # A process that is starting or has ended may have an empty command line.
             with suppress(psutil.Error, IndexError):
                 command = child.cmdline()
                 is_target = {
                     Target.FLEET: command[1:4] == ["-m", "evershell.commands", "fleet"],
                     Target.ENVOY: Path(command[0]).name == "envoy",
-                    # The first process. The command of the others is "postgres: " and their task.
+                    # PostgreSQL's first process. The command lines of its other processes begin
+                    # with "postgres: ".
                     Target.DATABASE: Path(command[0]).name == "postgres",
                 }.get(target, command[-1] == str(ports.get(target)))
                 if is_target:
@@ -219,8 +220,9 @@ class Faults:
     async def _back(self, target: Target, pid: int = 0) -> bool:
         """Waits until the target serves again, in another process than `pid`.
 
-        Returns False if BACK_SECONDS pass first, since the last fault that has hit what it needs.
-        It does not wait for agents, which the load brings back, or for the disks of pods and logs.
+        Returns False if BACK_SECONDS pass without this. The time starts anew when a fault hits
+        something that the target needs. Does not wait for agents, which the load brings back, or
+        for the disks of pods and logs.
         """
         if target in (Target.AGENT, Target.PODS, Target.LOGS):
             return True
@@ -246,9 +248,9 @@ class Faults:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def _is_led(self) -> bool:
-        """Whether the database answers, and a fleet controller leads.
+        """Whether the database answers and a fleet controller leads.
 
-        A database that recovers refuses connections, and a frozen one does not answer.
+        A database that is recovering refuses connections; a frozen one does not answer.
         """
         with suppress(psycopg.OperationalError), self._database() as connection:
             found = connection.execute(
@@ -270,6 +272,6 @@ class Faults:
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    # psutil compares start times, so a signal never reaches a new process with the same id.
+    # psutil compares start times, so a new process that has the same id does not get the signal.
     with suppress(psutil.Error):
         process.send_signal(number)

@@ -1,6 +1,7 @@
-"""A hog of processor time: runnable processes, as many as a busy neighbour has.
+"""Uses up processor time as a busy neighbour does: with processes that are always ready to run.
 
-Run as a script, with their number and the seconds after which they end by themselves.
+Run as a script, it takes the number of processes, the seconds after which they end by themselves,
+and the process id of the parent.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ _END_SECONDS = 30.0
 
 @contextmanager
 def hog(processes: int, limit_seconds: float) -> Iterator[int]:
-    """Keeps that many processes runnable inside the block. Its value is the id of their group.
+    """Keeps `processes` processes runnable inside the block. Yields their process group id.
 
     They end with the block, with this process, or after `limit_seconds`.
     """
@@ -38,11 +39,11 @@ def hog(processes: int, limit_seconds: float) -> Iterator[int]:
     ) as first:
         try:
             assert first.stdout is not None
-            # Until all of them run.
+            # Waits until all processes run.
             first.stdout.read(1)
             yield first.pid
         finally:
-            # Its group exists until it is reaped.
+            # The process group exists at least until its first process is reaped.
             os.killpg(first.pid, signal.SIGKILL)
             first.wait(_END_SECONDS)
 
@@ -62,7 +63,7 @@ def _main(processes: int, limit_seconds: float, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Lets the kernel kill this process when its parent ends."""
+    """Makes the kernel kill this process when its parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("the parent has ended")

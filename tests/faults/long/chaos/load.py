@@ -9,26 +9,26 @@ from typing import Any
 
 from tests.faults.long.chaos.callers import NO_ANSWER, Callers, Reply, Wire
 
-# The time limit of a call. No fault lasts longer than 20 s, so every call is answered by then. The
-# wait of a cancellation, and the wait of a submission for a woken agent, are added.
+# The time limit of a call. No fault lasts longer than 20 s, so every call is answered by then. For
+# a cancellation, its `wait` is added; for a submission, the time to wake an agent.
 _ANSWER_SECONDS = 30.0
 _WAKE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.15
-# How long a workspace is idle before it is suspended.
+# How long a workspace must be idle before it is suspended.
 IDLE_SECONDS = 1.0
-# The output tokens of each iteration, which cost a nano-dollar each.
+# The output tokens of each iteration. Each token costs one nano-dollar.
 TOKENS = 1000
 PRICES = json.dumps({"scripted": {"input": 0, "output": 0.001}})
 _LIMITS: tuple[dict[str, Any], ...] = (
     {"max_duration": "0.5s", "force_after": "0.1s"},
     {"max_cost": {"currency_code": "USD", "nanos": 2 * TOKENS}},
 )
-# How long a watcher stays on one connection, and the most messages that it reads there.
+# How long a watcher keeps one connection, and the most messages that it reads from it.
 _STAY_SECONDS = (0.5, 8.0)
 _MESSAGES = 1_000
-# Between two cancellations of all tasks of the organization.
+# The time between two cancellations of all tasks of the organization.
 _BATCH_SECONDS = 5.0
-# Between two holds of the organization, and how long they last.
+# The time between two holds of the organization, and the duration of a hold.
 _UNHELD_SECONDS = (2.0, 12.0)
 _HELD_SECONDS = (0.0, 0.5)
 # Between two attempts to release it. A failed attempt may have its effect in the next minute, and
@@ -52,7 +52,7 @@ _ALLOWED = frozenset(
         "deadline_exceeded",
     }
 )
-# The answer to calls on a workspace that is gone.
+# The answer to calls on a workspace that was removed.
 _GONE = "workspace_not_found"
 
 # The fields of a request that name a task.
@@ -60,28 +60,29 @@ _Named = dict[str, str]
 
 
 class Load:
-    """Makes calls until `end`. The callers record them."""
+    """Makes calls until `end` is called. The callers record them."""
 
     def __init__(self, callers: Callers, workspaces: Mapping[str, int], seed: int) -> None:
-        """`workspaces` has the last `seq` of each workspace."""
+        """`workspaces` maps the id of each workspace to its last `seq`."""
         self._callers = callers
         self._workspace_ids = list(workspaces)
-        # How far each log was watched, and the tasks whose end a watcher has seen.
+        # The last `seq` that a watcher has seen in each log, and the tasks whose end a watcher has
+        # seen.
         self._seqs = dict(workspaces)
         self.ended = set[str]()
         self._seed = seed
         self._over = asyncio.Event()
-        # By RPC, and outcome or slug.
+        # How often each answer was given, by RPC and by outcome or slug.
         self.answers: Counter[tuple[str, str]] = Counter()
-        # The workspaces that are deleted.
+        # The ids of the workspaces that `_delete` has created to delete them.
         self.deleted_ids: list[str] = []
-        # The task of each workspace that works on one. It may have ended.
+        # The last task that was submitted to each workspace. It may have ended.
         self._tasks: dict[str, str] = {}
-        # Answers that no fault excuses.
+        # Answers that no fault explains.
         self.problems: list[str] = []
 
     async def run(self) -> None:
-        """Makes calls until `end`, and returns when all calls are answered."""
+        """Makes calls until `end` is called, and returns when all calls are answered."""
         async with asyncio.TaskGroup() as group:
             for number, workspace_id in enumerate(self._workspace_ids):
                 chance = random.Random(f"{self._seed} {number}")
@@ -91,7 +92,7 @@ class Load:
             group.create_task(self._delete(random.Random(f"{self._seed} deletions")))
 
     async def watch(self) -> None:
-        """Watches every workspace until it is cancelled, and reconnects again and again."""
+        """Watches every workspace until this call is cancelled. Often reconnects."""
         async with asyncio.TaskGroup() as group:
             for workspace_id in self._workspace_ids:
                 chance = random.Random(f"{self._seed} {workspace_id}")
@@ -114,7 +115,7 @@ class Load:
         self._over.set()
 
     async def force(self, wire: Wire) -> None:
-        """Cancels all tasks over this wire, and ends their iterations at once."""
+        """Cancels all tasks over this wire, with a force deadline that is due at once."""
         calls = (self._call(wire, "CancelTask", **each, force_after="0s") for each in self._named())
         await asyncio.gather(*calls)
 
@@ -145,7 +146,7 @@ class Load:
         return [line for line in await asyncio.gather(*ends) if line]
 
     async def _await_removal(self, workspace_id: str) -> None:
-        """Repeats the deletion, whose answers may have been lost, until the workspace is gone."""
+        """Deletes the workspace until it is gone. Earlier deletions may not have been recorded."""
         fields = {"workspace_id": workspace_id}
         while (await self._call(Wire.REST, "DeleteWorkspace", **fields)).slug:
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -157,7 +158,7 @@ class Load:
 
     async def _complete_one(self, workspace_id: str) -> str:
         task_id = ""
-        # A submission may fail while the controller has not yet noticed that the agent has died.
+        # A submission fails if the controller has not yet noticed that the agent has died.
         while not task_id:
             await self._bring_up(workspace_id, [Wire.REST])
             submitted = await self._call(
@@ -165,12 +166,12 @@ class Load:
             )
             task_id = "" if submitted.slug else str(submitted.body["task_id"])
             if submitted.slug == "org_on_hold":
-                # A hold whose answer was lost may have been recorded after the release.
+                # A hold whose answer was lost may have been recorded after the hold was released.
                 await self._call(Wire.REST, "ReleaseOrg")
         while True:
             fields = {"workspace_id": workspace_id, "task_id": task_id}
             task = (await self._call(Wire.REST, "GetTask", **fields)).body
-            # A watcher has to see it too.
+            # A watcher must also have seen the end.
             if task.get("completed_at") and task_id in self.ended:
                 return str(task["status"])
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -187,7 +188,7 @@ class Load:
             status = (await self._call(wire, "GetWorkspace", workspace_id=workspace_id)).body.get(
                 "status"
             )
-            # A task wakes a suspended workspace.
+            # A workspace that is suspended can stay so, because a task wakes it.
             if status in ("idle", "suspended"):
                 return True
             if status in ("stopped", "failed"):
@@ -216,7 +217,7 @@ class Load:
             if submitted.slug in ("parent_not_running", "org_on_hold"):
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            # The details of a failure name the task too, or the running task.
+            # The details of a failure also name the task: the new one, or the one that runs.
             task_id = str(submitted.body.get("task_id", ""))
             self._tasks[workspace_id] = task_id
             if parent and not submitted.slug and chance.random() < 0.7:
@@ -234,11 +235,11 @@ class Load:
                 wire = chance.choice(list(Wire))
                 await self._call(wire, "StopWorkspace", workspace_id=workspace_id)
             elif chance.random() < 0.1:
-                # It may be suspended meanwhile.
+                # The workspace may be suspended during this pause.
                 await asyncio.sleep(3 * IDLE_SECONDS)
 
     async def _delete(self, chance: random.Random) -> None:
-        """Creates workspaces, and deletes each of them, while it starts or while its task runs."""
+        """Creates workspaces. Deletes each one while it is starting or while its task runs."""
         while not self._over.is_set():
             wires = chance.choices(list(Wire), k=3)
             created = await self._call(wires[0], "CreateWorkspace")
@@ -253,12 +254,12 @@ class Load:
             await self._call(wires[2], "DeleteWorkspace", **fields)
 
     def _parent(self, chance: random.Random) -> _Named | None:
-        """A parent for about half of the tasks, else None."""
+        """Chooses a parent for about half of the tasks; None for the others."""
         others = self._named()
         return chance.choice(others) if others and chance.random() < 0.5 else None
 
     def _named(self) -> list[_Named]:
-        """The tasks that may run."""
+        """Returns the tasks that may be running, each as the fields that name it."""
         tasks = self._tasks.items()
         return [{"workspace_id": at, "task_id": task_id} for at, task_id in tasks if task_id]
 
@@ -279,7 +280,10 @@ class Load:
     async def _cancel_tree(
         self, parent: _Named, child: _Named, chance: random.Random, after_seconds: float
     ) -> None:
-        """Cancels the tree of the parent, then reads the child. The history judges it."""
+        """Cancels the tree of the parent, then reads the child.
+
+        The history judges what the child shows.
+        """
         await asyncio.sleep(after_seconds)
         first, second = chance.choices(list(Wire), k=2)
         await self._call(first, "CancelTask", **parent, include_descendants=True)

@@ -1,14 +1,14 @@
-"""Old tasks in the workspaces of a run, which the service removes during the faults."""
+"""Adds old tasks to the workspaces of a run. The service removes them during the faults."""
 
 from collections.abc import Iterator, Sequence
 
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
-# Old tasks in each workspace.
+# The number of old tasks in each workspace.
 _TASKS = 2_000
 _REMOVED_SECONDS = 60.0
-# The existing events of the workspace are as old.
+# The events that the workspace already has become as old as the tasks.
 _AGE = "UPDATE events SET time = time - interval '9 days' WHERE workspace_id = %(id)s"
 _NEXT = "UPDATE workspaces SET last_seq = last_seq + 2 * %(tasks)s WHERE id = %(id)s"
 _ADD_TASKS = """
@@ -34,7 +34,10 @@ _LEFT = "SELECT count(*) FROM events WHERE task_id LIKE 'task\\_old\\_%'"
 
 
 def add(stack: Stack, workspace_ids: Sequence[str]) -> None:
-    """Adds the tasks to the idle workspaces. A new leader then begins to remove them."""
+    """Adds old tasks to idle workspaces.
+
+    Kills the leader, so that a new one begins to remove them.
+    """
     with stack.database() as connection:
         for workspace_id in workspace_ids:
             with connection.transaction():
@@ -44,10 +47,10 @@ def add(stack: Stack, workspace_ids: Sequence[str]) -> None:
 
 
 def left(stack: Stack) -> Iterator[str]:
-    """Yields a line if the service does not remove all of them."""
+    """Yields a line if the service does not remove all old tasks."""
     if not _count(stack):
         return
-    # The outages of the run may have ended the removal. A new leader begins at once.
+    # The outages of the run may have interrupted the removal. A new leader begins it at once.
     _kill_leader(stack)
     try:
         eventually(lambda: not _count(stack), _REMOVED_SECONDS)

@@ -1,6 +1,6 @@
 """Chaos on one machine with a pair of databases, TLS to agents, wrong clocks and upgrades.
 
-The upgrades are to this checkout as a later version, and back.
+An upgrade installs this checkout as a later version; the next one goes back.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
 _HOUR = 3_600
-# How long `evershell restart` may take. During other faults it may fail, which is no violation.
+# How long `evershell restart` may take. If it fails during other faults, this is not a violation.
 _ROLLED_SECONDS = 180.0
 _REJOINED_SECONDS = 120.0
 _CLOCKS = {
@@ -37,7 +37,8 @@ _CLOCKS = {
     Target.CLOCK_OF_CONTROLLERS: "fleet",
     Target.CLOCK_OF_DATABASE: "database",
 }
-# All faults of one machine that do not need the embedded database, and those of this place.
+# All faults of one machine, except for those that need the embedded database, and the faults that
+# only this place has.
 WEIGHTS = {
     **{
         pair: weight
@@ -51,7 +52,7 @@ WEIGHTS = {
 
 
 def draw(seed: int, seconds: float, workspaces: int, load: int = 0) -> Plan:
-    """Draws the plan of a seed."""
+    """Draws a plan from `seed`."""
     return plan.draw(seed, seconds, workspaces, load, WEIGHTS)
 
 
@@ -88,7 +89,7 @@ class FaultsOfPair(Faults):
         clocks: Clocks,
         later: Path,
     ) -> None:
-        """`later` is the interpreter of the later version."""
+        """`later` is the Python interpreter of the later version."""
         super().__init__(stack, workspace_ids, disks)
         self._pair = pair
         self._clocks = clocks
@@ -107,7 +108,7 @@ class FaultsOfPair(Faults):
                 return await super()._hit(fault, load)
 
     async def _fail_over(self, fault: Fault) -> Hit:
-        # Without a standby, a second fail-over would lose what was committed.
+        # Without a standby, a second fail-over would lose committed data.
         async with self._is_whole:
             began = time.time()
             await asyncio.to_thread(self._pair.fail_over)
@@ -118,7 +119,10 @@ class FaultsOfPair(Faults):
         return Hit(fault, False, began, ended, came_back)
 
     def _rejoined(self) -> bool:
-        """Whether another standby has joined. Other faults may hit the primary meanwhile."""
+        """Tries to make another standby join.
+
+        Returns False if this fails: other faults may hit the primary.
+        """
         try:
             self._pair.rejoin()
         except (psycopg.OperationalError, subprocess.SubprocessError, TimeoutError):
@@ -143,7 +147,7 @@ class FaultsOfPair(Faults):
         return Hit(fault, False, began, time.time())
 
     def _rolls(self) -> int:
-        """How many restarts have ended. During other faults a restart may fail."""
+        """Returns how many restarts have ended, with or without success."""
         said = self._stack.output.read_text(errors="replace")
         return said.count("rolling_restart_completed") + said.count("rolling_restart_failed")
 

@@ -1,4 +1,4 @@
-"""The faults of a run, drawn from a seed before anything starts."""
+"""The faults of a run, which are drawn from a seed before anything starts."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -11,20 +11,20 @@ class Kind(StrEnum):
 
     FREEZE = "freeze"
     KILL = "kill"
-    # SIGTERM. The supervisor starts the program again, as after a kill.
+    # The program gets SIGTERM. The supervisor starts it again, as after a kill.
     RESTART = "restart"
     # The disk has no free space for a while.
     FILL = "fill"
-    # The network loses everything between two groups of hosts for a while, or everything from the
-    # first group to the second, or from the second to the first.
+    # For a while, the network loses everything between two groups of hosts: in both directions,
+    # only from the first group to the second, or only from the second group to the first.
     CUT = "cut"
     CUT_THERE = "cut there"
     CUT_BACK = "cut back"
-    # A freeze of a worker, during which all tasks are cancelled with force through the other one.
+    # A worker freezes, and meanwhile all tasks are cancelled with force through the other worker.
     FORCE = "freeze at a force"
     # Other programs of the machine take its processors for a while.
     LOAD = "load"
-    # The primary is lost, its standby takes its place, and another standby joins.
+    # The primary is lost, its standby replaces it, and another standby joins.
     FAIL_OVER = "fail over"
     # A wall clock is an hour off for a while.
     STEP = "step"
@@ -40,23 +40,24 @@ class Target(StrEnum):
     FLEET = "fleet"
     AGENT = "agent"
     ENVOY = "envoy"
-    # PostgreSQL. A freeze stops all its processes. A kill ends the first, and the others follow.
+    # PostgreSQL. A freeze stops all its processes. A kill ends the first process, and the others
+    # then end too.
     DATABASE = "database"
-    # The process of PostgreSQL that serves one connection.
+    # One process of PostgreSQL, which serves one connection.
     BACKEND = "backend"
-    # The disk of the pods' folders, where tools write, with the agents' logs and the controller's
-    # records.
+    # The disk with the pods' folders, where tools write. It also has the agents' logs and the
+    # controller's records.
     PODS = "pods"
-    # The disk of the logs of all programs except agents.
+    # The disk with the logs of all programs except agents.
     LOGS = "logs"
     PROCESSORS = "processors"
     # All programs except agents and databases.
     PROGRAMS = "programs"
-    # The wall clocks of all programs of a kind.
+    # The wall clocks of all workers, of all controllers, or of the database.
     CLOCK_OF_WORKERS = "clock of workers"
     CLOCK_OF_CONTROLLERS = "clock of controllers"
     CLOCK_OF_DATABASE = "clock of the database"
-    # The network between two groups of hosts (tests/faults/long/hosts).
+    # The network between two groups of hosts, such as edge and workers (tests/faults/long/hosts).
     EDGE_WORKERS = "edge-workers"
     WORKERS_DATABASE = "workers-database"
     CONTROLLERS_DATABASE = "controllers-database"
@@ -73,9 +74,9 @@ class Fault:
     target: Target
     # How long a freeze, a full disk, a cut, a load or a step lasts.
     seconds: float
-    # Selects one of several agents, backends, controllers or hosts. For the disk of the database,
-    # an odd index means that the database also has to begin the next file of its write-ahead log.
-    # For a load, the number of processes that are always ready to run.
+    # Selects one of several agents, backends, controllers or hosts. For the disk of the database:
+    # if the index is odd, the database also has to begin the next file of its write-ahead log. For
+    # a load: the number of processes that are always ready to run.
     index: int
 
 
@@ -87,7 +88,7 @@ class Plan:
     seconds: float
     workspaces: int
     faults: tuple[Fault, ...]
-    # The processes that take the processors during the whole run.
+    # The number of processes that take the processors during the whole run.
     load: int = 0
 
 
@@ -120,19 +121,20 @@ WEIGHTS: Weights = {
     (Kind.LOAD, Target.PROCESSORS): 3,
 }
 _MEAN_SECONDS_BETWEEN_FAULTS = 0.9
-# A machine with this load during the whole run gets half as many faults. A killed program takes
-# longer to come back, and with a fault during each recovery, the outage would never end.
+# A load of this size during the whole run halves the number of faults. Under a load, a killed
+# program takes longer to come back; if each recovery met another fault, the outage would never end.
 _HALVING_LOAD = 4
-# The time without faults before the first fault, and after the last one.
+# The time without faults at the start and at the end of the run.
 _CALM_SECONDS = 1.0
-# Some freezes at a force are longer than the supervisor waits for a program that does not answer.
+# By kind of fault, the ranges from which its duration is drawn. Some freezes at a force are longer
+# than the supervisor waits for a program that does not answer.
 _SECONDS = {
     Kind.FREEZE: ((0.2, 3.0),),
     Kind.FORCE: ((3.0, 10.0), (16.0, 20.0)),
     Kind.FILL: ((1.0, 4.0),),
     Kind.LOAD: ((3.0, 10.0),),
     Kind.STEP: ((1.0, 10.0),),
-    # They last as long as they take.
+    # These faults have no duration: they last as long as they take.
     **dict.fromkeys((Kind.KILL, Kind.RESTART, Kind.FAIL_OVER, Kind.ROLL), ((0.0, 0.0),)),
 }
 _LOADS = (10, 50)
@@ -141,9 +143,9 @@ _LOADS = (10, 50)
 def draw(
     seed: int, seconds: float, workspaces: int, load: int = 0, weights: Weights = WEIGHTS
 ) -> Plan:
-    """Draws the plan of a seed.
+    """Draws a plan from `seed`.
 
-    With a load during the whole run there are fewer faults, and none of them is a load.
+    With a load during the whole run, there are fewer faults, and no fault adds a load.
     """
     weights = {
         pair: weight for pair, weight in weights.items() if not load or Kind.LOAD not in pair

@@ -28,18 +28,18 @@ from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually, eventually_async
 
 WORKERS = 2
-# How long a workspace may take to complete a task before the first and after the last fault, and
-# to be removed. Its removal waits for deliveries of webhooks. If their worker has died, another one
-# takes them over after 60 s.
+# How long a workspace may take to complete a task before the first fault and after the last one, or
+# to be removed. Its removal waits for deliveries of webhooks. If the worker that sends them has
+# died, another worker takes them over after 60 s.
 _SETTLE_SECONDS = 120.0
-# How long processes that have ended may take to be gone.
+# How long processes that are ending may take to be gone.
 _CLEARED_SECONDS = 15.0
-# A line of a log with one of these reports a defect.
+# A log line that contains one of these reports a defect.
 _DEFECTS = ("unexpected_error", "never retrieved", "Traceback")
 _CANCELLED = "asyncio.exceptions.CancelledError"
 
-# The tasks whose cost differs from the cost of their iterations, and the tasks that exceeded their
-# limit by more than an iteration, or without a cancellation.
+# Selects tasks whose cost differs from the cost of their iterations, that exceeded their limit by a
+# whole iteration, or that reached it and were not cancelled.
 _WRONG_COSTS = """
     SELECT id, cost_nanos, reported, max_cost_nanos
     FROM tasks, LATERAL (
@@ -61,9 +61,9 @@ class Outcome:
     load: Load
     hits: list[Hit]
     violations: list[str]
-    # The workspaces whose lease was too short for the machine and the faults, each as a line.
+    # One line for each workspace whose lease was too short for the machine and the faults.
     too_short: list[str]
-    # What the calls of the load were, and the verdict on them.
+    # How many calls the history has, and the verdict on it.
     judged: str
 
 
@@ -76,14 +76,17 @@ class Inflictor(Protocol):
         """Inflicts each fault at its time, and returns when the last one is over."""
 
     def hurts(self, workspace_ids: Sequence[str]) -> Iterable[Hurt]:
-        """What the faults have done to programs, and to the agents of these workspaces."""
+        """Yields what the faults did to programs, and to the agents of these workspaces."""
 
 
 def environment(state_dir: Path) -> dict[str, str]:
-    """The settings of every stack whose tasks are judged. Writes its prices beside its folder."""
+    """Returns the settings of every stack whose tasks are judged.
+
+    Writes the file of prices next to the folder of state.
+    """
     prices = state_dir.with_name(f"{state_dir.name}.prices.json")
     prices.write_text(PRICES)
-    # The load exceeds the rate limits, which no run tests.
+    # The load exceeds the rate limits, so they are off.
     return {"PRICES_FILE": str(prices), "RATE_LIMIT": "off", "LOG_LEVEL": "INFO"}
 
 
@@ -94,7 +97,7 @@ def run(plan: Plan, state_dir: Path) -> Outcome:
 
 
 def new_stack(state_dir: Path, **settings: str) -> Stack:
-    """A stack on one machine, which is not started."""
+    """Returns a stack on one machine. It has not been started."""
     stack = Stack(
         state_dir,
         WORKERS=str(WORKERS),
@@ -103,7 +106,7 @@ def new_stack(state_dir: Path, **settings: str) -> Stack:
         **environment(state_dir),
         **settings,
     )
-    # The kernel stops it if this process is killed.
+    # The kernel stops the stack if this process is killed.
     stack.runner = ("setpriv", "--pdeathsig", "TERM")
     return stack
 
@@ -113,7 +116,7 @@ def play(
 ) -> Outcome:
     """Starts the stack, plays the plan and stops the stack.
 
-    `faults_on` has the ids of the workspaces, and the disks.
+    `faults_on` gets the ids of the workspaces, and the disks.
     """
     with disks(stack.state_dir, plan.seconds) as mounted, stack.ended():
         stack.start()
@@ -131,11 +134,12 @@ def play_and_judge(
     *,
     has_webhook: bool = False,
 ) -> Outcome:
-    """Plays a plan on a running stack, and stops it.
+    """Plays a plan on a running stack, and stops the stack.
 
-    With `has_webhook`, the stack must reach a port of this process. On many hosts, it does not.
+    With `has_webhook`, the stack must be able to reach a port of this process, which it cannot on
+    many hosts.
     """
-    # The demo has an agent too.
+    # The demo's workspace has an agent too.
     everyone = [*workspace_ids, str(stack.ready["demo"]["workspace_id"])]
     waits = Waits(stack, everyone)
     history = stack.state_dir.with_name("history.jsonl")
@@ -196,7 +200,7 @@ async def _play(
                 load.end()
         problems += await load.settle(_SETTLE_SECONDS)
         if delivered is not None:
-            # The history shows what is missing.
+            # If deliveries are missing, the history shows it.
             with suppress(TimeoutError):
                 await eventually_async(lambda: load.ended <= delivered, _SETTLE_SECONDS)
         return load, problems
@@ -209,7 +213,7 @@ async def _ended(following: "asyncio.Future[Any]") -> None:
 
 
 def _last_seqs(stack: Stack, workspace_ids: list[str]) -> dict[str, int]:
-    """Where watchers begin. Old events may be removed during the run."""
+    """Returns where watchers begin. Older events may be removed during the run."""
     with stack.database() as connection:
         query = "SELECT id, last_seq FROM workspaces WHERE id = ANY (%s)"
         return dict(connection.execute(query, (workspace_ids,)).fetchall())
@@ -218,7 +222,7 @@ def _last_seqs(stack: Stack, workspace_ids: list[str]) -> dict[str, int]:
 def _judge_tasks(connection: "psycopg.Connection[Any]") -> Iterator[str]:
     """Yields wrong rows of tasks, wrong costs, and tasks that have not ended.
 
-    What callers see is judged by the history.
+    The history judges what callers see.
     """
     history = read_history(connection, removes_old=True)
     for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, {"tokens": TOKENS}):
@@ -232,7 +236,7 @@ def _judge_tasks(connection: "psycopg.Connection[Any]") -> Iterator[str]:
 def _left_of_deleted(
     stack: Stack, connection: psycopg.Connection[Any], deleted_ids: list[str]
 ) -> Iterator[str]:
-    """Yields the rows, files and processes of workspaces that were deleted."""
+    """Yields the rows, files and processes that deleted workspaces have left."""
     if not deleted_ids:
         yield "no workspace was deleted"
     for table in ("workspaces", "tasks", "events", "webhook_deliveries"):
@@ -247,11 +251,11 @@ def _left_of_deleted(
 
 
 def _strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
-    """Yields processes in idle pods other than their agents, and zombies."""
+    """Yields zombies, and processes in idle pods that are not the agent."""
     for workspace_id in workspace_ids:
         found = stack.pod_processes(workspace_id)
         if not found:
-            # It is suspended.
+            # The workspace is suspended.
             continue
         agent = stack.agent_pid(workspace_id)
         if found != [agent]:
@@ -263,21 +267,22 @@ def _strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
 
 
 def _defects(stack: Stack) -> Iterator[str]:
-    """Yields the lines of all logs that report a defect."""
+    """Yields the log lines that report a defect."""
     logs = [stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]
     for path in sorted(filter(Path.is_file, logs)):
         lines = path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             if any(defect in line for defect in _DEFECTS):
-                # A JSON line has the whole traceback. In plain text, the error is on the next line.
+                # In JSON, the line contains the traceback. In plain text, the traceback and then
+                # the error follow.
                 error = next((each for each in lines[number:] if not each.startswith(" ")), "")
-                # grpcio logs one for a call that ended before it had begun.
+                # grpcio logs a CancelledError for a call that ended before it had begun.
                 if _CANCELLED not in (line if line.startswith("{") else error):
                     yield f"{path.relative_to(stack.state_dir.parent)}: {line[:2000]}"
 
 
 def _stopped(stack: Stack) -> Iterator[str]:
-    """Stops the stack, and yields what was wrong with that."""
+    """Stops the stack, and yields what went wrong."""
     try:
         code = stack.stop()
     except subprocess.TimeoutExpired:

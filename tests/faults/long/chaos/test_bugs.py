@@ -1,8 +1,8 @@
 """A bug in the code makes a run end with the contradiction that callers saw.
 
-No bug violates a constraint of the database, which would only make the call fail. None lets a task
-be submitted during a hold: under faults, some releases get no answer, and each of them may have its
-effect late, which explains such a submission.
+No bug here violates a constraint of the database, which would only make the call fail. No bug lets
+a task be submitted during a hold either: under faults, some releases get no answer, and each of
+these may have taken effect late, which would explain such a submission.
 """
 
 import os
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(2 * _LIMIT_SECONDS)]
 
 
 class Bug(NamedTuple):
-    """A bug, and the rule that the answers then contradict."""
+    """A bug, and the rule that the answers contradict because of it."""
 
     edit: Edit
     rule: str

@@ -1,4 +1,4 @@
-"""The verdicts of chaos on made-up failures, and its hog of processors."""
+"""The verdicts of chaos on made-up failures, and the program that uses up processor time."""
 
 import json
 import os
@@ -30,12 +30,12 @@ _FAILURE = Failure("ws_1", at=1_000.0, reason=_FORCED, up_at=900.0)
     ("hurt", "is_reason"),
     [
         (Hurt("ws_1", 950.0, 950.0, is_fatal=True), True),
-        # An earlier agent.
+        # The fault killed an earlier agent.
         (Hurt("ws_1", 890.0, 890.0, is_fatal=True), False),
         (Hurt("ws_1", 1_002.0, 1_002.0, is_fatal=True), False),
         (Hurt("ws_2", 950.0, 950.0, is_fatal=True), False),
         (Hurt("ws_1", 970.0, 972.0), True),
-        # It had a whole lease in which to go on.
+        # After the freeze, the agent had a whole lease in which to continue.
         (Hurt("ws_1", 950.0, 952.0), False),
         (Hurt("ws_1", 999.0, 1_001.0, is_of_starts=True), False),
     ],

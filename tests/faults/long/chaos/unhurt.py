@@ -1,9 +1,9 @@
-"""The verdict on workspaces and programs that failed although no fault hurt them.
+"""The verdict on workspaces and programs that failed although no fault explains it.
 
 The faults of a run say which agents and programs they have hurt, and when. A workspace that failed
-at another time is a violation, with its reason, and so is a program that the supervisor replaced.
-The exception is an agent whose lease ran out because the machine had no time for it or for the
-workers, or because faults kept the control plane from answering.
+at another time is a violation, listed with its reason; so is a program that the supervisor
+replaced. The exception is an agent whose lease ran out because the machine was too busy to run the
+agent or the workers, or because faults kept the control plane from answering.
 """
 
 import json
@@ -27,17 +27,18 @@ _LOST_SHARE = 0.5
 _STEP_OF_OUTAGE_SECONDS = 0.1
 # How long the controllers may take to notice that an agent has ended.
 _NOTICED_SECONDS = 10.0
-# How the reasons begin if an agent has not started.
+# The beginnings of the reason of a workspace whose agent has not started.
 _NOT_STARTED = (
     "its agent could not be started",
     "its agent ended before it registered",
     "its agent did not register",
 )
-# The reason if the controller notices it before the agent has ended itself.
+# The reason of a workspace if the controller notices the end of the lease before the agent ends
+# itself.
 _LEASE_EXPIRED = "its agent did not renew its lease in time"
-# With these events, the supervisor says that it ends a program.
+# The log events with which the supervisor reports that it ends a program.
 _REPLACED = ("program_frozen", "program_over_memory_limit")
-# The reason if its pod was ended because it did not end a task that was cancelled with force.
+# The reason if the pod was ended because a task that was cancelled with force went on.
 _NOT_INTERRUPTED = "its agent did not interrupt the task in time"
 
 _FAILED = """
@@ -54,13 +55,13 @@ _UP = """
 class Hurt:
     """What a fault did to an agent or to a program. Times are in seconds since 1970."""
 
-    # The id of the workspace, or the name that the supervisor has for the program.
+    # The workspace id of the agent, or the supervisor's name for the program.
     whom: str
     began: float
     ended: float
-    # Whether the fault killed it. Otherwise it went on afterwards.
+    # Whether the fault killed the agent or program, which otherwise continued afterwards.
     is_fatal: bool = False
-    # Whether the fault hurt only agents that were starting.
+    # Whether the fault hurt agents only while they were starting.
     is_of_starts: bool = False
 
 
@@ -70,15 +71,15 @@ class Failure:
 
     workspace_id: str
     at: float
-    # The `status_reason` that the workspace had.
+    # The `status_reason` of the workspace.
     reason: str
-    # When its agent had registered. Zero if no agent ever did.
+    # When the workspace's last agent had registered; zero if no agent ever did.
     up_at: float
 
     def is_by(self, hurt: Hurt, lease_seconds: float) -> bool:
         """Whether the hurt explains the failure.
 
-        An agent that was frozen or cut off may lose its lease until a lease later.
+        An agent that was frozen or cut off may lose its lease up to one lease later.
         """
         if hurt.whom != self.workspace_id or hurt.began > self.at + STEP_SECONDS:
             return False
@@ -90,10 +91,10 @@ class Failure:
 
 
 def failures(connection: "Connection[Any]", logs: Path) -> list[Failure]:
-    """The workspaces that have lost an agent, in the order of time.
+    """Returns the workspaces that have lost an agent, in the order of time.
 
-    A workspace does not have to fail when its pod is ended for a force, so the logs of the
-    controllers count, too.
+    If a pod is ended to force a cancellation, its workspace need not fail. Therefore the logs of
+    the controllers count too.
     """
     up = connection.execute(_UP).fetchall()
     lost = set(connection.execute(_FAILED).fetchall())
@@ -124,7 +125,7 @@ def _ended_for_force(logs: Path) -> Iterator[tuple[str, float]]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A workspace that failed although nobody had hurt its agent."""
+    """The verdict on a workspace that failed although no fault explains it."""
 
     text: str
     # Its lease was too short for this machine and these faults.
@@ -134,7 +135,7 @@ class Verdict:
 def judge_workspaces(
     stack: Stack, failed: Sequence[Failure], hurts: Sequence[Hurt], waits: Waits
 ) -> Iterator[Verdict]:
-    """Yields a verdict on each workspace that failed although nobody had hurt its agent."""
+    """Yields a verdict on each workspace that failed although no fault explains it."""
     lease_seconds = stack.lease_seconds
     for each in failed:
         if any(each.is_by(hurt, lease_seconds) for hurt in hurts):
@@ -170,7 +171,7 @@ def _outage_seconds(workers: int, hurts: Sequence[Hurt], began: float, ended: fl
 
 
 def judge_programs(output: Path, hurts: Sequence[Hurt]) -> Iterator[str]:
-    """Yields the programs that the supervisor has ended although nobody had hurt them."""
+    """Yields the programs that the supervisor has ended although no fault explains it."""
     for ended in _lines(output, *_REPLACED):
         name, at = ended["name"], _seconds(ended)
         if not any(
@@ -181,7 +182,7 @@ def judge_programs(output: Path, hurts: Sequence[Hurt]) -> Iterator[str]:
 
 
 def _ran_out_at(state_dir: Path, failure: Failure) -> float | None:
-    """When the lease of the agent ran out; None if it did not."""
+    """Returns when the lease of the agent ran out; None if it did not run out."""
     if failure.reason == _LEASE_EXPIRED:
         return failure.at
     log = state_dir / "fleet" / failure.workspace_id / "log"
@@ -193,17 +194,17 @@ def _ran_out_at(state_dir: Path, failure: Failure) -> float | None:
 
 
 def _lines(path: Path, *events: str) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a log with these events."""
+    """Yields the log lines that report one of these events."""
     with suppress(FileNotFoundError):
         for line in path.read_text(errors="replace").splitlines():
             if any(f'"{event}"' in line for event in events):
-                # A full disk may have cut it off.
+                # A full disk may have cut off the line.
                 with suppress(ValueError):
                     yield json.loads(line)
 
 
 def _seconds(line: Mapping[str, Any]) -> float:
-    """The time of a line of a log, in seconds since 1970."""
+    """Returns the time of a log line, in seconds since 1970."""
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 

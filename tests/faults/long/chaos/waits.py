@@ -1,4 +1,4 @@
-"""How long agents and workers have waited for a processor, as the kernel counts it."""
+"""Measures how long agents and workers have waited for a processor, as the kernel counts it."""
 
 import asyncio
 import time
@@ -15,10 +15,10 @@ _WORKERS = "workers"
 
 
 class Waited(NamedTuple):
-    """How long a main thread was ready to run and did not run, in seconds."""
+    """How long main threads were ready to run but did not run, in seconds."""
 
     agent: float
-    # The average of the workers, some of which may have been replaced.
+    # The average over the workers, some of which may have been replaced.
     worker: float
 
 
@@ -29,24 +29,24 @@ class _Wait(NamedTuple):
 
 
 class Waits:
-    """The waits of a run."""
+    """Records how long agents and workers wait during a run."""
 
     def __init__(self, stack: Stack, workspace_ids: Sequence[str]) -> None:
         self._stack = stack
         self._workspace_ids = workspace_ids
-        # Since the start of each process.
+        # The wait of each process since its start, by the file of its counter.
         self._totals: dict[Path, float] = {}
-        # By workspace id, or `workers`.
+        # The waits by workspace id; the waits of workers under `workers`.
         self._waits: defaultdict[str, list[_Wait]] = defaultdict(list)
 
     async def follow(self) -> None:
-        """Reads the counters until it is cancelled."""
+        """Reads the counters until this call is cancelled."""
         while True:
             await asyncio.to_thread(self._read)
             await asyncio.sleep(_INTERVAL_SECONDS)
 
     def of(self, workspace_id: str, began: float, ended: float) -> Waited:
-        """The waits between two times."""
+        """Returns the waits between two times."""
         return Waited(
             self._between(workspace_id, began, ended),
             self._between(_WORKERS, began, ended) / len(self._stack.worker_addresses()),
@@ -60,7 +60,7 @@ class Waits:
         for whom, counter in self._counters():
             # The process may have ended.
             with suppress(OSError):
-                # sched-stats of Linux: time on a processor, time ready to run, in nanoseconds.
+                # Linux counts, in nanoseconds, the time on a processor, then the time ready to run.
                 _, waited, _ = counter.read_text().split()
                 total = int(waited) / 1e9
                 waited_since = total - self._totals.get(counter, 0.0)

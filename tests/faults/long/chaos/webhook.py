@@ -1,4 +1,4 @@
-"""A webhook of the organization, whose receiver fails now and then."""
+"""A webhook of the organization. Its receiver fails now and then."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,9 +16,9 @@ _HOST = "127.0.0.1"
 
 @asynccontextmanager
 async def webhook(callers: Callers, recorder: Recorder) -> AsyncIterator[set[str]]:
-    """Creates the webhook, and records what it gets.
+    """Creates the webhook, and records the events that it receives.
 
-    Yields the tasks whose ends it has got.
+    Yields the ids of the tasks whose end it has received. The set grows during the run.
     """
     ended, webhook_id = set[str](), ""
     answer = fail_at_random(_FAILURES)

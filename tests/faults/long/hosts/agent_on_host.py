@@ -1,7 +1,7 @@
-"""Becomes the agent of a workspace on one of the hosts of a test. AGENT_COMMAND starts it.
+"""Becomes the agent of a workspace on one of the hosts of a test. AGENT_COMMAND runs it.
 
-Run as a script, with the hosts as arguments: each a file of a network namespace, `=`, and an
-address. The process keeps its id, by which the fleet controller knows the agent.
+Run as a script, it takes the hosts as arguments: for each host, the file of its network namespace,
+`=`, and its address. The process keeps its id, by which the fleet controller knows the agent.
 """
 
 import json
@@ -11,12 +11,12 @@ import zlib
 
 
 def host_index(workspace_id: str, hosts: int) -> int:
-    """Which of the hosts the agent of the workspace runs on."""
+    """Returns the index of the host on which the agent of the workspace runs."""
     return zlib.crc32(workspace_id.encode()) % hosts
 
 
 def main(*hosts: str) -> None:
-    """Gives the agent an address of its host, and becomes the agent there."""
+    """Sets the agent's address to its host's address, and becomes the agent on that host."""
     spec = json.load(sys.stdin)
     namespace, _, spec["listen_host"] = hosts[
         host_index(spec["workspace_id"], len(hosts))

@@ -1,4 +1,4 @@
-"""One stack on many hosts for the tests of this folder."""
+"""One stack on many hosts, which the tests of this folder share."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.faults import network
 from tests.faults.long.hosts.many_hosts import HOSTS, ManyHosts
 
-# An agent ends 9.6 s after its last renewal. The calls that a cut makes slow are over before.
+# An agent ends 9.6 s after its last renewal. Calls that a cut has made slow are over by then.
 LEASE_SECONDS = 12.0
 
 
@@ -25,7 +25,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManyHosts]:
 
 @pytest.fixture(autouse=True)
 def _connected(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A failed test leaves no host cut off."""
+    """Ends all cuts after a test, even if the test failed."""
     yield
     if "hosts" in request.fixturenames:
         request.getfixturevalue("hosts").network.heal()

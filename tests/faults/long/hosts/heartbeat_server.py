@@ -21,7 +21,7 @@ class Heartbeats(runtime_service_pb2_grpc.RuntimeServiceServicer):
 
 
 async def main(address: str) -> None:
-    """Serves until it is killed."""
+    """Serves until the process is killed."""
     server = grpc.aio.server()
     runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(Heartbeats(), server)  # type: ignore[abstract]
     server.add_insecure_port(address)

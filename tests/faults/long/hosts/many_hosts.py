@@ -1,7 +1,7 @@
-"""A stack on many hosts: each program has its own network namespace.
+"""A stack on many hosts: each program runs in a network namespace of its own host.
 
 The hosts share this machine's processes and files, so a controller can end the processes of agents
-on any host. Only calls pass the network.
+on any host. Only calls cross the network.
 """
 
 import asyncio
@@ -40,16 +40,16 @@ WORKERS = ("worker-0", "worker-1")
 CONTROLLERS = ("controller-0", "controller-1")
 AGENTS = ("agents-0", "agents-1")
 HOSTS = (EDGE, DATABASE, *WORKERS, *CONTROLLERS, *AGENTS)
-# Unless the environment has another. Short, so that an agent that is cut off ends soon.
+# The default, which is short so that an agent that is cut off ends soon.
 _LEASE_SECONDS = 6.0
-# The kernel ends a program if this process is killed.
+# With this prefix, the kernel ends the program if this process is killed.
 _ENDS_WITH_TEST = ("setpriv", "--pdeathsig", "KILL")
 _POSTGRES_PORT = 5432
 _POSTGRES_SECONDS = 20.0
 
 
 class ManyHosts(Stack):
-    """A stack whose network a test can cut. It has a second controller, which stands by."""
+    """A stack whose network a test can cut. It has a second controller as a standby."""
 
     def __init__(self, state_dir: Path, network: Network, **environment: str) -> None:
         super().__init__(state_dir, **{"LEASE_SECONDS": str(_LEASE_SECONDS), **environment})
@@ -58,16 +58,16 @@ class ManyHosts(Stack):
 
     @property
     def pid(self) -> int:
-        """The parent of all programs: this process."""
+        """The id of this process, which is the parent of all programs."""
         return os.getpid()
 
     def pids(self, program: str) -> list[int]:
-        """The process ids of a program, `serve` or `fleet`."""
+        """Returns the process ids of the programs of a kind, `serve` or `fleet`."""
         hosts = {"serve": WORKERS, "fleet": CONTROLLERS}[program]
         return [self._programs[host].pid for host in hosts]
 
     def processes(self) -> list[psutil.Process]:
-        """The programs and their descendants. This process has other children too."""
+        """Returns the programs and their descendants. This process has other children too."""
         programs = [psutil.Process(program.pid) for program in self._programs.values()]
         return [*programs, *(each for program in programs for each in program.children(True))]
 
@@ -75,11 +75,11 @@ class ManyHosts(Stack):
         return [self._at(host, "SERVER_PORT") for host in WORKERS]
 
     def host_of(self, workspace_id: str) -> str:
-        """The host of the workspace's agent."""
+        """Returns the host on which the workspace's agent runs."""
         return AGENTS[agent_on_host.host_index(workspace_id, len(AGENTS))]
 
     def leader(self) -> str | None:
-        """The host of the controller that leads; None if none does."""
+        """Returns the host of the controller that leads; None if no controller leads."""
         with self.database() as connection:
             row = connection.execute(
                 "SELECT host(client_addr) FROM pg_locks JOIN pg_stat_activity USING (pid) "
@@ -97,7 +97,7 @@ class ManyHosts(Stack):
         prepare_database(settings)
         write_private(settings.signing_key_path, new_key())
         demo = asyncio.run(_seed(settings))
-        # Envoy keeps a folder for as long as it runs.
+        # Envoy keeps files in a temporary folder as long as it runs.
         (self.state_dir / "edge").mkdir()
         for host in WORKERS:
             self._start(host, "serve", LISTEN_HOST=self.network.address(host))
@@ -120,16 +120,16 @@ class ManyHosts(Stack):
         eventually(lambda: self._is_ready(demo), READY_SECONDS)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Stops the stack. Returns the highest exit code of a program."""
+        """Stops the stack. Returns the highest exit code of its programs."""
         self.close_callers()
         until = time.monotonic() + STOP_SECONDS
         self._end(EDGE, *CONTROLLERS, number=number, until=until)
-        # There are none before the first controller has started.
+        # There are no pods if no controller has ever started.
         for pod in (self.state_dir / "pods").glob("*"):
             pod_processes.kill(pod.name)
         self._end(*WORKERS, number=number, until=until)
         self._end(DATABASE, number=postgres.STOP_SIGNAL, until=until)
-        # Envoy ends by the signal.
+        # Leaves out Envoy, whose exit code only says that the signal ended it.
         codes = [each.returncode for host, each in self._programs.items() if host != EDGE]
         self._programs.clear()
         secrets.search(self.ready, self.state_dir)
@@ -149,7 +149,7 @@ class ManyHosts(Stack):
         return shlex.join([sys.executable, "-P", agent_on_host.__file__, *hosts])
 
     def _start_database(self) -> str:
-        """Starts the database on its host. Returns its URL for this machine."""
+        """Starts the database on its host. Returns its URL for programs of this machine."""
         places = postgres.places(self.state_dir)
         postgres.initialise(places.data_dir)
         network = f"{self.network.address(DATABASE)}/24"
@@ -173,7 +173,7 @@ class ManyHosts(Stack):
         self._environment |= {
             "DATABASE_URL": (f"postgresql://{postgres.USER}:{password}@{host}/{postgres.DATABASE}"),
             "RUNTIME_SERVICE": ",".join(self.worker_addresses()),
-            # A sandbox cannot enter the namespace of another host.
+            # An agent cannot both enter the namespace of another host and run in a sandbox.
             "POD_ISOLATION": "none",
         }
         return socket_url
@@ -197,7 +197,7 @@ class ManyHosts(Stack):
         try:
             return bool(self.rest().call("GET", path).json().get("status") == "idle")
         except httpx.TransportError:
-            # Envoy does not listen yet.
+            # Envoy is not listening yet.
             return False
 
     def _end(self, *hosts: str, number: signal.Signals, until: float) -> None:

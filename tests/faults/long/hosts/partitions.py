@@ -1,4 +1,4 @@
-"""Partitions: chaos on many hosts, which are cut from each other."""
+"""Partitions: chaos on many hosts, during which the connections between hosts are cut."""
 
 import asyncio
 import random
@@ -34,19 +34,22 @@ GROUPS = {
     Target.WORKERS_AGENTS: (WORKERS, AGENTS),
     Target.CONTROLLERS_AGENTS: (CONTROLLERS, AGENTS),
 }
-# Half of the cuts lose both ways.
+# Half of the cuts lose packets in both directions.
 _KINDS = (Kind.CUT, Kind.CUT, Kind.CUT_THERE, Kind.CUT_BACK)
-# The longest is longer than a lease, and shorter than a caller waits for its answer.
+# The longest cut is longer than a lease, but shorter than a caller waits for an answer.
 _CUT_SECONDS = (1.0, 9.0)
-# How often a second cut begins during the first.
+# The share of cuts during which a second cut begins.
 _DOUBLE_SHARE = 0.4
-# The time between the end of one cut and the next one, in which everything has to recover.
+# The time from the end of one cut to the next one, during which everything must recover.
 _CALM_SECONDS = 6.5
 _POLL_SECONDS = 0.1
 
 
 def draw(seed: int, seconds: float, workspaces: int, load: int = 0) -> Plan:
-    """Draws the plan of a seed. All pairs of groups are cut in turn, in any order."""
+    """Draws a plan from `seed`.
+
+    The pairs of groups are cut in turn, each once before any repeats.
+    """
     return Plan(seed, seconds, workspaces, tuple(_cuts(random.Random(seed), seconds)), load)
 
 
@@ -81,7 +84,7 @@ def _cut(chance: random.Random, at: float, lasts: float, target: Target) -> Faul
 
 
 def ways(fault: Fault) -> list[tuple[str, str]]:
-    """The ways that a fault cuts."""
+    """Returns the pairs of sender and receiver between which the fault loses all packets."""
     groups = GROUPS[fault.target]
     some, others = _choose(groups[0], fault.index), _choose(groups[1], fault.index // 3)
     match fault.kind:
@@ -94,7 +97,7 @@ def ways(fault: Fault) -> list[tuple[str, str]]:
 
 
 def _choose(group: Sequence[str], index: int) -> Sequence[str]:
-    """One host of the group, or all."""
+    """Selects one host of the group, or all of them."""
     choices = [[host] for host in group] + [list(group)]
     return choices[index % len(choices)]
 
@@ -109,7 +112,7 @@ class Partitions:
     async def run(self, faults: Sequence[Fault], load: Load) -> None:
         """Inflicts each cut at its time, and returns when the last one is over.
 
-        Everything is connected after that, even if an error is raised.
+        After this, all hosts are connected, even if an error is raised.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -119,7 +122,7 @@ class Partitions:
             self._stack.network.heal()
 
     def hurts(self, workspace_ids: Sequence[str]) -> Iterator[Hurt]:
-        """The times in which an agent had no way to the database through any worker."""
+        """Yields the times in which an agent had no way to the database through any worker."""
         times = sorted({at for hit in self.hits for at in (hit.began, hit.ended)})
         for began, ended in pairwise(times):
             lost = {

@@ -1,4 +1,4 @@
-"""Connections across a partition: none stays stuck, and none stays behind."""
+"""After a partition, no connection stays stuck, and no dead session stays in the database."""
 
 import subprocess
 import sys
@@ -16,19 +16,19 @@ from tests.faults.network import TEST, Network, both_ways, network, require
 from tests.support.stack import ROOT
 from tests.support.waiting import eventually, eventually_async
 
-# Each waits for the timers of a kernel.
+# Each test waits for timers of the kernel.
 pytestmark = pytest.mark.soak
 
 _PORT = 50051
 _CALL_SECONDS = 1.0
-# The kernel retransmits after 12.7 s, and then only after 25.5 s.
+# The kernel retransmits after 12.7 s, and not again before 25.5 s.
 _CUT_SECONDS = 13.0
 _SOON_SECONDS = 8.0
 
 
 @contextmanager
 def worker(hosts: Network) -> Iterator[str]:
-    """A worker on its own host. Yields its address."""
+    """Runs a worker on a separate host. Yields its address."""
     address = f"{hosts.address('worker')}:{_PORT}"
     command = [sys.executable, "-m", "tests.faults.long.hosts.heartbeat_server", address]
     with subprocess.Popen(
@@ -51,7 +51,7 @@ async def beats(stub: RuntimeStub) -> bool:
 
 
 async def test_an_agent_reaches_its_worker_soon_after_a_partition() -> None:
-    """Long before the kernel retransmits what was lost."""
+    """The agent reaches its worker long before the kernel would retransmit what was lost."""
     require()
     with network(["worker"]) as hosts, worker(hosts) as address:
         channels, stubs = connect([address], None)
@@ -67,7 +67,7 @@ async def test_an_agent_reaches_its_worker_soon_after_a_partition() -> None:
 
 
 def test_the_database_ends_the_sessions_of_a_host_that_is_gone(hosts: ManyHosts) -> None:
-    """Otherwise each partition uses up connections, until there are no more."""
+    """Otherwise each partition would use up connections, until no more are left."""
     address = hosts.network.address(WORKERS[0])
 
     def sessions() -> int:

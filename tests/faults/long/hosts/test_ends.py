@@ -1,4 +1,4 @@
-"""A stack whose start or test fails leaves no process."""
+"""A stack whose start fails, or whose test fails, leaves no process behind."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class _FailedError(Exception):
 
 
 def test_a_failed_start_leaves_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The start fails as soon as the database runs."""
+    """The start fails as soon as the database is running."""
     network.require()
 
     def fail(*_: object) -> None:
@@ -32,7 +32,7 @@ def test_a_failed_start_leaves_no_database(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_failed_test_leaves_no_agent(tmp_path: Path) -> None:
-    """Nothing ends the agents of a stack whose first process was killed."""
+    """If the first process of a stack is killed, no program of the stack ends the agents."""
     stack = Stack(tmp_path / "state")
     with pytest.raises(_FailedError), stack.ended():
         stack.start()
@@ -42,5 +42,6 @@ def test_a_failed_test_leaves_no_agent(tmp_path: Path) -> None:
         stack.kill(stack.pid)
         raise _FailedError
     assert processes_of(stack.state_dir) == []
-    # Envoy has ended with the first process, so nobody knows its memory any more.
+    # Envoy has ended together with the first process, so only this test can remove its shared
+    # memory.
     segment.unlink()

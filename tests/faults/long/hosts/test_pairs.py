@@ -1,4 +1,7 @@
-"""Each pair of hosts is cut while a task is cancelled: the answers, and how the task ends."""
+"""Each pair of hosts is cut while a task is cancelled.
+
+The tests check the answers and the end of the task.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +29,13 @@ from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Workspace
 from tests.support.waiting import eventually
 
-# Added to each limit for a busy machine.
+# Added to each limit, in case the machine is busy.
 _BUSY_SECONDS = 10.0
-# The most that an answer about an unreachable agent may take.
+# The longest time in which a call may answer that the agent is unreachable.
 _UNREACHABLE_SECONDS = 2.0 + _BUSY_SECONDS
-# How long a call may take that needs a database which does not answer.
+# The longest time in which a call may fail when the database that it needs does not answer.
 _UNAVAILABLE_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS + _BUSY_SECONDS
-# A standby leads after 5 s. Then it needs a scan to find what is overdue, and a moment to end it.
+# A standby leads after 5 s. Then it needs a scan to find what is overdue, and some time to end it.
 _TAKEOVER_SECONDS = 5.0 + 15.0
 # How long an agent may take to start.
 _START_SECONDS = 30.0
@@ -40,7 +43,7 @@ _START_SECONDS = 30.0
 
 @pytest.fixture
 def workspace(hosts: ManyHosts) -> Iterator[Workspace]:
-    """A workspace. After the test, its history must keep every promise."""
+    """A workspace. After the test, its history must show that every promise was kept."""
     await_all_workers(hosts)
     workspace = Workspace(hosts)
     yield workspace
@@ -49,7 +52,7 @@ def workspace(hosts: ManyHosts) -> Iterator[Workspace]:
 
 
 def await_all_workers(hosts: ManyHosts) -> None:
-    """After a cut, the edge may still call workers that are not ready, or have dead connections."""
+    """Waits until the edge calls only workers that are ready, over working connections."""
     calls = 4 * len(WORKERS)
     eventually(lambda: all(_answers(hosts) for _ in range(calls)), _START_SECONDS)
 
@@ -59,7 +62,7 @@ def _answers(hosts: ManyHosts) -> bool:
 
 
 class Running:
-    """A task whose first iteration runs until its gate is opened."""
+    """A task whose first iteration goes on until the test opens its gate."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -67,7 +70,7 @@ class Running:
         self.id = workspace.begin(self.gate.command, "echo second iteration")
 
     def ends_cancelled(self) -> dict[str, Any]:
-        """Opens the gate. Returns the end, which the iteration in flight is part of."""
+        """Opens the gate. Returns the end, which must include the current iteration."""
         self.gate.open()
         end = self.workspace.await_end(self.id)
         assert (end["status"], end["iterations"], end["work_stopped"]) == ("cancelled", 1, "yes")
@@ -76,14 +79,14 @@ class Running:
 
 @contextmanager
 def within(limit_seconds: float) -> Iterator[None]:
-    """Fails if the block takes longer."""
+    """Fails if the block takes longer than this."""
     began = time.monotonic()
     yield
     assert time.monotonic() - began < limit_seconds
 
 
 def recovered(call: Callable[[], httpx.Response]) -> dict[str, Any]:
-    """Repeats the call until it succeeds. Returns its answer."""
+    """Repeats the call until it succeeds. Returns the answer."""
 
     def answered() -> dict[str, Any]:
         response = call()
@@ -97,13 +100,16 @@ def cancel(workspace: Workspace, **fields: Any) -> httpx.Response:
 
 
 def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
-    """A call that cannot be recorded is not accepted. Afterwards, everything works soon."""
+    """A cancellation that cannot be recorded is not accepted.
+
+    After the cut, everything works soon.
+    """
     running = Running(workspace)
     with hosts.network.parted(*both_ways(WORKERS, [DATABASE])):
         for _ in range(2):
             with within(_UNAVAILABLE_SECONDS):
                 assert cancel(workspace).json()["error"]["code"] == "unavailable"
-    # The first call may have been recorded, although its answer was lost.
+    # Although its answer was lost, the first call may have been recorded.
     answer = recovered(lambda: cancel(workspace))
     assert answer["outcome"] in ("accepted", "already_requested")
     await_all_workers(hosts)
@@ -112,7 +118,7 @@ def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("way", smoke(["both", "there", "back"], ["back"]))
 def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) -> None:
-    """The call answers `agent_unreachable`, and the agent gets the cancellation later."""
+    """The call answers `agent_unreachable`, and the agent gets the cancellation after the cut."""
     running, agents = Running(workspace), [hosts.host_of(workspace.id)]
     agent_pid = hosts.agent_pid(workspace.id)
     ways = {
@@ -123,7 +129,7 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
     with hosts.network.parted(*ways):
         with within(_UNREACHABLE_SECONDS):
             answer = cancel(workspace)
-        # The connection that is open may still have carried the signal.
+        # A connection that was open before the cut may still have carried the signal.
         if answer.status_code != 202:
             error = answer.json()["error"]
             assert error["code"] == "agent_unreachable", error
@@ -135,7 +141,7 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
 
 
 def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
-    """The edge answers itself. Afterwards, everything works soon."""
+    """The edge itself answers the calls. After the cut, everything works soon."""
     running = Running(workspace)
     with hosts.network.parted(*both_ways([EDGE], WORKERS)):
         for _ in range(2):
@@ -148,7 +154,10 @@ def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
 
 @pytest.mark.soak
 def test_the_leader_and_the_database(hosts: ManyHosts, workspace: Workspace) -> None:
-    """The standby ends what is overdue. It finds the processes, so their end is known."""
+    """The standby ends what is overdue.
+
+    It can find the agent's processes, so it knows that they ended.
+    """
     leader = eventually(hosts.leader)
     assert leader is not None
     task_id = workspace.submit("kill -STOP $PPID; sleep 60")
@@ -163,10 +172,10 @@ def test_the_leader_and_the_database(hosts: ManyHosts, workspace: Workspace) -> 
 
 
 def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace) -> None:
-    """An agent that is cut off ends itself, and so does its tool, but nobody has seen it.
+    """An agent that is cut off ends itself and its tool, but no controller can see that.
 
-    The controller that started it could say whether it has left a process. It is cut off as well,
-    and another one leads.
+    The controller that started the agent could tell whether any process is left. This controller is
+    cut off from the database, so the other one leads.
     """
     leader, agents = eventually(hosts.leader), [hosts.host_of(workspace.id)]
     assert leader is not None
@@ -181,7 +190,7 @@ def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace)
         assert hosts.pod_processes(workspace.id) == []
     log = (hosts.state_dir / "fleet" / workspace.id / "log").read_text()
     assert f'"exit_code": {int(ExitCode.LEASE_OVER)}' in log
-    # The workspace can be resumed, and its next task is not cancelled.
+    # The workspace can be resumed, and its next task does not end cancelled.
     workspace.await_status("failed")
     workspace.rest.post(f"{workspace.path}/resume")
     eventually(lambda: workspace.get()["status"] in ("idle", "failed"), _START_SECONDS)

@@ -1,1 +1,1 @@
-"""One organization uses up what callers share, and another one cancels."""
+"""One organization uses up what all callers share, while another organization cancels."""

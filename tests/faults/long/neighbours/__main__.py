@@ -1,14 +1,15 @@
-"""How much an organization slows down when another one uses up what they share.
+"""Measures how much one organization slows another one down by using up what both share.
 
     python -m tests.faults.long.neighbours [--row NAME] [--keys N] [--phases N] [--pairs N]
     python -m tests.faults.long.neighbours --mixed SECONDS
 
 For each row of fillers.py, alternates phases without and with the filler. Prints the p99 of
-CancelTask and GetTask. Exits 1 if one exceeds both twice the p99 without the filler and this
-p99 plus 50 ms, or if a call of the neighbour has failed.
+CancelTask and GetTask. Exits 1 if a p99 with the filler is more than twice the p99 without it and
+also more than 50 ms above it, or if a call of the neighbour has failed.
 
-`--mixed`: one organization runs one to three of the fillers at once, others every 20 s, and 16
-callers of another one cancel. Exits 1 if one of their calls has failed.
+With `--mixed`, one organization runs one to three of the fillers at once and changes them every
+20 s, while 16 callers of another organization cancel. Exits 1 if a call of theirs has failed, or if
+a filler was never refused.
 """
 
 import asyncio
@@ -35,9 +36,9 @@ _PAIRS_AT_ONCE = 20
 @click.command()
 @click.option("--row", "rows", multiple=True, type=click.Choice(list(FILLERS)))
 @click.option("--keys", multiple=True, type=int, default=(1, 50), show_default=True)
-@click.option("--phases", default=10, show_default=True, help="Of each kind.")
+@click.option("--phases", default=10, show_default=True, help="Phases without and with the filler.")
 @click.option("--pairs", default=100, show_default=True, help="Calls of each method in a phase.")
-@click.option("--mixed", default=0.0, help="Seconds of several fillers at once.")
+@click.option("--mixed", default=0.0, help="How many seconds to run several fillers at once.")
 def main(
     rows: tuple[str, ...], keys: tuple[int, ...], phases: int, pairs: int, mixed: float
 ) -> None:
@@ -57,7 +58,7 @@ def main(
 
 
 async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs: int) -> bool:
-    """Whether the neighbour became slower or a call of it failed. Uses a key per workspace."""
+    """Whether the neighbour became slower or one of its calls failed. Uses a key per workspace."""
     other, count = Workspace(stack, "other_org"), len(mine)
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], count)
@@ -80,7 +81,10 @@ async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs:
 
 
 async def _mixed(stack: Stack, mine: Sequence[str], seconds: float) -> bool:
-    """Whether a call of the neighbour failed."""
+    """Runs fillers at once.
+
+    Returns whether a call of the neighbour failed or no call of a filler was refused.
+    """
     other = Workspace(stack, "other_org")
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], len(mine))

@@ -1,4 +1,4 @@
-"""Fills each shared thing with the calls of one organization."""
+"""Fills what callers share with the calls of one organization."""
 
 import asyncio
 import hashlib
@@ -24,13 +24,14 @@ from tests.support.stack import ROOT, Stack
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService/"
 _A2A = "/lf.a2a.v1.A2AService/"
-# The pause after a call has failed. The answer asks for twice as long.
+# The pause after a failed call. The answer asks for a pause that is twice as long.
 _PAUSE_SECONDS = 0.5
-# The filler makes a quarter more calls than there is room for, and at most this number more.
-# Refused calls are repeated, and a high rate of them would be another kind of load.
+# The filler makes a quarter more calls than fit, but at most this many more. Refused calls are
+# repeated, and a high rate of them would be another kind of load.
 _MOST_MORE = 100
 _FILL_SECONDS = 120.0
-# The filler stands for other machines, so it gets only the processor time that the service leaves.
+# In a real service, the filler would run on other machines. So it gets only the processor time that
+# the service leaves.
 _NICE = 19
 _CALLS_OF_A_CONNECTION = 900
 _REPORT_SECONDS = 0.2
@@ -43,11 +44,11 @@ SELECT %s, org_id, 'filler', 'full_access', %s, now() FROM workspaces WHERE id =
 
 @dataclass(frozen=True)
 class Filler:
-    """The calls that fill one thing."""
+    """The calls that fill one share."""
 
     kind: Kind
     method: str
-    # The bytes of its request; None for one that never arrives.
+    # Returns the bytes of the request; None if the request never arrives.
     request: Callable[[str], bytes] | None
     is_stream: bool = False
 
@@ -78,7 +79,7 @@ FILLERS = {
 
 
 def new_keys(stack: Stack, workspace_id: str, count: int) -> list[str]:
-    """The secrets of new keys of the organization of a workspace."""
+    """Creates API keys for the organization of the workspace. Returns their secrets."""
     keys = [f"sk_{secrets.token_urlsafe(32)}" for _ in range(count)]
     with stack.database() as database:
         for key in keys:
@@ -92,11 +93,12 @@ def new_keys(stack: Stack, workspace_id: str, count: int) -> list[str]:
 async def filled(
     stack: Stack, name: str, keys: Sequence[str], workspace_ids: Sequence[str], workers: int
 ) -> AsyncIterator[Counter[str]]:
-    """Holds the share of the organization, or of its only key, from a process of its own.
+    """Fills the organization's share, or the shares of its keys if these are smaller.
 
-    Each key uses one of the workspaces: two keys cannot wait for the same message of A2A.
-    The counter has the slugs of the calls that were refused so far. The block begins when at least
-    one was. Turn the limits of rates off, or it may have been one of them.
+    The calls come from a separate process. Each key uses one of the workspaces, because two keys
+    cannot wait for the same A2A message. Yields a counter of the slugs with which calls have ended
+    so far. The block begins once at least one call was refused. Rate limits must be off, since they
+    would refuse calls as well.
     """
     share = SHARES[FILLERS[name].kind]
     room = min(share.organization, share.credential * len(keys)) * workers
@@ -128,17 +130,20 @@ async def filled(
 async def _count(lines: asyncio.StreamReader, ends: Counter[str], is_filled: asyncio.Event) -> None:
     async for line in lines:
         ends.update(json.loads(line))
-        # On a busy machine, the filler may get too little time to fill a share before a worker that
-        # is behind refuses it.
+        # On a busy machine, a worker that is behind may refuse calls before the filler has had the
+        # time to fill the share.
         if ends["rate_limited"] or ends["unavailable"]:
             is_filled.set()
 
 
 async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> None:
-    """Makes this many calls at once until it is killed. Prints the slugs of those that end."""
+    """Keeps `calls` calls open until the process is killed.
+
+    Prints the slugs of the calls that end.
+    """
     keys = sys.stdin.read().split()
     os.nice(_NICE)
-    # Linux shares the processor among sessions first.
+    # Linux divides the processor between sessions before it applies nice values.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(_NICE))
     options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
@@ -169,7 +174,7 @@ async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> Non
 async def _hold(
     channel: grpc.aio.Channel, filler: Filler, key: str, workspace_id: str, ends: Counter[str]
 ) -> None:
-    """Makes the call again and again."""
+    """Makes the call again whenever it has ended."""
     metadata = (("authorization", f"Bearer {key}"), ("a2a-version", "1.0"))
     request = filler.request and filler.request(workspace_id)
 
@@ -195,7 +200,7 @@ async def _hold(
 
 
 def slug_of(error: grpc.aio.AioRpcError) -> str:
-    """The slug of a failed call; its gRPC status if it has none."""
+    """Returns the slug of a failed call, or its gRPC status if it has no slug."""
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
     with suppress(Exception):
         for packed in status_pb2.Status.FromString(details or b"").details:

@@ -1,4 +1,4 @@
-"""The neighbour of the organization that fills: it cancels and reads a task."""
+"""The neighbour: while another organization fills a share, it cancels a task and reads it."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from tests.faults.long.neighbours.fillers import slug_of
 from tests.support.stack import Stack, Workspace
 
 _DEADLINE_SECONDS = 5.0
-# The pause between two cancellations. It keeps the rate below the limit of a credential.
+# The pause before each cancellation, which keeps the rate below the limit of a credential.
 _PAUSE_SECONDS = 0.02
 
 
@@ -33,16 +33,16 @@ class Seen:
         self.failures += other.failures
 
     def p99(self) -> tuple[float, float]:
-        """The durations of the cancellations and the reads, in seconds."""
+        """The p99 of the durations of cancellations and of reads, in seconds."""
         return percentile(self.cancels, 99), percentile(self.reads, 99)
 
 
 async def cancel_and_read(
     stack: Stack, workspace: Workspace, task_id: str, pairs: int, callers: int = 1
 ) -> Seen:
-    """Cancels the task and reads it, again and again, over one connection.
+    """Cancels the task and reads it, `pairs` times, over one connection.
 
-    `callers` is how many do this at once, with the same credential.
+    `callers` is the number of such loops that run at once with the same credential.
     """
     seen = Seen()
     metadata = (("authorization", f"Bearer {stack.tokens['other_org']}"),)

@@ -1,4 +1,4 @@
-"""One organization fills a shared thing, and another one cancels and reads without a failure."""
+"""While one organization fills a share, the calls of another organization succeed."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.support.stack import Stack, Workspace
 
 _WORKERS = 2
 _PAIRS = 50
-# Fillers that need few calls. A share of streams takes thousands of calls.
+# Fillers that need few calls. To fill a share of streams takes thousands of calls.
 _SHORT = ["lists", "slow bodies", "slow cancellations"]
 
 
@@ -35,6 +35,6 @@ async def _run(
     async with filled(stack, name, keys, [workspace.id], _WORKERS) as refused:
         seen = await cancel_and_read(stack, other, task_id, _PAIRS)
     assert not seen.failures, (seen.failures, refused)
-    # On a busy machine, a worker that is behind refuses lists and the like with `unavailable`.
+    # On a busy machine, a worker that is behind answers `unavailable` to calls such as lists.
     expected = {"ok", "rate_limited", "unavailable", "deadline_exceeded", "workspace_busy"}
     assert set(refused) <= expected, refused

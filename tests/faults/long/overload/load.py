@@ -1,4 +1,7 @@
-"""The load: an open loop of CancelTask calls that name their task, and submissions of new tasks."""
+"""The load of an overload: cancellations at a set rate, and submissions of new tasks.
+
+The rate does not depend on the answers (an open loop). Each CancelTask call names its task.
+"""
 
 import random
 import selectors
@@ -18,19 +21,19 @@ from tests.bench.http2 import RESET, Connection, message
 from tests.support.stack import Stack
 
 _SERVICE = "/evershell.workspace.v1.WorkspaceService/"
-# A later answer does not count. A caller gives up after _DEADLINE_SECONDS.
+# An answer counts only if it comes within this time. The caller gives up after _DEADLINE_SECONDS.
 ANSWER_SECONDS = 2.0
 _DEADLINE_SECONDS = 5
-# A connection has room for 1,000 streams.
+# The number of connections. Each has room for 1,000 streams.
 _CONNECTIONS = 4
 # How often the state of the workspaces is read from the database.
 _READ_SECONDS = 0.25
-# The steps of a task after its first one.
+# The number of steps of a task after its first step.
 _STEPS = 100
-# How many tasks are submitted after each read.
+# The maximum number of tasks to submit after each read.
 _SUBMITS_A_READ = 15
-# Pauses after a refused submission. Each one is twice as long, with jitter, as in this project's
-# client.
+# The first and the longest pause after a refused submission. Each pause is twice as long as the one
+# before, with jitter, as in this project's client.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 8.0
 _STATE = """
 SELECT w.id, w.status, t.id, t.status, t.cancel_requested_at IS NOT NULL
@@ -40,31 +43,30 @@ FROM workspaces w LEFT JOIN tasks t ON t.id = w.current_task_id WHERE w.id = ANY
 
 @dataclass
 class Phase:
-    """What happened at one rate."""
+    """What happened while the load ran at one rate."""
 
-    # Calls that begin per second; 0 if tasks are only submitted.
+    # The number of cancellations that begin per second; 0 if tasks are only submitted.
     rate: float
     seconds: float = 0.0
-    # The time from the due time of a CancelTask to its answer, in seconds; infinite for a failed
-    # call.
+    # For each CancelTask call, the seconds from its due time to its answer; infinite if it failed.
     waits: list[float] = field(default_factory=list)
-    # CancelTask and SubmitTask by their gRPC status.
+    # The number of CancelTask and SubmitTask calls by gRPC status.
     cancels: Counter[int] = field(default_factory=Counter)
     submits: Counter[int] = field(default_factory=Counter)
     # The tasks whose cancellation was answered `accepted` in time.
     accepted: set[str] = field(default_factory=set)
-    # The processor time of this program.
+    # The processor time that the load itself has used.
     own_cpu_seconds: float = 0.0
     # How many connections the edge has closed.
     lost_connections: int = 0
-    # How many of the accepted tasks have ended `cancelled`.
+    # How many tasks in `accepted` have ended `cancelled`.
     cancelled: int = 0
-    # The calls of callers and agents that workers have ended, by outcome.
+    # The calls of callers and agents that the workers have completed, by outcome.
     calls: Counter[str] = field(default_factory=Counter)
 
     @property
     def goodput(self) -> float:
-        """Tasks per second that were accepted in time and have ended `cancelled`."""
+        """The number of tasks per second that were accepted in time and have ended `cancelled`."""
         return self.cancelled / self.seconds
 
     @property
@@ -88,13 +90,13 @@ class Phase:
 class _Workspace:
     id: str
     task_id: str = ""
-    # Whether its task runs and no cancellation of it was accepted.
+    # Whether its task is running and no cancellation of this task was accepted.
     is_target: bool = False
     submits_at: float = 0.0
     pause_seconds: float = _FIRST_PAUSE_SECONDS
 
 
-# The target of a call in flight: the workspace, the task, and when it was due.
+# What a call in flight was made for: the workspace, the task, when it was due, and the phase.
 _Made = tuple[_Workspace, str, float, Phase]
 
 
@@ -102,7 +104,7 @@ class Load:
     """Calls through the edge, over gRPC. All calls are made in the thread of `run`."""
 
     def __init__(self, stack: Stack, workspace_ids: Sequence[str], step_seconds: int) -> None:
-        """`step_seconds` is how long each step of a task takes, from the second one on."""
+        """`step_seconds` is the duration of each step of a task except the first."""
         self._workspaces = {each: _Workspace(each) for each in workspace_ids}
         self._step_seconds = step_seconds
         metadata = [("authorization", f"Bearer {stack.tokens['full_access']}")]
@@ -125,7 +127,7 @@ class Load:
         self._database.close()
 
     def run(self, rate: float, seconds: float) -> Phase:
-        """Begins `rate` cancellations a second, and submits a task to each idle workspace."""
+        """Begins `rate` cancellations a second, and submits tasks to idle workspaces."""
         phase, cpu = Phase(rate), time.process_time()
         began = now = read_at = time.monotonic()
         until, due_at = began + seconds, self._next(began, rate)
@@ -143,7 +145,7 @@ class Load:
         return phase
 
     def settle(self, phases: Sequence[Phase], seconds: float) -> None:
-        """Waits for the answers, and at most `seconds` for the ends of the accepted tasks."""
+        """Waits for the answers and for the ends of the accepted tasks, `seconds` at most."""
         until = time.monotonic() + seconds
         while self._made and time.monotonic() < until:
             self._receive(0.1, phases[-1])
@@ -156,14 +158,18 @@ class Load:
                 phase.cancelled = row[0] if row else 0
                 if phase.cancelled == len(phase.accepted) or time.monotonic() > until:
                     break
-                # The edge closes a connection that does not answer its pings.
+                # Reads from the connections: the edge closes a connection that does not answer its
+                # pings.
                 self._receive(0.5, phases[-1])
 
     def _next(self, after: float, rate: float) -> float:
         return after + self._chance.expovariate(rate) if rate else float("inf")
 
     def _cancel(self, due_at: float, phase: Phase) -> None:
-        """Cancels a task that runs; if there is none, one that is being cancelled or has ended."""
+        """Cancels a running task.
+
+        If there is none, the task is already being cancelled or has ended.
+        """
         chosen = self._targets.popleft() if self._targets else None
         if chosen is None:
             chosen = self._chance.choice(
@@ -195,7 +201,7 @@ class Load:
         self._chance.shuffle(self._targets)
 
     def _submit(self, workspace: _Workspace, now: float, phase: Phase) -> None:
-        # The steps of the agents do not end together.
+        # The steps have different lengths, so the agents' steps do not end together.
         lines = [f"sleep {self._chance.uniform(0, self._step_seconds):.1f}"]
         lines += [f"sleep {self._step_seconds}"] * _STEPS
         request = SubmitTaskRequest(workspace_id=workspace.id, description="\n".join(lines))
@@ -215,7 +221,7 @@ class Load:
             self._replace(connection, phase)
 
     def _replace(self, lost: Connection, phase: Phase) -> None:
-        """Its calls have failed. A caller connects again."""
+        """Counts the calls of a lost connection as failed, and connects again."""
         phase.lost_connections += 1
         for connection, stream in list(self._made):
             if connection == id(lost):
@@ -241,7 +247,7 @@ class Load:
     def _take(self, connection: Connection, stream: int, status: int) -> None:
         made = self._made.pop((id(connection), stream), None)
         if made is None:
-            # The edge resets a stream that was answered before its request was read.
+            # The edge resets a stream that was answered before its request was read completely.
             return
         workspace, task_id, due_at, phase = made
         now = time.monotonic()

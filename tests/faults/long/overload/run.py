@@ -1,4 +1,4 @@
-"""A run: a stack with busy agents, and the phases of the load."""
+"""Runs a stack with busy agents, and puts load on it in phases."""
 
 import os
 import subprocess
@@ -20,13 +20,13 @@ FACTOR = 3.0
 LEAST_SHARE = 0.8
 LONGEST_SECONDS = 1.0
 RECOVERY_SECONDS = 10.0
-# Gives the load a lower processor priority than the service that it measures.
+# The load gets a lower processor priority than the service that it measures.
 _NICE = 10
 _GROWTH = 1.5
-# An agent works in steps of this length, so a cancelled task ends within it.
+# Agents work in steps of this length, so a cancelled task ends within one step.
 _STEP_SECONDS = 60
 _READY_SECONDS = 300.0
-# How long all agents may take to begin their tasks, which they do at once.
+# How long all agents may take to begin their tasks. They all begin at once.
 _WARM_UP_SECONDS = 120.0
 _RECOVERED_SECONDS = 120.0
 _STOPS = 5
@@ -41,7 +41,7 @@ class Verdict:
     overload: Phase
     recovered: bool
     replaced: int
-    # The reasons of the workspaces that have failed.
+    # The status reasons of the workspaces that have failed.
     failed: Counter[str]
 
     @property
@@ -65,7 +65,7 @@ class Verdict:
 
 @dataclass
 class Run:
-    """Starts a stack when it measures."""
+    """A run of all phases. `measure` starts the stack."""
 
     state_dir: Path
     checkout: Path
@@ -78,7 +78,7 @@ class Run:
     def measure(
         self, first_rate: float, step_seconds: float, seconds: float, rate: float = 0.0
     ) -> Verdict:
-        """Runs all phases. `rate` is the highest rate, if it is known."""
+        """Runs all phases. `rate` is the highest rate, or 0 if it must be found."""
         stack = self._start()
         ids = self._workspaces(stack)
         os.nice(_NICE)
@@ -87,13 +87,14 @@ class Run:
             eventually(lambda: self._count(stack, "provisioning") == 0, _READY_SECONDS)
             self._phase(load, "warm-up", 0, max(step_seconds, _WARM_UP_SECONDS))
             rate = rate or self._climb(load, first_rate, step_seconds)
-            # The climb has used up the running tasks, so both phases use the tasks that begin.
+            # While the rate climbed, the running tasks were used up, so both phases use tasks that
+            # begin later.
             highest = self._phase(load, "highest", rate, step_seconds)
             load.settle([highest], _SETTLE_SECONDS)
             self.show("highest", highest)
             overload = self._phase(load, "overload", FACTOR * highest.rate, seconds)
             self._phase(load, "after", highest.rate, RECOVERY_SECONDS)
-            # Long enough that one slow call does not decide.
+            # Long enough that one slow call does not decide the result.
             after_seconds = max(step_seconds, _RECOVERED_SECONDS)
             recovered = self._phase(load, "recovered", highest.rate, after_seconds)
             load.settle([overload, recovered], _SETTLE_SECONDS)
@@ -109,7 +110,10 @@ class Run:
             load.close()
 
     def stop(self) -> None:
-        """Stops the stack. Many agents on a busy machine take longer to end than a test waits."""
+        """Stops the stack.
+
+        On a busy machine, many agents take longer to end than one attempt waits.
+        """
         if self._stack is None:
             return
         for _ in range(_STOPS):
@@ -134,7 +138,7 @@ class Run:
         ]
 
     def _climb(self, load: Load, rate: float, seconds: float) -> float:
-        """The highest rate whose p99 is below the limit."""
+        """Finds the highest rate whose p99 is below the limit."""
         best = 0.0
         while self._phase(load, "rate", rate, seconds).p99 < LONGEST_SECONDS:
             best, rate = rate, rate * _GROWTH
@@ -149,7 +153,7 @@ class Run:
         return phase
 
     def _calls_so_far(self) -> Counter[str]:
-        """The calls that the workers have ended, by outcome."""
+        """The calls that the workers have completed so far, by outcome."""
         assert self._stack is not None
         calls: Counter[str] = Counter()
         for worker in range(self.workers):
@@ -158,7 +162,7 @@ class Run:
                 with urllib.request.urlopen(url, timeout=20) as response:
                     text = response.read().decode()
             except OSError:
-                # A worker that was replaced begins to count again.
+                # A worker that was replaced counts again from zero.
                 continue
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:

@@ -1,1 +1,1 @@
-"""Searches everything that a stack leaves for credentials, after calls of every kind."""
+"""Makes calls of every kind, then searches everything that the stack leaves for credentials."""

@@ -1,4 +1,4 @@
-"""Makes calls with credentials of every kind, in every place in which a caller may put them."""
+"""Makes calls with credentials of every kind, in every place where a caller may put them."""
 
 import secrets
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ from tests.support.wires import raw_grpc
 
 WORKSPACE_SERVICE = "/evershell.workspace.v1.WorkspaceService/"
 RUNTIME_SERVICE = "/evershell.agent.v1.RuntimeService/"
-# Headers that hold credentials elsewhere.
+# Headers that hold credentials in other systems.
 OTHER_HEADERS = ("x-authorization", "proxy-authorization", "x-api-key", "cookie")
 QUERY_NAMES = ("access_token", "token", "api_key", "authorization", "page_token")
 
 
 def new_key() -> str:
-    """A credential with the form of an API key, which no stack knows."""
+    """Makes up a credential that looks like an API key but that no stack knows."""
     return "sk_" + secrets.token_urlsafe(32)
 
 
 @dataclass
 class Calls:
-    """Makes the calls, and keeps the answers and the credentials that it has made up."""
+    """Makes the calls, and keeps their answers and the credentials that were made up for them."""
 
     stack: Stack
     workspace_id: str
@@ -38,7 +38,7 @@ class Calls:
         return secret
 
     def with_each(self, tokens: dict[str, str]) -> None:
-        """Sends each credential as it should be sent, to methods that read and that change."""
+        """Sends each credential in its proper place. The methods include reads and changes."""
         for token in tokens.values():
             for method, path in self._paths():
                 self._rest(method, path, {"authorization": f"Bearer {token}"})
@@ -47,7 +47,7 @@ class Calls:
             self._agent(token)
 
     def in_wrong_places(self, good: str) -> None:
-        """Sends made-up credentials, and a good one, where they do not belong."""
+        """Sends made-up credentials, and a valid one, in places where they do not belong."""
         for purpose, make in (("", self.key), ("good ", lambda _: good)):
             for header in OTHER_HEADERS:
                 headers = {header: make(f"{purpose}in {header}")}
@@ -66,7 +66,7 @@ class Calls:
         self._rest("GET", "/v1/workspaces", list(twice))
 
     def in_bodies(self, good: str) -> None:
-        """Sends made-up credentials in bodies and fields that are refused."""
+        """Sends made-up credentials in bodies and fields that the service refuses."""
         own = {"authorization": f"Bearer {good}"}
         path = f"/v1/workspaces/{self.workspace_id}/task/cancel"
         for body in (
@@ -79,7 +79,10 @@ class Calls:
         self._grpc("CancelTask", tuple(own.items()), b"\xff" + self.key("in no message").encode())
 
     def in_texts(self, good: str) -> list[Secret]:
-        """Writes made-up credentials into texts that the service keeps. Returns them."""
+        """Writes made-up credentials into texts that the service keeps.
+
+        Returns these credentials.
+        """
         rest, written = self.stack.rest(good), []
 
         def text(purpose: str) -> str:
@@ -133,7 +136,7 @@ class Calls:
             self.answers.append(repr(answer).encode())
 
     def _agent(self, token: str) -> None:
-        """Calls the service of agents with a caller's credential."""
+        """Calls RuntimeService, which is for agents, with a caller's credential."""
         for address in (self.stack.ready["grpc_addr"], self.stack.worker_addresses()[0]):
             answer = raw_grpc(
                 address, RUNTIME_SERVICE + "Register", (("authorization", f"Bearer {token}"),), b""

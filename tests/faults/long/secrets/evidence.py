@@ -1,4 +1,4 @@
-"""Collects everything that a running stack shows or leaves, by place."""
+"""Collects everything that a running stack shows or leaves. Each item has the name of its place."""
 
 import os
 import tempfile
@@ -31,10 +31,10 @@ _ADMIN_PAGES = (
 
 
 def files(stack: Stack) -> Evidence:
-    """The state folder, and the temporary folder of the test run."""
+    """Yields the files of the state folder and of the temporary folder of the test run."""
     for name, data in files_of(stack.state_dir):
         yield f"file {name}", data
-    # A folder may be removed meanwhile, which os.walk() ignores.
+    # os.walk() ignores a folder that is removed while it runs.
     for folder, _, names in os.walk(tempfile.gettempdir()):
         for path in (Path(folder) / name for name in names):
             with suppress(OSError):
@@ -43,7 +43,7 @@ def files(stack: Stack) -> Evidence:
 
 
 def database(stack: Stack) -> Evidence:
-    """All rows of all tables, and the statements that PostgreSQL shows."""
+    """Yields all rows of all tables, and the statements that PostgreSQL shows."""
     with stack.database() as connection:
         for schema, name in connection.execute(_TABLES).fetchall():
             table = sql.Identifier(schema, name)
@@ -52,7 +52,7 @@ def database(stack: Stack) -> Evidence:
 
 
 def metrics(stack: Stack, programs: int, admin_socket: Path) -> Evidence:
-    """The metrics of workers and fleet controller, and the pages of Envoy's admin interface."""
+    """Yields the metrics of workers and controller, and the pages of Envoy's admin interface."""
     for index in range(programs):
         url = f"http://127.0.0.1:{stack.metrics_port + index}/metrics"
         yield f"metrics {index}", httpx.get(url, trust_env=False).content
@@ -63,7 +63,7 @@ def metrics(stack: Stack, programs: int, admin_socket: Path) -> Evidence:
 
 
 class Processes:
-    """Watches the command lines and the environments of a stack's processes, even of short ones."""
+    """Watches the command lines and environments of a stack's processes, even short-lived ones."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -80,7 +80,7 @@ class Processes:
         self._thread.join()
 
     def seen(self) -> Evidence:
-        """What was seen so far. The place names the program."""
+        """Yields what was seen so far. The name of the place contains the program."""
         yield from list(self._seen)
 
     def _running(self) -> list[psutil.Process]:
@@ -101,7 +101,7 @@ class Processes:
 
 
 def _program(command: bytes) -> str:
-    """A short name: `evershell.commands serve`, `envoy`, `sh`."""
+    """Returns a short name, such as `evershell.commands serve`, `envoy` or `sh`."""
     words = command.decode(errors="replace").split("\0")
     if "-m" in words:
         after = words[words.index("-m") + 1 :]

@@ -1,7 +1,7 @@
-"""No credential is where it is not meant to be, after calls of every kind and faults.
+"""After calls of every kind and faults, credentials are only in the places that may hold them.
 
-Each credential of the stack may be in the places that MAY_HOLD names. All other places are searched
-for each of them, whole, in part and encoded, and for anything that looks like a credential.
+MAY_HOLD says which places may hold which credentials of the stack. All other places are searched
+for each credential, whole, in part and encoded, and for anything that looks like a credential.
 """
 
 import re
@@ -30,7 +30,7 @@ from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 WORKERS = 2
-# The places that are meant to hold a credential, and the names of those credentials.
+# Patterns of the places that may hold credentials, and of the names of these credentials.
 MAY_HOLD = (
     (r"file state/ready\.json", r"demo .*|the password of the database"),
     (r"file state/demo\.env", r"demo full_access"),
@@ -52,7 +52,7 @@ def may_hold(place: str, name: str) -> bool:
 
 
 def assert_none(found: Iterable[tuple[str, bytes]], secrets: Secrets) -> None:
-    """Fails with each credential that is in a place that is not meant to hold it."""
+    """Fails for each credential in a place that may not hold it."""
     leaks = sorted(
         {
             f"{place}: {name}"
@@ -65,7 +65,7 @@ def assert_none(found: Iterable[tuple[str, bytes]], secrets: Secrets) -> None:
 
 
 def work_and_crash(stack: Stack, model: ModelServer, points: Path) -> None:
-    """Lets agents work, fail, be cancelled and forced, and crash; and lets a worker crash."""
+    """Makes agents complete, fail, be cancelled, be forced and crash, and makes a worker crash."""
     workspace = Workspace(stack)
 
     def run(*script: Answer) -> str:
@@ -81,7 +81,7 @@ def work_and_crash(stack: Stack, model: ModelServer, points: Path) -> None:
         task_id = run(model_calls(gate.command), says("never asked for"))
         workspace.await_phase(task_id, "tool_call")
         (points / "after_intent").touch()
-        # The worker that records the intent is killed, and its supervisor starts another one.
+        # The worker that records the intent is killed, and the supervisor starts another worker.
         faults.cancel(workspace, "rest")
         eventually(lambda: faults.cancel(workspace, "grpc", **fields) == "already_requested", 60)
         if "wait" in fields:
@@ -98,7 +98,7 @@ def work_and_crash(stack: Stack, model: ModelServer, points: Path) -> None:
 
 
 def agents_secrets(stack: Stack) -> Iterator[Secret]:
-    """The tokens that the control plane has given to its agents."""
+    """Yields the secrets and tokens that the control plane and its agents have used."""
     tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())
     with stack.database() as connection:
         rows = connection.execute("SELECT id, epoch FROM workspaces").fetchall()
@@ -109,14 +109,14 @@ def agents_secrets(stack: Stack) -> Iterator[Secret]:
                 ("signal", tokens.signal_secret(workspace_id, epoch)),
             ):
                 yield Secret(f"a {kind} secret", secret.hex())
-                # Both kinds of tokens have this code. The run took less than 10 minutes.
+                # Both kinds of tokens contain such a code. The run has taken less than 10 minutes.
                 for minute in range(-10, 2):
                     code = signal_token(secret, minute_of(time.time()) + minute)
                     yield Secret(f"a {kind} token", code)
 
 
 def assert_whole(places: Iterable[str]) -> None:
-    """Everything that a stack leaves was among what was searched."""
+    """Checks that the search included everything that a stack leaves."""
     for wanted in (
         r"file state\.output",
         r"file state/logs/worker-[01]\.log",
@@ -139,7 +139,7 @@ def assert_whole(places: Iterable[str]) -> None:
         assert any(re.fullmatch(wanted, place) for place in places), (wanted, set(places))
 
 
-# tests/support/secrets.py makes a short form of it at the end of every stack.
+# At the end of every stack, tests/support/secrets.py does a shorter version of this search.
 @pytest.mark.soak
 @pytest.mark.timeout(240)
 def test_no_credential_is_where_it_is_not_meant_to_be(
@@ -192,7 +192,7 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
         assert_none(evidence.files(stack), secrets)
         assert stack.stop() == 0
         found += [*processes.seen(), *(("span", data) for data in receiver.received)]
-        # Envoy and the workers have both sent the key to the collector.
+        # Both Envoy and the workers have sent this key to the collector.
         assert {headers["authorization"] for headers in receiver.headers} == {
             f"Bearer {collector_key}"
         }

@@ -1,4 +1,4 @@
-"""`make leaks`: makes many mixed calls, and exits 1 if a program of the stack has grown.
+"""`make leaks`: makes many mixed calls, and exits 1 if a program of the stack has grown too much.
 
 It prints the open files and the memory of every program before and after the calls, and judges the
 history of the calls (evershell.histories).
@@ -25,7 +25,7 @@ from tests.support.stack import Stack, Workspace
 
 _WORKSPACES = 6
 _PROBLEMS_SHOWN = 10
-# Rate limiting is on, so that its counters can grow, with limits that no caller reaches.
+# Rate limiting is on, so that its counters can grow, but the limit is too high to be reached.
 _LIMITS = {"RATE_LIMIT_PER_SECOND": "100000"}
 
 
@@ -60,7 +60,10 @@ def main(calls: int, warm_up: int, seed: int | None) -> None:
 
 
 def _soak(stack: Stack, calls: int, warm_up: int, seed: int, recorder: Recorder) -> Iterator[str]:
-    """Makes the calls, prints the tables, and yields wrong answers and growth."""
+    """Makes the calls and prints the tables.
+
+    Yields the wrong answers and the programs that grew.
+    """
     mix = Mix(stack, [Workspace(stack).id for _ in range(_WORKSPACES)], seed, recorder)
     asyncio.run(mix.run(warm_up))
     before, began, made = settled(stack), time.monotonic(), mix.tally.calls
@@ -80,7 +83,7 @@ def _soak(stack: Stack, calls: int, warm_up: int, seed: int, recorder: Recorder)
 
 
 def _answers(tally: Tally) -> Iterator[str]:
-    """One line for each RPC with its answers, including the warm-up."""
+    """Yields one line for each RPC with its answers, including the answers during the warm-up."""
     for rpc in sorted({rpc for rpc, _ in tally.answers}):
         of_rpc = Counter(
             {answer: count for (each, answer), count in tally.answers.items() if each == rpc}

@@ -1,4 +1,4 @@
-"""Mixed calls: every kind of RPC over every wire, valid and invalid, on changing connections."""
+"""Mixed calls: every kind of RPC over every wire, valid and invalid, with changing connections."""
 
 import asyncio
 import random
@@ -13,11 +13,11 @@ from tests.faults.long.chaos.callers import Callers, Reply, Wire
 from tests.support.stack import Stack
 
 CALLERS = 8
-# After this many calls a caller closes its connections and opens new ones.
+# After this many calls, a caller closes its connections and opens new ones.
 _CALLS_A_CONNECTION = 50
 _ANSWER_SECONDS = 20.0
 _PAUSE_SECONDS = 0.1
-# An agent may be ending, or be slow on a busy machine.
+# The slugs that a call may get because an agent is ending, or slow on a busy machine.
 _STATES = frozenset(
     {
         "",
@@ -35,11 +35,11 @@ _WEIGHTS = {"submit": 20, "cancel": 24, "read": 34, "watch": 3, "stop": 0.1, "re
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of all answers, and the wrong ones."""
+    """Counts all answers, and collects the wrong ones."""
 
-    # By RPC, and outcome or slug.
+    # How often each answer was given, by RPC and by outcome or slug.
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
-    # Answers that are malformed or have a slug that the call does not allow.
+    # Answers that are malformed, or whose slug is not allowed for the call.
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -70,7 +70,7 @@ class Mix:
     async def run(self, calls: int) -> None:
         """Makes `calls` calls, then waits until every workspace is idle.
 
-        Callers that are in a call at the end finish it, so a few more calls are possible.
+        Each caller finishes its last call, so there may be a few more calls.
         """
         self._until = self.tally.calls + calls
         async with asyncio.TaskGroup() as group:

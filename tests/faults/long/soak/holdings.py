@@ -11,25 +11,25 @@ import psutil
 
 from tests.support.stack import Stack
 
-# The programs close the connections of callers that have left within this time.
+# How long programs may take to close the connections of callers that have left.
 _SETTLE_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _QUIET_POLLS = 4
-# By how much the largest process of a program may grow, in MiB of memory and in open files.
+# How much memory in MiB, and how many open files, the largest process of a program may gain.
 MEMORY_MIB = 6.0
-# Envoy's heap does not return the memory of connections at once. Two runs of 20,000 calls differed
-# by 4 MiB.
+# Envoy's heap does not return the memory of closed connections at once. Two runs of 20,000 calls
+# differed by 4 MiB.
 _MEMORY_MIB_OF = {"envoy": 12.0}
 OPEN_FILES = 8
-# PostgreSQL keeps files open that it has used, up to max_files_per_process (1000 by default).
+# PostgreSQL keeps files open after use, up to max_files_per_process (1000 by default).
 _OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}
-# The number of these processes depends on how many calls were concurrent.
+# The number of these processes depends on how many calls ran concurrently.
 _POOLED = "postgres, a connection"
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """The processes of one program, and the most that one of them holds."""
+    """The number of processes of a program, and the most that any one of them holds."""
 
     processes: int
     open_files: int
@@ -40,9 +40,9 @@ Holdings = Mapping[str, Holding]
 
 
 def settled(stack: Stack) -> Holdings:
-    """Returns the holdings once the open files have not changed for two seconds.
+    """Returns the holdings once the number of open files has not changed for two seconds.
 
-    After _SETTLE_SECONDS it returns the current holdings in any case.
+    Returns them after _SETTLE_SECONDS in any case.
     """
     until = time.monotonic() + _SETTLE_SECONDS
     last, quiet_polls = holdings(stack), 0
@@ -59,7 +59,7 @@ def _files(of_all: Holdings) -> dict[str, int]:
 
 
 def holdings(stack: Stack) -> Holdings:
-    """Returns what the programs hold now."""
+    """Returns what each program holds now."""
     up = psutil.Process(stack.pid)
     processes: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for process in (up, *up.children(recursive=True)):
@@ -86,7 +86,7 @@ def _program(process: psutil.Process) -> str:
 
 
 def grown_files(before: Holdings, after: Holdings) -> Iterator[str]:
-    """Yields the programs whose open files have grown too much, or that have more processes."""
+    """Yields the programs whose open files have grown too much, or that now have more processes."""
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _OPEN_FILES_OF.get(program, OPEN_FILES)

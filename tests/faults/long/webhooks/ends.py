@@ -1,4 +1,4 @@
-"""Many tasks that end, and the events that receivers must get."""
+"""Ends many tasks, and says which events their receivers must get."""
 
 import json
 import time
@@ -20,26 +20,26 @@ from tests.support.runtime_tokens import runtime_token
 from tests.support.stack import Stack
 from tests.support.wires import OVERLOADED_SECONDS
 
-# The events of each end, which its agent commits in one transaction.
+# The types of the events of each end, which the agent commits in one transaction.
 TYPES = ["iteration_completed", "task_completed"]
-# All commits begin together, and the last one waits for the others.
+# The calls all begin at once, so the last commit waits for all others.
 _CALL_SECONDS = 300.0
 _EPOCH = 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class EventKey:
-    """An event of a task."""
+    """Identifies an event of a task."""
 
     task_id: str
     seq: int
 
 
 def end(stack: Stack, count: int) -> set[EventKey]:
-    """Ends this many running tasks, as their agents do. Returns the events."""
+    """Ends `count` running tasks as their agents would. Returns the events of these ends."""
     tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())
     with stack.database() as database:
-        # No signal is sent to the agents, because no task is cancelled.
+        # The agents' address is not used: no task is cancelled, so no agent gets a signal.
         tasks = arm(database, count, ["127.0.0.1:9"])
     channels = [grpc.insecure_channel(address) for address in stack.worker_addresses()]
     stubs = [runtime_service_pb2_grpc.RuntimeServiceStub(each) for each in channels]
@@ -61,8 +61,9 @@ def end(stack: Stack, count: int) -> set[EventKey]:
         calls = {each: commit(*each) for each in left}
         left = []
         for each, call in calls.items():
-            # A busy worker has refused it, and agents repeat it. gRPC's own retries are not used:
-            # on a busy machine, calls that the worker had served ended with CANCELLED.
+            # A busy worker has refused the call, which an agent would repeat too. gRPC's own
+            # retries are off: with them, on a busy machine, calls that a worker had served ended
+            # with CANCELLED.
             if call.code() is grpc.StatusCode.UNAVAILABLE:
                 left.append(each)
             else:
@@ -70,7 +71,7 @@ def end(stack: Stack, count: int) -> set[EventKey]:
         time.sleep(OVERLOADED_SECONDS if left else 0)
     for channel in channels:
         channel.close()
-    # A running task has had three events.
+    # Each task already had three events when it ran.
     return {
         EventKey(tasks.task_id(workspace_id), seq)
         for workspace_id in tasks.workspace_ids
@@ -86,17 +87,20 @@ def _events() -> Iterator[messages.TaskEvent]:
 
 
 def accepted(receiver: Receiver) -> set[EventKey]:
-    """The events that the receiver has accepted."""
+    """Returns the events that the receiver has accepted."""
     return {event_of(each.body) for each in list(receiver.requests) if each.accepted}
 
 
 def has_all(receiver: Receiver, ended: set[EventKey]) -> bool:
-    """Whether the receiver has accepted exactly these events. Cheap as long as it has too few."""
+    """Whether the receiver has accepted exactly these events.
+
+    Counts first, because that is cheap.
+    """
     return receiver.accepted >= len(ended) and accepted(receiver) == ended
 
 
 def disorder(receiver: Receiver) -> list[EventKey]:
-    """The requests that came before the receiver had accepted an earlier event of their task."""
+    """Returns the events that came before the previous event of their task was accepted."""
     seqs: dict[str, set[int]] = defaultdict(lambda: {3})
     wrong = []
     for each in receiver.requests:
@@ -109,7 +113,7 @@ def disorder(receiver: Receiver) -> list[EventKey]:
 
 
 def webhook_ids(receiver: Receiver) -> dict[EventKey, set[str]]:
-    """The values of `webhook-id` with which each event came."""
+    """Returns, for each event, the `webhook-id` values of its requests."""
     ids: dict[EventKey, set[str]] = defaultdict(set)
     for each in receiver.requests:
         ids[event_of(each.body)].add(each.headers["webhook-id"])
@@ -117,6 +121,6 @@ def webhook_ids(receiver: Receiver) -> dict[EventKey, set[str]]:
 
 
 def event_of(body: bytes) -> EventKey:
-    """The event of a request."""
+    """Returns the event that a request delivers."""
     event = json.loads(body)
     return EventKey(event["task_id"], int(event["seq"]))

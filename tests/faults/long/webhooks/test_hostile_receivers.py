@@ -1,7 +1,7 @@
-"""Webhooks whose receivers are hostile, with two real workers and a thousand tasks that end.
+"""Webhooks with hostile receivers, two real workers, and a thousand tasks that end.
 
-The receivers listen on 127.0.0.1, which the settings allow. 127.0.0.2 stands for the addresses that
-must not be called. The workers have their own hosts file, in a mount namespace.
+The receivers listen on 127.0.0.1, which the settings allow. 127.0.0.2 stands for addresses that the
+service must not call. The workers see their own /etc/hosts, in a separate mount namespace.
 """
 
 import os
@@ -43,24 +43,27 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace nee
 
 ENDS = 1_000
 ALLOWED, FORBIDDEN = "127.0.0.1", "127.0.0.2"
-# A name whose address changes.
+# A host name whose address changes during the test.
 NAME = "receiver.test"
-# Requests that a worker sends to a receiver at a time, and deliveries that it claims.
+# How many requests a worker sends to a receiver at once, and how many deliveries it claims.
 IN_FLIGHT, CLAIMED = 8, 100
 _LIMIT_SECONDS = 50.0
-# Binds a file over /etc/hosts and runs the rest of its arguments.
+# A shell script that mounts the file $0 over /etc/hosts and runs the rest of its arguments.
 _WITH_HOSTS = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
 class Hosts:
-    """The hosts file of the workers."""
+    """The /etc/hosts of the workers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.point(FORBIDDEN)
 
     def point(self, address: str) -> None:
-        """Gives the name this address. The file stays the same, because it is bound."""
+        """Gives NAME this address.
+
+        Overwrites the file, because a new file would not be the mounted one.
+        """
         self.path.write_text(f"127.0.0.1 localhost\n{address} {NAME}\n")
 
 
@@ -94,7 +97,7 @@ class Webhooks:
         self.secrets: dict[str, str] = {}
 
     def add(self, name: str, behaviour: Behaviour, host: str = ALLOWED) -> Receiver:
-        """A receiver, and its webhook."""
+        """Creates a receiver with a webhook for it, and returns the receiver."""
         receiver = self._receivers.add(behaviour)
         url = f"http://{host}:{receiver.port}/{name}"
         created = self._rest.post("/v1/webhooks", {"url": url, "event_types": TYPES}, 201)
@@ -102,7 +105,7 @@ class Webhooks:
         return receiver
 
     def rotate(self, name: str) -> str:
-        """Replaces the secret. Returns the new one."""
+        """Rotates the secret of a webhook. Returns the new secret."""
         path = f"/v1/webhooks/{self.ids[name]}/secret/rotate"
         secret: str = self._rest.post(path, {}, 200)["secret"]
         return secret
@@ -120,14 +123,17 @@ def webhooks(stack: Stack, receivers: Receivers) -> Iterator[Webhooks]:
 
 
 def pass_time(stack: Stack, of: LiteralString) -> None:
-    """Ends the pause before the next attempt, or the lease of a claim."""
+    """Makes the deliveries that match `of` due now.
+
+    This ends their pauses, or the leases of claims.
+    """
     query = "UPDATE webhook_deliveries SET due_at = now() WHERE due_at > now() AND "
     with stack.database() as database:
         database.execute(query + of)
 
 
 def await_all(stack: Stack, receivers: Iterable[Receiver], ended: set[EventKey]) -> None:
-    """Waits until each receiver has accepted all events. Pauses between attempts take no time."""
+    """Waits until each receiver has accepted all events. Skips the pauses between attempts."""
     waiting = list(receivers)
     until = time.monotonic() + _LIMIT_SECONDS
     while waiting:
@@ -139,7 +145,7 @@ def await_all(stack: Stack, receivers: Iterable[Receiver], ended: set[EventKey])
 
 
 def pending(stack: Stack) -> dict[str | None, int]:
-    """The number of pending deliveries of each claim. None: not claimed."""
+    """Returns the number of pending deliveries by claim; None stands for no claim."""
     query = "SELECT claim, count(*) FROM webhook_deliveries WHERE due_at IS NOT NULL GROUP BY claim"
     with stack.database() as database:
         return dict(database.execute(query).fetchall())
@@ -158,7 +164,7 @@ def test_every_end_is_delivered_in_order_and_nothing_to_a_forbidden_address(
         "hanging": webhooks.add("hanging", hang),
         "headers": webhooks.add("headers", send_endless_headers),
         "body": webhooks.add("body", fail_with_endless_body),
-        # At first, its name has the forbidden address.
+        # The name of this receiver has the forbidden address at first.
         "rebound": webhooks.add("rebound", accept, NAME),
     }
     receivers.refuse(hostile["down"])
@@ -166,7 +172,7 @@ def test_every_end_is_delivered_in_order_and_nothing_to_a_forbidden_address(
     receivers.listen(trap)
 
     ended = end(stack, ENDS)
-    # The others do not hold it back.
+    # The hostile receivers do not delay the deliveries to this one.
     eventually(lambda: has_all(well, ended), _LIMIT_SECONDS)
     for name in ("down", "redirecting", "hanging", "headers", "body", "rebound"):
         assert accepted(hostile[name]) == set(), name
@@ -183,7 +189,7 @@ def test_every_end_is_delivered_in_order_and_nothing_to_a_forbidden_address(
     for name, receiver in {"well": well, **hostile}.items():
         assert disorder(receiver) == [], name
         names = webhook_ids(receiver).values()
-        # One for all attempts of an event, and another one for each event.
+        # All attempts of an event have the same id, and each event has a different one.
         assert len(names) == len(set.union(*names)) == len(ended), name
     assert (elsewhere.connections, trap.connections) == (0, 0)
 
@@ -192,7 +198,7 @@ def test_deliveries_of_a_killed_worker_are_taken_over(
     stack: Stack, receivers: Receivers, webhooks: Webhooks
 ) -> None:
     receiver = webhooks.add("hanging", hang)
-    # More than a worker claims at once.
+    # More events than a worker claims at once.
     ended = end(stack, 3 * CLAIMED)
     eventually(lambda: len(pending(stack).keys() - {None}) == len(stack.pids("serve")))
     stack.kill(stack.pids("serve")[0])

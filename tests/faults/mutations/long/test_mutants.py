@@ -1,4 +1,4 @@
-"""The tests of each rule find its mutants. `make test-exhaustive` tries a few rules."""
+"""The tests of each rule fail with its mutants. `make test-exhaustive` tries only a few rules."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from tests.faults.mutations.rules import RULES
 from tests.faults.mutations.runner import run
 from tests.support.checkout import copied_checkout
 
-# One of the core, one of SQL.
+# One rule whose mutants are in the core, and one whose mutant is in SQL.
 _OF_EVERY_CHANGE = ("a recorded intent decides the end", "an intent belongs to a task")
-# In seconds. A rule has up to eight mutants, and its tests need a database.
+# The time limit in seconds. A rule has up to eight mutants, and its tests need a database.
 pytestmark = pytest.mark.timeout(1_800)
 
 

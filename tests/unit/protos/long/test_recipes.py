@@ -1,7 +1,8 @@
-"""The recipes of CONTRIBUTING.md for a read-only RPC and for a slug are complete.
+"""The recipes of CONTRIBUTING.md for a read-only RPC and for an error slug are complete.
 
-A copy of the checkout gets both, by the files that the recipes name. After `make gen`, the copy
-answers over REST and gRPC, and has them in its clients, its documents and the tables of its tests.
+A copy of the checkout gets both, by changes of the files that the recipes name. After `make gen`,
+the copy answers over REST and gRPC, and has the additions in its clients, in its documents and in
+the tables of its tests.
 """
 
 import os
@@ -108,7 +109,7 @@ async def create_workspace(""",
 """,
     ),
 )
-# ResumeWorkspace answers with it while the agent ends.
+# ResumeWorkspace answers with this slug while the agent is ending.
 SLUG = (
     Edit(
         ERRORS,
@@ -136,7 +137,7 @@ SLUG = (
 )
 # The generators of `make gen` that a change of the API needs.
 GENERATORS = ("protos/generate.py", ".make/sync_client.py", ".make/pages.py")
-# Tests with tables of all methods or slugs, and the test of the recipe.
+# The tests with tables of all methods or slugs, and the test that the recipe adds.
 TESTS = (
     "tests/unit/client/test_closed_sets.py",
     "tests/unit/client/test_errors.py",

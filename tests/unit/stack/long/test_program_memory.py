@@ -13,9 +13,9 @@ from tests.support.waiting import eventually_async
 
 LIMIT_BYTES = 96 * 2**20
 WAIT_SECONDS = 60.0
-# Each start appends a line to the file `starts`.
+# Each start of this program appends a line to the file `starts`.
 BEGIN = "import sys, time; open('{starts}', 'a').write('start\\n'); held = []"
-# Allocates in small steps, and continues when an allocation fails.
+# The program allocates memory in small steps, and continues when an allocation fails.
 GROWS = """
 while True:
     try:

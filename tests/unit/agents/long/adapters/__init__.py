@@ -1,1 +1,1 @@
-"""One suite for all adapters, with the real frameworks and an endpoint of a model on loopback."""
+"""One suite for all adapters, with the real frameworks and a model endpoint on loopback."""

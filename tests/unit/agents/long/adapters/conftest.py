@@ -1,4 +1,4 @@
-"""Runs the agent of a framework in this process, with a control plane of the tests."""
+"""Runs an agent of a framework in this process, with a control plane of the test."""
 
 import asyncio
 import os
@@ -21,22 +21,22 @@ from tests.unit.agents.long.adapters.frameworks import FRAMEWORKS, Framework, ne
 
 
 class World:
-    """An agent of a framework that runs, its control plane and the endpoint of its model."""
+    """A running agent of a framework, with its control plane and its model's endpoint."""
 
     def __init__(
         self, framework: Framework, plane: ControlPlane, server: ModelServer, folder: Path
     ) -> None:
         self.framework, self.plane, self.server, self.folder = framework, plane, server, folder
-        # The iterations, as far as they have begun.
+        # The iterations that have begun.
         self.steps: list[Step] = []
 
     def begin(self, number: int, calls: Calls, report: Report) -> Step:
-        """Begins an iteration."""
+        """Begins an iteration, and keeps it in `steps`."""
         self.steps.append(Step(number, calls, report))
         return self.steps[-1]
 
     async def submit(self, task_id: str, *script: Answer, **fields: Any) -> None:
-        """Starts a task. The model answers with the script."""
+        """Starts a task. The model endpoint answers with the script."""
         self.server.script.clear()
         self.server.script.extend(script)
         await self.plane.run_task(task_id, f"do {task_id}", **fields)
@@ -45,13 +45,19 @@ class World:
         await self.plane.cancel(task_id, force_after_seconds)
 
     async def end(self, task_id: str) -> tuple[Any, list[Any]]:
-        """Waits for the end of a task. Returns it with the iterations. There is exactly one."""
+        """Waits for the end of a task, which must happen once.
+
+        Returns the task and its iterations.
+        """
         await self.plane.reaches(lambda: self.plane.end(task_id))
         assert self.plane.kinds(task_id).count("task_completed") == 1
         return self.plane.end(task_id), self.plane.iterations(task_id)
 
     async def next_task_runs(self) -> dict[str, Any]:
-        """Runs a plain task. Its conversation is valid. Returns the first request to the model."""
+        """Runs a plain task.
+
+        Checks its conversation, and returns its first request to the model.
+        """
         first = len(self.server.requests)
         fw = self.framework
         await self.submit("next", fw.calls("echo next"), fw.says("the next result"))
@@ -63,11 +69,11 @@ class World:
         return request
 
     async def reached(self, name: str) -> None:
-        """Waits for a file of the tool."""
+        """Waits for a file that the tool creates."""
         await eventually_async((self.folder / name).exists)
 
     def go(self, *names: str) -> None:
-        """Lets the tool end."""
+        """Lets the tool calls with these names end."""
         for name in names:
             (self.folder / f"{name}.go").touch()
 
@@ -80,7 +86,7 @@ def server() -> Iterator[ModelServer]:
 
 @pytest.fixture
 def limits() -> dict[str, float]:
-    """Fields of the spec. A test may change them."""
+    """Fields of the agent's spec. A test may change them before the agent starts."""
     return {}
 
 
@@ -95,7 +101,7 @@ async def world(
 ) -> AsyncIterator[World]:
     framework = FRAMEWORKS[request.param]()
     need(framework.package)
-    # An agent starts in the folder of the workspace's files.
+    # A real agent also starts in the folder of the workspace's files.
     monkeypatch.chdir(tmp_path)
     await control_plane.serve()
     spec = control_plane.spec(str(tmp_path), **limits)

@@ -1,4 +1,4 @@
-"""What the suite needs of each framework: an agent with one tool, and answers of its model."""
+"""What the suite needs from each framework: an agent with one tool, and answers of its model."""
 
 import asyncio
 import importlib.util
@@ -26,12 +26,12 @@ from tests.support.model_server import (
 
 
 def need(package: str) -> None:
-    """Skips the test if the package is not installed, which fails in CI."""
+    """Skips the test if the package is not installed. In CI, such a test fails."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: make .venv/.adapters-ready")
 
 
-# The tokens of the model server's answers.
+# The token counts of the model server's answers.
 ALL_TOKENS = {
     "input_tokens": 11,
     "output_tokens": 7,
@@ -45,70 +45,73 @@ WITHOUT_AUDIO = {kind: count for kind, count in ALL_TOKENS.items() if "audio" no
 
 
 class Framework:
-    """A framework whose model is a chat completion of OpenAI. The others override what differs."""
+    """A framework that uses OpenAI's chat completions. Other frameworks override what differs."""
 
-    # What must be installed.
+    # The package that must be installed.
     package = ""
-    # Whether an exception of a tool ends the task. Otherwise, the model gets its error.
+    # Whether an exception of a tool ends the task. If not, the model gets the error.
     fails_with_tool = False
-    # Whether synchronous functions run in threads of the process.
+    # Whether the framework runs synchronous functions in threads.
     has_threads = True
     # Whether the next task continues the conversation.
     has_conversation = True
-    # Whether a forced cancellation keeps what an iteration that has ended adds to the conversation.
+    # Whether a forced cancellation keeps what a completed iteration has added to the conversation.
     keeps_at_force = True
     # The name of the tool.
     tool = "shell"
-    # The file in examples/.
+    # The name of the example in examples/.
     example = ""
-    # The tokens of each call, as far as the framework reports them.
+    # The token counts of each call, as far as the framework reports them.
     tokens: Mapping[str, int] = ALL_TOKENS
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
 
     def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
-        """An agent with the tool `shell` of `Commands(folder)`."""
+        """Returns an agent with the tool `shell` of `Commands(folder)`."""
         raise NotImplementedError
 
     def keys(self, server: ModelServer) -> dict[str, str]:
-        """The keys that the example reads."""
+        """Returns the keys that the example reads."""
         return {"OPENAI_API_KEY": "sk-of-the-tests", "OPENAI_BASE_URL": server.base_url}
 
     async def close(self) -> None:
         """Closes what the agent has opened."""
 
     def calls(self, *commands: str, tool: str = "shell") -> Answer:
-        """The model calls the tool with each command."""
+        """The model calls the tool once for each command."""
         named = [(tool, json.dumps({"command": command})) for command in commands]
         return calls_tools(*named, ids=self._ids)
 
     def says(self, text: str) -> Answer:
-        """The model answers with a text."""
+        """The model answers with this text."""
         return says(text)
 
     def says_part(self, text: str, gate: Gate) -> Answer:
-        """The model answers with a part of a text, and with the end after the gate."""
+        """The model sends a part of its answer, and the end after the gate is opened."""
         first = event_of({"role": "assistant", "content": text})
         return streams(first, gate, event_of({}, "stop"), DONE)
 
     def breaks(self) -> Answer:
-        """The endpoint reports an error, which another attempt does not change."""
+        """The endpoint reports an error that would come again if the call was repeated."""
         return answers({"error": {"message": "broken"}}, 400)
 
     def unanswered(self, request: dict[str, Any]) -> set[str]:
-        """The tool calls in a request to the model that have no result."""
+        """Returns the ids of tool calls that have no result in a request to the model."""
         messages = request["messages"]
         called = {call["id"] for each in messages for call in each.get("tool_calls") or ()}
         return called - {each.get("tool_call_id") for each in messages}
 
     def texts(self, request: dict[str, Any]) -> str:
-        """The conversation in a request, as text."""
+        """Returns the conversation in a request, as text."""
         return json.dumps(request["messages"])
 
 
 class Commands:
-    """The tool of the agents under test. The test sees its files, from any process."""
+    """The tool of the agents under test.
+
+    It may run in any process, so it uses files to tell the test what it does.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -128,14 +131,14 @@ class Commands:
         return f"did {command}"
 
     def blocking_shell(self, command: str) -> str:
-        """The same for a framework that calls it in a thread."""
+        """Does the same, for a framework that calls the tool in a thread."""
         return asyncio.run(self.shell(command))
 
 
 class OpenAIAgents(Framework):
     package = "agents"
     example = "openai_agents_agent.py"
-    # Its usage has no audio.
+    # The SDK's usage has no counts for audio.
     tokens = WITHOUT_AUDIO
 
     def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
@@ -161,7 +164,7 @@ class OpenAIAgents(Framework):
 
 class LangGraph(Framework):
     package = "langgraph"
-    # As LangGraph's ToolNode does by default.
+    # This is also the default of LangGraph's ToolNode.
     fails_with_tool = True
     example = "langgraph_agent.py"
 
@@ -228,7 +231,7 @@ class PydanticAI(Framework):
 
 
 class Claude(Framework):
-    """The SDK with its program, which calls an endpoint with the protocol of Anthropic."""
+    """The SDK with its program, which calls an endpoint with Anthropic's protocol."""
 
     package = "claude_agent_sdk"
     # The SDK awaits its tools.
@@ -251,7 +254,7 @@ class Claude(Framework):
 
         commands = Commands(folder)
 
-        # Only tools that read run at the same time.
+        # The SDK runs tool calls in parallel only if they are marked as read-only.
         @tool("shell", "Runs a command.", {"command": str}, ToolAnnotations(readOnlyHint=True))
         async def shell(arguments: dict[str, Any]) -> dict[str, Any]:
             text = await commands.shell(arguments["command"])
@@ -269,7 +272,7 @@ class Claude(Framework):
                 "ANTHROPIC_API_KEY": "k",
                 "ANTHROPIC_BASE_URL": f"http://{server.host}",
                 "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-                # Otherwise, the model has to look for the tool.
+                # Otherwise, the model would have to search for the tool first.
                 "ENABLE_TOOL_SEARCH": "0",
             },
         )
@@ -277,7 +280,10 @@ class Claude(Framework):
 
     @staticmethod
     def program(folder: Path, start: str = "") -> Path:
-        """The program of the SDK, which runs `start` and then waits while a file `hold` exists."""
+        """Writes a program that stands for the SDK's program.
+
+        It runs `start`, waits while the file `hold` exists, and then becomes the SDK's program.
+        """
         import claude_agent_sdk
 
         real = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
@@ -300,7 +306,7 @@ class Claude(Framework):
         return self.calls_tool(self.tool, *({"command": command} for command in commands))
 
     def calls_tool(self, name: str, *arguments: dict[str, Any]) -> Answer:
-        """The model calls a tool with each of the arguments."""
+        """The model calls a tool once for each of the arguments."""
         blocks = [
             (
                 {"type": "tool_use", "id": f"call_{next(self._ids)}", "name": name, "input": {}},
@@ -335,7 +341,10 @@ class Claude(Framework):
         return {"type": "text", "text": ""}, {"type": "text_delta", "text": text}
 
     def _message(self, *blocks: tuple[dict[str, Any], dict[str, Any]]) -> list[bytes]:
-        """A message without its end, from the beginning and the rest of each block."""
+        """Returns the beginning of a message, with all its blocks.
+
+        Each block has a start and the rest.
+        """
         message = {
             "id": f"msg_{next(self._ids)}",
             "type": "message",
@@ -343,7 +352,7 @@ class Claude(Framework):
             "model": "test",
             "content": [],
             "usage": {
-                # Without the tokens of caches.
+                # In this protocol, the input tokens do not include tokens that were cached.
                 "input_tokens": 3,
                 "cache_read_input_tokens": 5,
                 "cache_creation_input_tokens": 3,

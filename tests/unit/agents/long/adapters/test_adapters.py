@@ -1,4 +1,4 @@
-"""A cancellation is true with every framework: see docs/your-agent.md."""
+"""A cancellation works with every framework as docs/your-agent.md says."""
 
 import asyncio
 from typing import Any
@@ -37,7 +37,7 @@ async def test_a_task_with_usage_results_and_a_conversation(world: World) -> Non
 
 @FORCE
 async def test_cancelled_before_the_first_iteration(world: World, force: float | None) -> None:
-    """The agent learns of it with the answer to its first commit."""
+    """The agent learns of the cancellation from the reply to its first commit."""
 
     async def cancel(call: str) -> None:
         if call == "CommitEvents" and not world.plane.end("t1"):
@@ -76,7 +76,7 @@ async def test_cancelled_during_tool_calls(
     await world.submit("t1", fw.calls(*(f"wait {each}" for each in tools)), fw.says("never"))
     for each in tools:
         await world.reached(f"{each}.began")
-    # Claude runs a tool before the agent learns of it.
+    # Claude runs a tool before the agent is told of the call.
     await eventually_async(lambda: len(world.steps[-1]._tools) == len(tools))
     await world.cancel("t1", force)
     if force is None:
@@ -99,7 +99,7 @@ async def test_tools_begin_after_their_iteration_is_reported(world: World) -> No
     async def look(call: str) -> None:
         task = world.plane.task
         if call == "CommitEvents" and task is not None and task.open_iteration is not None:
-            # What a tool would need to begin.
+            # Gives a tool enough turns of the event loop to begin, if it were going to.
             for _ in range(100):
                 await asyncio.sleep(0)
             reports.append(len(task.open_iteration.started_calls))
@@ -133,7 +133,7 @@ async def test_cancelled_between_iterations(world: World, force: float | None) -
     assert len(world.server.requests) == 1
     request = await world.next_task_runs()
     if force is None or fw.keeps_at_force:
-        # The model gets the result with the next task.
+        # The model still gets the result, with the next task.
         assert "did echo a" in fw.texts(request)
 
 
@@ -152,14 +152,14 @@ async def test_cancelled_at_the_moment_of_the_end(world: World, force: float | N
 
 
 async def test_force_waits_for_a_function_in_a_thread(world: World) -> None:
-    """Nothing can interrupt the function, so nothing is recorded before it has ended."""
+    """Nothing can interrupt the function, so nothing is recorded before the function has ended."""
     fw = world.framework
     if not fw.has_threads:
         pytest.skip("not applicable: its tools do not run in threads")
     await world.submit("t1", fw.calls("wait a", tool="blocking_shell"), fw.says("never"))
     await world.reached("a.began")
     await world.cancel("t1", 0.0)
-    # Longer than an interrupted function has for its processes.
+    # Longer than the time that an interrupted function gets to end its processes.
     assert not await world.plane.until(lambda: world.plane.end("t1"), 1)
     world.go("a")
     end, iterations = await world.end("t1")
@@ -203,7 +203,7 @@ async def test_the_iterations_of_a_task_are_limited(world: World) -> None:
     ids=["model", "tool"],
 )
 async def test_a_call_that_reaches_its_limit(world: World, limits: dict[str, float]) -> None:
-    """The framework may report the timeout to the model."""
+    """If a tool call is too slow, the framework may report the timeout to the model."""
     fw, gate = world.framework, Gate()
     is_model = "model_timeout_seconds" in limits
     script = [fw.says_part("so far", gate)] if is_model else [fw.calls("wait a"), fw.says("told")]

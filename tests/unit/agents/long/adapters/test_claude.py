@@ -1,4 +1,4 @@
-"""What is special about the Claude Agent SDK: the SDK runs a program, which must start."""
+"""What only applies to the Claude Agent SDK: it runs a program, which must start."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The examples run on a real stack, in a sandbox, and can be cancelled there."""
+"""The examples run on a real stack in a sandbox, where they can be cancelled."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def server() -> Iterator[ModelServer]:
 @pytest.fixture
 def stack(framework: Framework, server: ModelServer, tmp_path: Path) -> Iterator[Stack]:
     sandbox.skip_without_sandbox()
-    # The user of a pod has to read it.
+    # The pod's user must be able to read the example.
     folder = tmp_path / "agent"
     folder.mkdir()
     for each in (folder, *list(folder.parents)[:3]):

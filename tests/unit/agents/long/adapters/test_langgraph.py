@@ -1,4 +1,4 @@
-"""Graphs with other shapes than the suite's graph."""
+"""Graphs with other shapes than the graph of the suite."""
 
 import asyncio
 import importlib.util
@@ -29,7 +29,7 @@ class State(TypedDict, total=False):
 
 
 class Run:
-    """Runs a graph on a task, and has its iterations."""
+    """Runs a graph on a task, and collects its iterations."""
 
     def __init__(self, graph: Any, **changes: Any) -> None:
         from evershell.agents.adapters import langgraph
@@ -46,7 +46,7 @@ class Run:
 
 
 def line(*nodes: Any, state: Any = State) -> Any:
-    """A graph of these functions, one after another."""
+    """Builds a graph of these functions, which run one after another."""
     builder = graphs.StateGraph(state)
     for node in nodes:
         builder.add_node(node.__name__, node)
@@ -82,8 +82,8 @@ async def test_each_super_step_of_a_graph_without_a_model_is_an_iteration(cancel
 
 
 async def test_a_synchronous_node_and_tool_are_recorded() -> None:
-    """The callbacks of the node and of the tool come from threads."""
-    # A call of the event loop from another thread then fails.
+    """The callbacks of the node and of the tool come from other threads."""
+    # In debug mode, a call of the event loop from another thread fails.
     asyncio.get_running_loop().set_debug(True)
     with model_server() as server:
         ending, iterations = await Run(_with_threads(server)).end()
@@ -127,7 +127,7 @@ def _with_threads(server: ModelServer) -> Any:
 
 
 async def test_a_graph_that_is_interrupted_while_it_keeps_its_state_stays_valid() -> None:
-    """A node has asked for a tool call, which is known only from what the node has written."""
+    """A node has asked for a tool call. Only what the node has written shows this."""
     from langchain_core.messages import AIMessage
     from langgraph.checkpoint.memory import InMemorySaver
 
@@ -158,7 +158,7 @@ async def test_a_graph_that_is_interrupted_while_it_keeps_its_state_stays_valid(
 
 
 async def test_an_entrypoint_is_one_iteration() -> None:
-    """The tasks of an entrypoint begin while it runs, so nothing could stop it between them."""
+    """An entrypoint is running while its tasks begin, so it cannot be stopped between them."""
     from langgraph.func import entrypoint, task
 
     @task
@@ -178,7 +178,7 @@ async def test_an_entrypoint_is_one_iteration() -> None:
 
 
 async def test_a_reply_that_a_node_does_not_read_to_its_end() -> None:
-    """LangChain then does not report that the call has ended."""
+    """In this case, LangChain does not report the end of the call."""
     import httpx
     from langchain_openai import ChatOpenAI
 
@@ -194,7 +194,7 @@ async def test_a_reply_that_a_node_does_not_read_to_its_end() -> None:
             await chunks.aclose()
 
     async def two(state: Any) -> Any:
-        """Is another iteration."""
+        """Adds a second iteration."""
 
     with model_server() as server:
         server.script.append(says("a long result"))
@@ -216,7 +216,7 @@ async def test_a_graph_that_waits_for_an_answer_ends_the_task() -> None:
 
 
 async def test_a_call_that_nobody_answers_does_not_lengthen_an_iteration() -> None:
-    """A graph may use the tool calls of a message in another way."""
+    """The graph uses the tool call of a message as a route, so it never gets a result."""
     from langchain_core.messages import AIMessage
 
     ran = []

@@ -85,7 +85,7 @@ async def test_a_handoff_is_an_iteration_and_both_agents_know_each_other(
 async def test_an_agent_that_is_a_tool_is_part_of_its_tool_call(
     server: ModelServer, model: Any, on_stream: Any
 ) -> None:
-    """The inner agent's model is given by name, so it comes from the provider of the run."""
+    """The inner agent names its model, so the model comes from the provider of the run."""
 
     class Provider(agents.ModelProvider):
         def get_model(self, name: str | None) -> Any:
@@ -116,7 +116,7 @@ async def test_a_tool_that_needs_an_approval_ends_the_task(server: ModelServer, 
     assert ending.reason == "A tool waits for an approval, which nobody can give: shell."
 
 
-# A tool of an MCP server, which the SDK starts.
+# The code of an MCP server with one tool. The SDK starts the server.
 MCP_SERVER = """
 from mcp.server.mcpserver import MCPServer
 

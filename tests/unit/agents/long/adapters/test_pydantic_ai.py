@@ -1,4 +1,4 @@
-"""Agents of Pydantic AI with other shapes than the suite's agent."""
+"""Agents of Pydantic AI with other shapes than the agent of the suite."""
 
 import importlib.util
 from typing import Any
@@ -20,7 +20,7 @@ def _needs_the_framework() -> None:
 
 
 def model(text: str | None = None) -> Any:
-    """A model that calls each tool once, and then says the text."""
+    """A model that calls each tool once and then answers with the text."""
     from pydantic_ai.models.test import TestModel
 
     return TestModel(custom_output_text=text)

@@ -1,1 +1,1 @@
-"""The suite of `evershell agent check`, on good agents and on broken ones."""
+"""Tests of `evershell agent check`, with good agents and broken ones."""

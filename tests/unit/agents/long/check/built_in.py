@@ -1,4 +1,4 @@
-"""The agent of this package, with a model endpoint like the frameworks'."""
+"""The built-in agent of this package, with the same model endpoint as the frameworks."""
 
 from pathlib import Path
 from typing import Any

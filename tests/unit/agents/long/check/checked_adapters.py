@@ -1,4 +1,7 @@
-"""The agent of a framework, whose name and model endpoint are among the keys of the pod."""
+"""An agent of a framework.
+
+Keys of the pod name the framework and the host of the model endpoint.
+"""
 
 import asyncio
 import sys
@@ -14,12 +17,12 @@ from tests.support.model_server import ModelServer
 from tests.unit.agents.long.adapters import frameworks
 from tests.unit.agents.long.check.built_in import AGENTS
 
-# Long enough to be seen in a heartbeat.
+# Long enough for a heartbeat to report the call.
 _CALL_SECONDS = "0.4"
 
 
 class Commands(frameworks.Commands):
-    """A tool that takes time, in its own process."""
+    """A tool that takes some time in a separate process."""
 
     async def shell(self, command: str) -> str:
         """Runs a command."""

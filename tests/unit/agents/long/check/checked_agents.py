@@ -1,6 +1,6 @@
 """An agent that passes every case of the suite, and agents that each break one promise.
 
-They do, behind the library's back, what the library prevents.
+The library normally prevents what the broken agents do, so they go around it.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from evershell.agents.descendants import Descendants
 from evershell.agents.runtime_client import RuntimeClient
 from evershell.core.task import TaskEnded
 
-# Long enough to be seen in a heartbeat.
+# Long enough for a heartbeat to report the call.
 _CALL_SECONDS = 0.4
 _commit = RuntimeClient.commit
 
 
 async def good(task: Task) -> str:
-    """Its description says what fails."""
+    """Passes. The description of its task says what must fail."""
     async for step in task.iterations():
         if task.description == "loop error":
             raise ValueError("the loop is broken")
@@ -40,7 +40,7 @@ async def endless(task: Task) -> str:
 
 
 async def goes_on(task: Task) -> str:
-    """Ignores a cancellation, and never ends."""
+    """Ignores a cancellation and never ends."""
     CancelFlag.request = lambda *_: None  # type: ignore[method-assign]
     return await endless(task)
 
@@ -103,4 +103,4 @@ async def _commit_twice(self: RuntimeClient, task_id: str, events: Sequence[Any]
 
 
 async def _nothing(*_: object) -> None:
-    """Kills nothing."""
+    """Does nothing, in place of a function that kills processes."""

@@ -9,13 +9,13 @@ TASKS = [
     *("--parallel", "parallel", "--model-error", "model error"),
     *("--tool-error", "tool error", "--loop-error", "loop error"),
 ]
-# Long enough for a busy machine.
+# These limits are long enough for a busy machine.
 PATIENT = ["--force-seconds", "60", "--task-seconds", "120"]
 HOW = "cancelled", "forced"
 
 
 def check(*arguments: str | Path) -> tuple[int, dict[str, tuple[str, str]]]:
-    """Runs the command. Returns its exit code, and verdict and detail of each case."""
+    """Runs the command. Returns its exit code, and the verdict and the detail of each case."""
     done = subprocess.run(
         [sys.executable, "-m", "evershell.commands", "agent", "check", *arguments],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Agents of frameworks and of this package, with a model endpoint on loopback, in the suite."""
+"""The suite passes with agents of frameworks and of this package, and a model on loopback."""
 
 import importlib.util
 import json
@@ -14,13 +14,13 @@ from tests.unit.agents.long.check.built_in import AGENTS
 from tests.unit.agents.long.check.running import PATIENT, TASKS, cases, check
 
 AGENT = Path(__file__).with_name("checked_adapters.py")
-# Long enough to be seen in a heartbeat.
+# Long enough for a heartbeat to report the call.
 CALL_SECONDS = 0.4
 COMMAND = f"sleep {CALL_SECONDS}; echo done"
 
 
 class Model:
-    """Calls a tool in two turns of each task, and then answers with a text."""
+    """Calls a tool in two turns of each task, and answers with a text in the third turn."""
 
     def __init__(self, framework: Framework) -> None:
         self._framework = framework
@@ -53,12 +53,12 @@ def _kinds(message: dict[str, Any]) -> list[str]:
 
 
 def _texts(message: dict[str, Any]) -> list[str]:
-    """What the user says in the message, which may have results of tools, too."""
+    """Returns the user's texts in a message, which may also contain results of tools."""
     texts = [each["text"] for each in _blocks(message) if each["type"] == "text"]
     return [each for each in texts if not each.startswith("<system-reminder>")]
 
 
-# The suite of the adapters shows the same moments, in less time.
+# The suite of the adapters tests the same moments in less time.
 @pytest.mark.soak
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_agent_of_a_framework_passes(name: str, tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_an_agent_of_a_framework_passes(name: str, tmp_path: Path) -> None:
         keys.write_text(json.dumps({"FRAMEWORK": name, "HOST": server.host}))
         code, rows = check(*TASKS, *PATIENT, "--keys", keys, f"{AGENT}:agent")
     assert code == 0, list(rows.items())
-    # The loop is the framework's own.
+    # The framework itself runs the loop, so no exception can be raised in it.
     unseen = {"an exception in the loop"}
     if name == "built in":
-        # It runs the tools one after the other.
+        # This agent runs its tools one after another.
         unseen.add("forced during two tools in parallel")
     assert cases(rows, "not reached") == unseen, list(rows.items())
