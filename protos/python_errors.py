@@ -23,7 +23,7 @@ _TEXTS = {
     ),
     "not_found": "The address is not the address of an evershell service.",
     "method_not_allowed": (
-        "The service does not have this method, because it may be older than the client."
+        "The service does not have this method. It may be older than the client."
     ),
 }
 # The facts of an error that its class offers as properties.

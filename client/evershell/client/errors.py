@@ -295,7 +295,7 @@ class NotFoundError(CallError):
 
 
 class MethodNotAllowedError(CallError):
-    """The service does not have this method, because it may be older than the client."""
+    """The service does not have this method. It may be older than the client."""
 
     code = "method_not_allowed"
 
