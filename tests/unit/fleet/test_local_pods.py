@@ -60,7 +60,8 @@ async def test_an_agent_that_ended_unwatched_leaves_no_zombie(
 ) -> None:
     """Nobody waits for its exit while this controller does not lead."""
     await pods.start(workspace)
-    (agent,) = pod_processes.of_pod(workspace.id)
+    # For a moment after its start, the kernel shows no environment of a process.
+    (agent,) = await eventually_async(lambda: pod_processes.of_pod(workspace.id))
     agent.kill()
     await wait_exit(agent.pid)
     assert agent.status() == psutil.STATUS_ZOMBIE
