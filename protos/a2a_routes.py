@@ -218,5 +218,6 @@ def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]
         return [route]
     is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
     small = route | {"match": path | {"headers": [is_method, is_small]}}
-    # A call may wait long after its body has arrived, so it does not take a place of LARGE_ROUTE.
+    # The route for large bodies stays in the class LONG_ROUTE. Once its body has arrived, a call
+    # may wait for minutes, and would hold a place of LARGE_ROUTE all that time.
     return [small, route | {"request_headers_to_add": [header(LARGE_BODY_HEADER, "1")]}]

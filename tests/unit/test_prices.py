@@ -110,6 +110,7 @@ def test_a_file_replaces_and_adds_prices(tmp_path: Path) -> None:
         ('{"m": {"input": 1, "output": 0.0000001}}', "m.output must be USD"),
         ('{"m": {"input": 1, "output": NaN}}', "m.output must be USD"),
         ('{"m": {"input": 1, "output": 1e400}}', "m.output must be USD"),
+        ('{"m": {"input": 1, "output": 1e9999999999999999999}}', "too large an exponent"),
         ('{"m": {"input": true, "output": 1}}', "m.input must be USD"),
         ('{"m": {"input": "1", "output": 1}}', "m.input must be USD"),
     ],

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ def _own(file: Path) -> dict[str, Prices]:
         raise OperatorError(f"PRICES_FILE {file} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise OperatorError(f"PRICES_FILE {file} is not JSON: {error}.") from None
+    except InvalidOperation:
+        raise OperatorError(f"PRICES_FILE {file} has too large an exponent.") from None
     if not isinstance(found, dict):
         raise OperatorError(f"PRICES_FILE {file} must be a JSON object with a name for each model.")
     try:
@@ -79,8 +81,8 @@ def _prices(model: str, of_model: Any) -> Prices:
 
 def _pico(name: str, price: Any) -> int:
     """A price in USD for a million tokens, in pico-dollars for a token. Raises ValueError."""
-    # JSON allows numbers that Decimal cannot hold. In Python, True is an int.
-    is_number = type(price) is int or (isinstance(price, Decimal) and price.is_finite())
+    # In Python, True is an int. NaN and Infinity, which the parser accepts, are floats.
+    is_number = type(price) is int or isinstance(price, Decimal)
     if not (is_number and 0 <= price <= _MAX_PRICE and price * _PICO_PER_TOKEN % 1 == 0):
         raise ValueError(
             f"{name} must be USD for a million tokens: a number from 0 to {_MAX_PRICE:,} with at "

@@ -63,8 +63,8 @@ FROM workspaces WHERE id = %(workspace_id)s;
 -- name: worker_silences
 -- The listener of a worker (notifications.py) executes a statement every second. `state_change` is
 -- null if the server does not track activities, or shows them only to other roles. Also lists the
--- sessions that serve calls while their commit waits for a disk or a standby, because reads may
--- still be fast then.
+-- sessions of calls whose commit waits for a disk or a standby: the listener and this statement only
+-- read, so they may be fast although no call can commit.
 SELECT coalesce(extract(epoch FROM clock_timestamp() - state_change), 0)::float8 AS seconds
 FROM pg_stat_activity
 WHERE datname = current_database() AND (

@@ -57,7 +57,7 @@ async def test_an_agent_in_plain_text_is_not_signalled(client: AgentClient) -> N
 
 
 async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
-    """Strangers listen on the address of the agent, with another certificate. One attempt each."""
+    """Each stranger listens on the agent's address with another certificate, and is called once."""
     workspace_id = workspace_at(None).id
     trusted = of.agent(workspace_id, EPOCH).trusted
     connector = Connector(of.control_plane)

@@ -94,7 +94,7 @@ async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> N
 async def test_a_lease_that_begins_after_the_read_is_found_when_it_runs_out(
     world: World, others: int
 ) -> None:
-    """A lease that is longer than this controller's does not postpone the next read."""
+    """The controller reads the leases again after a lease, even if all known ones last longer."""
     for _ in range(others):
         await lease(world, await world.add(), 1_000)
     scans, late = scans_of(world), await world.add()

@@ -203,7 +203,7 @@ async def led(machine: Machine) -> None:
 async def test_a_step_while_no_program_runs_is_found_at_the_start(
     machine: Machine, step: float, wall_off: float
 ) -> None:
-    """The machine counts the time since it was started, even if its own clock is wrong too."""
+    """The time since the machine's boot shows the step, even if its wall clock is wrong as well."""
     await led(machine)
     await machine.set_database(step)
     leader, worker = machine.another(), machine.another()
