@@ -239,6 +239,15 @@ def test_without_the_rights_it_does_not_begin(monkeypatch: pytest.MonkeyPatch) -
     assert (result.exit_code, result.stderr.split(":")[0]) == (2, "permission_denied")
 
 
+@pytest.fixture
+def with_ctrl_c() -> Iterator[None]:
+    """Handles SIGINT as in a terminal. A shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("with_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_nothing_is_left(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals
