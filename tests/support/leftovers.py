@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.alive import is_alive
 from tests.support.stack import processes_of
 from tests.support.waiting import eventually
 
@@ -91,7 +92,7 @@ def _running_children() -> Iterator[str]:
     """Yields the descendants of this process that have not ended. A zombie has ended."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if child.status() != psutil.STATUS_ZOMBIE:
+            if is_alive(child):
                 yield f"{child.pid} {child.name()}"
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
 import pytest
 
 from evershell.agents import Task, in_process, in_thread
 from evershell.pod.process import become_subreaper
+from tests.support.alive import is_alive
 from tests.support.waiting import eventually_async
 from tests.unit.agents import library_agents
 from tests.unit.agents.loop_world import Run, force, wait_forever
@@ -78,7 +78,7 @@ async def test_a_process_from_before_the_task_is_left_alone() -> None:
     other = await asyncio.create_subprocess_exec("sleep", "600")
     try:
         await force(Run(agent), reached)
-        assert psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
+        assert is_alive(other.pid)
     finally:
         other.kill()
         await other.wait()
