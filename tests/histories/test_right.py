@@ -67,12 +67,26 @@ RIGHT: dict[str, Sequence[Call]] = {
         get("t11", "cancelled"),
     ],
     "many lost submissions, whose tasks are in a stream": [
-        *(on("SubmitTask", during=(0.1, 1.0), **LOST) for _ in range(20)),
+        submit("t0"),
+        *(on("SubmitTask", during=(1.1, 2.0), **LOST) for _ in range(20)),
         watched(
             0,
             *(
                 event(kind, task_id=f"t{number}")
-                for number in range(20)
+                for number in range(21)
+                for kind in ("task_submitted", "task_completed")
+            ),
+        ),
+    ],
+    "a task from before the history is in a stream, after a lost submission": [
+        submit("t2"),
+        get("t2", "completed"),
+        on("SubmitTask", **LOST),
+        watched(
+            0,
+            *(
+                event(kind, task_id=task_id)
+                for task_id in ("t1", "t2")
                 for kind in ("task_submitted", "task_completed")
             ),
         ),

@@ -237,6 +237,29 @@ WRONG: dict[str, tuple[Sequence[Call], Sequence[str]]] = {
         [submit("t1"), watched(1, event("task_started", seq=3))],
         ["WatchEvents", "task_started"],
     ),
+    "the log has another order than the submissions": (
+        [
+            submit("t2"),
+            get("t2", "completed"),
+            submit("t1"),
+            watched(0, event("task_submitted"), event("task_submitted", task_id="t2")),
+        ],
+        ["SubmitTask", "SubmitTask"],
+    ),
+    "the log has the task of a lost submission too early": (
+        [
+            submit("t1"),
+            get("t1", "completed"),
+            submit("t3"),
+            get("t3", "completed"),
+            on("SubmitTask", error="(no answer)"),
+            watched(
+                0,
+                *(event("task_submitted", task_id=task_id) for task_id in ("t1", "t2", "t3")),
+            ),
+        ],
+        ["SubmitTask", "SubmitTask"],
+    ),
     "two ends in the log": (
         [
             submit("t1"),

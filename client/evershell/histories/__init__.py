@@ -11,9 +11,9 @@ so the files of several processes of one machine are one history.
 
 For each workspace, search.py looks for an order of the calls in which every answer is right by the
 model in model.py. A call that was answered before another call began comes before that call. A task
-may end at any moment, because no call shows when. A call that was answered `unavailable` may have
-its effect until LATE_SECONDS later, and a call without an answer at any later time. streams.py
-judges watchers and webhooks.
+may end at any moment, because no call shows when. The `seq` of their events says which of two tasks
+was submitted first. A call that was answered `unavailable` may have its effect until LATE_SECONDS
+later, and a call without an answer at any later time. streams.py judges watchers and webhooks.
 
 A history must contain every call that changes its workspaces. These wrong answers are not found:
 

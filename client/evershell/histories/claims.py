@@ -104,7 +104,8 @@ class _Splitter:
         for _ in _of(call, "DeleteWorkspace"):
             self._deleted.add(here)
         for each in _of(call, "CreateWorkspace"):
-            self._created[call.org, each["id"]] = call.began
+            place = call.org, each["id"]
+            self._created[place] = min(call.began, self._created.get(place, call.began))
         for each in (*answer.get("workspaces", ()), *_of(call, "CreateWorkspace")):
             self._exists.add((call.org, each["id"]))
         for each in _of(call, "SubmitTask"):

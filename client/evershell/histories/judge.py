@@ -1,13 +1,13 @@
 """Judges a history."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evershell.histories import streams
 from evershell.histories.claims import Claims, Place, claims
 from evershell.histories.lines import Call, History, read
-from evershell.histories.model import Effect, Known, Operation
+from evershell.histories.model import Effect, Known, Operation, seqs_since_first
 from evershell.histories.search import shortest, unexplained
 
 _NO_ORDER = "no order of the calls explains these answers"
@@ -37,7 +37,7 @@ def judge(history: History) -> list[Contradiction]:
         for rule, seen in streams.contradictions(history)
     ]
     for place, operations in split.operations.items():
-        conflicts = list(_two_ends(operations))
+        conflicts = [*_two_ends(operations), *_out_of_order(operations, split.seqs)]
         if not conflicts and unexplained(operations, known) is not None:
             few = shortest(operations, known)
             conflicts = [(_NO_ORDER, _with_submission(few, operations))]
@@ -60,6 +60,34 @@ def _two_ends(operations: Sequence[Operation]) -> Iterator[tuple[str, list[Opera
                 status, first = ends.setdefault(fact.task, (fact.status, each))
                 if status != fact.status:
                     yield "a task ends once, and `cancelled` if that was asked", [first, each]
+
+
+def _out_of_order(
+    operations: Sequence[Operation], seqs: Mapping[str, int]
+) -> Iterator[tuple[str, list[Operation]]]:
+    """Yields two submissions if the log has their tasks in another order than the calls."""
+    submissions = {each.task: each for each in operations if each.effect is Effect.SUBMIT}
+    unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
+    # The earliest call that can have submitted a task without an answered submission.
+    lost = min(unknown, key=lambda each: each.began, default=None)
+    tasks = {task for each in operations for task in each.tasks(known=True)}
+    in_order = seqs_since_first(submissions, tasks, seqs)
+    later: Operation | None = None
+    for task in sorted(in_order, key=in_order.__getitem__, reverse=True):
+        submission = submissions.get(task, lost)
+        if submission is None:
+            continue
+        if later is not None and later.ended < submission.began:
+            yield (
+                f"{task} is in the log before a task whose submission came earlier",
+                [
+                    later,
+                    submission,
+                ],
+            )
+            return
+        if task in submissions and (later is None or submission.ended < later.ended):
+            later = submission
 
 
 def _with_submission(few: Sequence[Operation], operations: Sequence[Operation]) -> list[Operation]:

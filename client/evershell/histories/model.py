@@ -4,7 +4,8 @@ A workspace has one task at a time. Who asks first to cancel it gets `accepted`.
 asked to end ends `cancelled`, and no other task does.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -137,9 +138,21 @@ class Tasks:
     # Maps each task without an answered submission to the end of the first operation that names it.
     # Tasks whose `seq` is known come in the order of their `seq`.
     orphans: dict[str, float] = field(default_factory=dict)
+    # What seqs_since_first returns.
     seqs: Mapping[str, int] = field(default_factory=dict)
     # How many open or later operations name each task.
     uses: dict[str, int] = field(default_factory=dict)
+
+
+def seqs_since_first(
+    submitted: Iterable[str], tasks: Iterable[str], seqs: Mapping[str, int]
+) -> dict[str, int]:
+    """The known `seq` of each task, from the first answered submission on.
+
+    Tasks with a lower `seq` may be from before the history, so no call of it has to explain them.
+    """
+    first = min((seqs[task] for task in submitted if task in seqs), default=math.inf)
+    return {task: seqs[task] for task in tasks if task in seqs and seqs[task] >= first}
 
 
 def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:

@@ -21,6 +21,7 @@ from evershell.histories.model import (
     after,
     by_itself,
     possible_tasks,
+    seqs_since_first,
 )
 
 # A state, and the set of open operations that have happened, as a bit mask.
@@ -179,7 +180,7 @@ def _is_as_good(other: int, done: int, optional: int) -> bool:
 
 def _tasks(operations: Iterable[Operation], known: Known) -> Tasks:
     uses, submitted = Counter[str](), set[str]()
-    tasks = Tasks(seqs=known.seqs)
+    tasks = Tasks()
     for each in operations:
         if each.effect is Effect.SUBMIT:
             submitted.add(each.task)
@@ -191,7 +192,8 @@ def _tasks(operations: Iterable[Operation], known: Known) -> Tasks:
             tasks.orphans[task] = min(each.ended, tasks.orphans.get(task, each.ended))
     for task in submitted:
         tasks.orphans.pop(task, None)
-    in_order = sorted(tasks.orphans.items(), key=lambda each: known.seqs.get(each[0], math.inf))
+    tasks.seqs = seqs_since_first(submitted, uses, known.seqs)
+    in_order = sorted(tasks.orphans.items(), key=lambda each: tasks.seqs.get(each[0], math.inf))
     tasks.orphans = dict(in_order)
     tasks.limited = known.limited | tasks.orphans.keys()
     tasks.uses = dict(uses)
