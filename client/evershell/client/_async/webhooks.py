@@ -108,7 +108,7 @@ class AsyncWebhooks:
 
         Idempotency: a repeated call fails with webhook_not_found.
 
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
 
         Needs webhooks:write and workspace:read. If the caller created the webhook,
         workspace:read:own is enough in place of workspace:read.
@@ -136,7 +136,7 @@ class AsyncWebhooks:
         call replaces only the newest secret, so a receiver that still has the previous secret does
         not lose events.
 
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
 
         Needs webhooks:write and workspace:read. If the caller created the webhook,
         workspace:read:own is enough in place of workspace:read.
@@ -165,7 +165,7 @@ class AsyncWebhooks:
 
         Idempotency: deliveries that have not failed do not change.
 
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
 
         Needs webhooks:write and workspace:read. If the caller created the webhook,
         workspace:read:own is enough in place of workspace:read.
@@ -194,7 +194,7 @@ class AsyncWebhooks:
         """Lists the deliveries of a task's events: one delivery for each webhook that gets events
         of the task, newest webhook first. A delivery is listed for 30 days after its last event.
 
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
 
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
 

@@ -116,7 +116,7 @@ class PlainCalls(Caller):
     def get_task(self, workspace_id: str, task_id: str) -> Task:
         """Reads one task.
 
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
 
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
@@ -141,8 +141,8 @@ class PlainCalls(Caller):
 
         Effect: none. The service asks the agent, and stores nothing.
 
-        Errors: task_not_found also if the task belongs to another workspace. agent_unreachable if
-        the agent does not answer within 2 s.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
+        agent_unreachable if the agent does not answer within 2 s.
 
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
@@ -186,7 +186,8 @@ class PlainCalls(Caller):
         Effect: none. If the caller has only workspace:read:own, a list across several workspaces
         has only the tasks in workspaces that the caller created.
 
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another
+        organization.
 
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
@@ -274,7 +275,8 @@ class PlainCalls(Caller):
     def get_workspace(self, workspace_id: str) -> Workspace:
         """Reads one workspace.
 
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another
+        organization.
 
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
 
@@ -376,8 +378,8 @@ class PlainCalls(Caller):
 
         Idempotency: a repeated call changes nothing and succeeds, even after the workspace is gone.
 
-        Errors: workspace_not_found also if the workspace belongs to another organization, even if
-        it was deleted.
+        Errors: workspace_not_found if the workspace never existed or belongs to another
+        organization, even if it was deleted there.
 
         Needs workspace:write, or workspace:write:own if the caller created the workspace.
 
@@ -411,7 +413,8 @@ class PlainCalls(Caller):
         Effect: none. Idempotency: a read. The entry of an allowed call is listed as soon as the
         call is answered. The entry of a refused call is listed within a second.
 
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another
+        organization.
 
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
 

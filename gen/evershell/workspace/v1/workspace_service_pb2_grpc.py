@@ -229,7 +229,7 @@ class WorkspaceServiceServicer:
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -242,8 +242,8 @@ class WorkspaceServiceServicer:
 
         Effect: none. The service asks the agent, and stores nothing.
         Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace. agent_unreachable if the
-        agent does not answer within 2 s.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
+        agent_unreachable if the agent does not answer within 2 s.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -257,7 +257,7 @@ class WorkspaceServiceServicer:
         Effect: none. If the caller has only workspace:read:own, a list across several workspaces has
         only the tasks in workspaces that the caller created.
         Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -317,7 +317,7 @@ class WorkspaceServiceServicer:
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -372,8 +372,8 @@ class WorkspaceServiceServicer:
         removed; then the workspace is gone. Its entries in the audit log stay. Children of its tasks,
         which are in other workspaces, keep running.
         Idempotency: a repeated call changes nothing and succeeds, even after the workspace is gone.
-        Errors: workspace_not_found also if the workspace belongs to another organization, even if it
-        was deleted.
+        Errors: workspace_not_found if the workspace never existed or belongs to another organization,
+        even if it was deleted there.
         Needs workspace:write, or workspace:write:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -385,7 +385,7 @@ class WorkspaceServiceServicer:
 
         Effect: none. Idempotency: a read. The entry of an allowed call is listed as soon as the call
         is answered. The entry of a refused call is listed within a second.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -502,7 +502,7 @@ class WorkspaceServiceServicer:
         Effect: no more events are sent to the webhook, except by attempts that have already begun. Its
         deliveries are removed.
         Idempotency: a repeated call fails with webhook_not_found.
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
         Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
         is enough in place of workspace:read.
         """
@@ -518,7 +518,7 @@ class WorkspaceServiceServicer:
         Idempotency: each call makes a new secret. While the previous secret still signs, a further
         call replaces only the newest secret, so a receiver that still has the previous secret does not
         lose events.
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
         Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
         is enough in place of workspace:read.
         """
@@ -533,7 +533,7 @@ class WorkspaceServiceServicer:
         again. Each continues with the first event that was not delivered. A disabled webhook is
         enabled. A call replays at most 1,000 deliveries; call again until `remaining` is 0.
         Idempotency: deliveries that have not failed do not change.
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
         Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
         is enough in place of workspace:read.
         """
@@ -546,7 +546,7 @@ class WorkspaceServiceServicer:
         task, newest webhook first. A delivery is listed for 30 days after its last event.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

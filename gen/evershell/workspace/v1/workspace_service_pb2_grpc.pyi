@@ -87,7 +87,7 @@ class WorkspaceServiceStub:
     """Reads one task.
 
     Effect: none. Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace.
+    Errors: task_not_found if the task does not exist or belongs to another workspace.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     GetCurrentIteration: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCurrentIterationRequest, _task_pb2.CurrentIteration]
@@ -96,8 +96,8 @@ class WorkspaceServiceStub:
 
     Effect: none. The service asks the agent, and stores nothing.
     Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace. agent_unreachable if the
-    agent does not answer within 2 s.
+    Errors: task_not_found if the task does not exist or belongs to another workspace.
+    agent_unreachable if the agent does not answer within 2 s.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]
@@ -107,7 +107,7 @@ class WorkspaceServiceStub:
     Effect: none. If the caller has only workspace:read:own, a list across several workspaces has
     only the tasks in workspaces that the caller created.
     Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.WatchEventsRequest, _workspace_service_pb2.WatchEventsResponse]
@@ -151,7 +151,7 @@ class WorkspaceServiceStub:
     """Reads one workspace.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     ListWorkspaces: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWorkspacesRequest, _workspace_service_pb2.ListWorkspacesResponse]
@@ -190,8 +190,8 @@ class WorkspaceServiceStub:
     removed; then the workspace is gone. Its entries in the audit log stay. Children of its tasks,
     which are in other workspaces, keep running.
     Idempotency: a repeated call changes nothing and succeeds, even after the workspace is gone.
-    Errors: workspace_not_found also if the workspace belongs to another organization, even if it
-    was deleted.
+    Errors: workspace_not_found if the workspace never existed or belongs to another organization,
+    even if it was deleted there.
     Needs workspace:write, or workspace:write:own if the caller created the workspace.
     """
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListAuditEntriesRequest, _workspace_service_pb2.ListAuditEntriesResponse]
@@ -199,7 +199,7 @@ class WorkspaceServiceStub:
 
     Effect: none. Idempotency: a read. The entry of an allowed call is listed as soon as the call
     is answered. The entry of a refused call is listed within a second.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
     CancelTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]
@@ -284,7 +284,7 @@ class WorkspaceServiceStub:
     Effect: no more events are sent to the webhook, except by attempts that have already begun. Its
     deliveries are removed.
     Idempotency: a repeated call fails with webhook_not_found.
-    Errors: webhook_not_found also if the webhook belongs to another organization.
+    Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
     Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
     is enough in place of workspace:read.
     """
@@ -296,7 +296,7 @@ class WorkspaceServiceStub:
     Idempotency: each call makes a new secret. While the previous secret still signs, a further
     call replaces only the newest secret, so a receiver that still has the previous secret does not
     lose events.
-    Errors: webhook_not_found also if the webhook belongs to another organization.
+    Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
     Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
     is enough in place of workspace:read.
     """
@@ -307,7 +307,7 @@ class WorkspaceServiceStub:
     again. Each continues with the first event that was not delivered. A disabled webhook is
     enabled. A call replays at most 1,000 deliveries; call again until `remaining` is 0.
     Idempotency: deliveries that have not failed do not change.
-    Errors: webhook_not_found also if the webhook belongs to another organization.
+    Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
     Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
     is enough in place of workspace:read.
     """
@@ -316,7 +316,7 @@ class WorkspaceServiceStub:
     task, newest webhook first. A delivery is listed for 30 days after its last event.
 
     Effect: none. Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace.
+    Errors: task_not_found if the task does not exist or belongs to another workspace.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
 
@@ -373,7 +373,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Reads one task.
 
     Effect: none. Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace.
+    Errors: task_not_found if the task does not exist or belongs to another workspace.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     GetCurrentIteration: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCurrentIterationRequest, _task_pb2.CurrentIteration]  # type: ignore[assignment]
@@ -382,8 +382,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: none. The service asks the agent, and stores nothing.
     Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace. agent_unreachable if the
-    agent does not answer within 2 s.
+    Errors: task_not_found if the task does not exist or belongs to another workspace.
+    agent_unreachable if the agent does not answer within 2 s.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -393,7 +393,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: none. If the caller has only workspace:read:own, a list across several workspaces has
     only the tasks in workspaces that the caller created.
     Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.WatchEventsRequest, _workspace_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
@@ -437,7 +437,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Reads one workspace.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWorkspacesRequest, _workspace_service_pb2.ListWorkspacesResponse]  # type: ignore[assignment]
@@ -476,8 +476,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     removed; then the workspace is gone. Its entries in the audit log stay. Children of its tasks,
     which are in other workspaces, keep running.
     Idempotency: a repeated call changes nothing and succeeds, even after the workspace is gone.
-    Errors: workspace_not_found also if the workspace belongs to another organization, even if it
-    was deleted.
+    Errors: workspace_not_found if the workspace never existed or belongs to another organization,
+    even if it was deleted there.
     Needs workspace:write, or workspace:write:own if the caller created the workspace.
     """
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListAuditEntriesRequest, _workspace_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
@@ -485,7 +485,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: none. Idempotency: a read. The entry of an allowed call is listed as soon as the call
     is answered. The entry of a refused call is listed within a second.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
     CancelTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]  # type: ignore[assignment]
@@ -570,7 +570,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: no more events are sent to the webhook, except by attempts that have already begun. Its
     deliveries are removed.
     Idempotency: a repeated call fails with webhook_not_found.
-    Errors: webhook_not_found also if the webhook belongs to another organization.
+    Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
     Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
     is enough in place of workspace:read.
     """
@@ -582,7 +582,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Idempotency: each call makes a new secret. While the previous secret still signs, a further
     call replaces only the newest secret, so a receiver that still has the previous secret does not
     lose events.
-    Errors: webhook_not_found also if the webhook belongs to another organization.
+    Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
     Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
     is enough in place of workspace:read.
     """
@@ -593,7 +593,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     again. Each continues with the first event that was not delivered. A disabled webhook is
     enabled. A call replays at most 1,000 deliveries; call again until `remaining` is 0.
     Idempotency: deliveries that have not failed do not change.
-    Errors: webhook_not_found also if the webhook belongs to another organization.
+    Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
     Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
     is enough in place of workspace:read.
     """
@@ -602,7 +602,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     task, newest webhook first. A delivery is listed for 30 days after its last event.
 
     Effect: none. Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace.
+    Errors: task_not_found if the task does not exist or belongs to another workspace.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
 
@@ -674,7 +674,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
 
@@ -689,8 +689,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: none. The service asks the agent, and stores nothing.
         Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace. agent_unreachable if the
-        agent does not answer within 2 s.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
+        agent_unreachable if the agent does not answer within 2 s.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
 
@@ -706,7 +706,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: none. If the caller has only workspace:read:own, a list across several workspaces has
         only the tasks in workspaces that the caller created.
         Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
 
@@ -774,7 +774,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
 
@@ -837,8 +837,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         removed; then the workspace is gone. Its entries in the audit log stay. Children of its tasks,
         which are in other workspaces, keep running.
         Idempotency: a repeated call changes nothing and succeeds, even after the workspace is gone.
-        Errors: workspace_not_found also if the workspace belongs to another organization, even if it
-        was deleted.
+        Errors: workspace_not_found if the workspace never existed or belongs to another organization,
+        even if it was deleted there.
         Needs workspace:write, or workspace:write:own if the caller created the workspace.
         """
 
@@ -852,7 +852,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: none. Idempotency: a read. The entry of an allowed call is listed as soon as the call
         is answered. The entry of a refused call is listed within a second.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
 
@@ -985,7 +985,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: no more events are sent to the webhook, except by attempts that have already begun. Its
         deliveries are removed.
         Idempotency: a repeated call fails with webhook_not_found.
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
         Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
         is enough in place of workspace:read.
         """
@@ -1003,7 +1003,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotency: each call makes a new secret. While the previous secret still signs, a further
         call replaces only the newest secret, so a receiver that still has the previous secret does not
         lose events.
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
         Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
         is enough in place of workspace:read.
         """
@@ -1020,7 +1020,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         again. Each continues with the first event that was not delivered. A disabled webhook is
         enabled. A call replays at most 1,000 deliveries; call again until `remaining` is 0.
         Idempotency: deliveries that have not failed do not change.
-        Errors: webhook_not_found also if the webhook belongs to another organization.
+        Errors: webhook_not_found if the webhook does not exist or belongs to another organization.
         Needs webhooks:write and workspace:read. If the caller created the webhook, workspace:read:own
         is enough in place of workspace:read.
         """
@@ -1035,7 +1035,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         task, newest webhook first. A delivery is listed for 30 days after its last event.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found if the task does not exist or belongs to another workspace.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
 
