@@ -47,15 +47,15 @@ check: $(READY) ## check format, lint, types, imports, protos, generated files a
 	$(BIN)/python .make/chart.py --check --without-manifests
 	$(BIN)/python -m tests.wire.edge.validate
 
-# Three processes, each with files of its own, in alphabetical order. Tests wait about half of their time,
-# so three keep two cores busy.
-PROCESSES = -n 3 --dist loadfile --no-loadscope-reorder
+# Each process has files of its own, in alphabetical order. The short tests wait about half of their time,
+# so three processes keep two cores busy. In CI, the tests of a node run beside the long ones.
+SHARED_OUT = --dist loadfile --no-loadscope-reorder
 SHORT = --ignore-glob='*/long'
 # pytest rewrites the assertions of all files. Without its cache that takes 6 s of each process.
 PYTEST = env PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 test: $(READY) ## run the tests on real PostgreSQL, Envoy and agents, in about 4 minutes
-	@exec $(PYTEST) $(PROCESSES) $(SHORT) $(PYTEST_OPTIONS)
+	@exec $(PYTEST) -n 3 $(SHARED_OUT) $(SHORT) $(PYTEST_OPTIONS)
 
 test-fast: $(READY) ## run a fast part of the tests, in about 20 seconds
 	@exec $(PYTEST) $(SHORT) $(addprefix tests/unit/,agents auth cli client core) tests/wire/api \
@@ -66,7 +66,7 @@ test-fast: $(READY) ## run a fast part of the tests, in about 20 seconds
 LONG = $(sort $(shell find tests -type d -name long))
 
 test-exhaustive: $(READY) $(DOCS_READY) $(ADAPTERS_READY) $(DEPLOY_READY) ## run the long tests: faults, attacks, crash points, fuzzers, manifests, pages
-	@exec $(PYTEST) $(PROCESSES) $(LONG) -m 'not soak' $(PYTEST_OPTIONS)
+	@exec $(PYTEST) -n 2 $(SHARED_OUT) $(LONG) -m 'not soak' $(PYTEST_OPTIONS)
 
 coverage: $(READY) ## run the tests of make test, and print the lines of the product that they do not reach
 	@$(BIN)/coverage erase
