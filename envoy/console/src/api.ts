@@ -41,10 +41,15 @@ api.use(authorize);
 // until a call has renewed the session.
 export async function fetchInTurn(request: Request): Promise<Response> {
   if (!isExpiring()) return fetch(request);
-  return navigator.locks.request("evershell-session", { signal: request.signal }, async () => {
+  return inTurn(request.signal, async () => {
     if (isExpiring()) caller.value = await read(api.GET("/v1/caller", { fetch }));
     return fetch(request);
   });
+}
+
+// Makes a call that may renew the session, after those of all other tabs.
+export function inTurn<T>(signal: AbortSignal, call: () => Promise<T>): Promise<T> {
+  return navigator.locks.request("evershell-session", { signal }, call);
 }
 
 function isExpiring(): boolean {

@@ -1,6 +1,6 @@
 // Signs in with a session of an identity provider, or with a token that a call has checked.
 import { useEffect, useState } from "preact/hooks";
-import { api, noAnswer, read, type Schemas } from "./api";
+import { api, inTurn, noAnswer, read, type Schemas } from "./api";
 import { now } from "./clock";
 import { asFailure, backoffMs, pause, trouble } from "./connection";
 import { ConnectionNote } from "./connection_note";
@@ -81,7 +81,9 @@ async function findSession(signal: AbortSignal): Promise<void> {
     try {
       const answer = await fetch("/console/sign-in.json", { signal });
       if (answer.ok) provider.value = (await answer.json()) as Provider;
-      const session = provider.value.sign_in ? await fetch("/v1/caller", { signal }) : null;
+      const session = provider.value.sign_in
+        ? await inTurn(signal, () => fetch("/v1/caller", { signal }))
+        : null;
       trouble.value = null;
       if (session?.ok) signIn(COOKIES, withVisibleDirections((await session.json()) as Caller));
       return;

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -21,6 +22,16 @@ SECRET = "the secret of the console"
 RESOURCE = "https://evershell.example"
 # Short, so that the session is renewed during the test.
 TOKEN_SECONDS = 2
+HOLD_TURN = """() => new Promise((begun) => {
+  const hold = () => new Promise((end) => { window.endTurn = end; begun(); });
+  navigator.locks.request("evershell-session", hold);
+})"""
+# How many calls of other tabs wait for their turn.
+WAITING = """async () => {
+  const own = (await navigator.locks.query()).held[0].clientId;
+  const { pending } = await navigator.locks.query();
+  return pending.filter((each) => each.clientId !== own).length;
+}"""
 # Takes turns with the page's own calls, which may also renew the session.
 ASK = """async ([path, method, mode]) => {
   const call = () => fetch(path, {method, mode, credentials: "include"});
@@ -183,6 +194,19 @@ def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack,
         expect(page.get_by_role("grid")).to_be_visible()
         expect(page.get_by_role("dialog")).to_have_count(0)
     context.close()
+
+
+def test_a_new_tab_takes_its_turn(page: Page) -> None:
+    """Another tab renews the session while this one is opened."""
+    opened = page.context.new_page()
+    calls: list[str] = []
+    opened.on("request", lambda request: calls.append(urlsplit(request.url).path))
+    page.evaluate(HOLD_TURN)
+    opened.goto(page.url)
+    eventually(lambda: page.evaluate(WAITING) > 0)
+    assert "/v1/caller" not in calls
+    page.evaluate("endTurn()")
+    expect(opened.get_by_role("grid")).to_be_visible()
 
 
 def test_tokens_work_while_the_provider_is_down(
