@@ -48,7 +48,7 @@ export async function fetchInTurn(request: Request): Promise<Response> {
 }
 
 // Makes a call that may renew the session, after those of all other tabs.
-export function inTurn<T>(signal: AbortSignal, call: () => Promise<T>): Promise<T> {
+export async function inTurn<T>(signal: AbortSignal, call: () => Promise<T>): Promise<T> {
   return navigator.locks.request("evershell-session", { signal }, call);
 }
 
