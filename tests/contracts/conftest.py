@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from evershell.core.ports import Store
+from evershell.store.memory.memory_store import MemoryStore
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.fakes import FakeStore
 from tests.support.store.published import Published
 
 
@@ -18,7 +18,7 @@ def published() -> Published:
     return Published()
 
 
-@pytest.fixture(params=["fake", "postgres"])
+@pytest.fixture(params=["memory", "postgres"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
     """The database of the store under test; None for the store in memory."""
     return request.getfixturevalue("database_url") if request.param == "postgres" else None
@@ -28,7 +28,7 @@ def store_url(request: pytest.FixtureRequest) -> str | None:
 async def store(store_url: str | None, published: Published) -> AsyncIterator[Store]:
     """Each implementation in turn."""
     if store_url is None:
-        yield FakeStore(published)
+        yield MemoryStore(machine_clock, published)
         return
     async with open_pool(store_url) as opened:
         yield PostgresStore(opened, machine_clock, published)

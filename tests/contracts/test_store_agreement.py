@@ -21,9 +21,9 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.store.memory.memory_store import MemoryStore
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
-from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace
 
 Decide = Callable[[Locked], Change]
@@ -156,7 +156,7 @@ def test_both_stores_agree(database_url: str, steps: list[tuple[str, int | None,
         tasks = [task(new.id) for _ in steps]
         async with open_pool(database_url, min_size=1) as pool:
             results = await _apply(PostgresStore(pool, clock=lambda: NOW), new, steps, tasks)
-        assert results == await _apply(FakeStore(lease_clock=lambda: NOW), new, steps, tasks)
+        assert results == await _apply(MemoryStore(lambda: NOW), new, steps, tasks)
         events = results[-1]
         assert isinstance(events, list)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))

@@ -11,7 +11,7 @@ from evershell.core.event import AuditFilter, cancel_requested_payload
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
-from tests.support.fakes import cancellation_outcome
+from evershell.store.memory.cancellations import cancellation_outcome
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,

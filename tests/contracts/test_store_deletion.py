@@ -20,9 +20,9 @@ from evershell.features.webhooks.deliveries import WebhookDeliveries
 from evershell.features.webhooks.rules import AttemptResult, TaskScope
 from evershell.features.webhooks.store import PostgresWebhooks
 from evershell.store.deletions import Deletions
-from evershell.store.notifications import publish_to_nobody
 from evershell.store.pool import Connection, Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.publish import publish_to_nobody
 from tests.contracts.test_store_webhooks import webhook
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (

@@ -11,9 +11,9 @@ from evershell.core.change import unchanged
 from evershell.core.ports import Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from evershell.store.memory.memory_store import MemoryStore
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
-from tests.support.fakes import FakeStore
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -39,7 +39,7 @@ def clock() -> FakeClock:
 async def store(store_url: str | None, clock: FakeClock) -> AsyncIterator[Store]:
     """Each implementation in turn, with a clock that replaces the database's clock."""
     if store_url is None:
-        yield FakeStore(lease_clock=clock)
+        yield MemoryStore(clock)
         return
     async with open_pool(store_url) as opened:
         yield PostgresStore(opened, clock=clock)

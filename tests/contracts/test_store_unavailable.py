@@ -13,7 +13,7 @@ from evershell.core.task_filter import AllTasks, ListFilter, OrgListFilter
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.fakes import FakeStore
+from tests.support.faulty_store import METHODS, FaultyStore
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import NOW, first_call, intent, permission, workspace
 
@@ -66,11 +66,11 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
 }
 
 
-@pytest.fixture(params=["fake", "postgres"])
+@pytest.fixture(params=["memory", "postgres"])
 async def unavailable_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     """Each implementation in turn, without a database."""
-    if request.param == "fake":
-        store = FakeStore()
+    if request.param == "memory":
+        store = FaultyStore()
         store.unavailable = True
         yield store
         return
@@ -79,7 +79,7 @@ async def unavailable_store(request: pytest.FixtureRequest) -> AsyncIterator[Sto
 
 
 def test_the_calls_cover_every_method() -> None:
-    assert set(_CALLS) == {name for name in vars(Store) if not name.startswith("_")}
+    assert set(_CALLS) == METHODS
 
 
 async def test_every_method_raises_unavailable(unavailable_store: Store) -> None:

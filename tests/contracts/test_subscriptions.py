@@ -9,11 +9,11 @@ import pytest
 
 from evershell.core.ports import Subscription, Subscriptions
 from evershell.store import watched_workspaces
+from evershell.store.memory.subscriptions import MemorySubscriptions
 from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.fake_subscriptions import FakeSubscriptions
 from tests.support.store.examples import workspace
 from tests.support.waiting import settle
 
@@ -32,8 +32,8 @@ class Case:
     drain: Callable[[], None]
 
 
-def _fake() -> Case:
-    subscriptions = FakeSubscriptions()
+def _memory() -> Case:
+    subscriptions = MemorySubscriptions()
     return Case(subscriptions, subscriptions.publish, subscriptions.drain)
 
 
@@ -62,10 +62,10 @@ async def _postgres(
     return Case(subscriptions, commit, subscriptions.drain)
 
 
-@pytest.fixture(params=["fake", "postgres", "postgres from another process"])
+@pytest.fixture(params=["memory", "postgres", "postgres from another process"])
 def subscriptions_url(request: pytest.FixtureRequest) -> tuple[str | None, bool]:
-    """The database (None for the fake), and whether another process commits."""
-    if request.param == "fake":
+    """The database (None for memory), and whether another process commits."""
+    if request.param == "memory":
         return None, False
     return request.getfixturevalue("database_url"), request.param != "postgres"
 
@@ -80,7 +80,7 @@ async def case(
     url, from_another_process = subscriptions_url
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):
         if url is None:
-            yield _fake()
+            yield _memory()
         else:
             yield await _postgres(url, resources, from_another_process=from_another_process)
 

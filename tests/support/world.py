@@ -23,8 +23,8 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from tests.support.fake_subscriptions import FakeSubscriptions
-from tests.support.fakes import FakeStore
+from evershell.store.memory.subscriptions import MemorySubscriptions
+from tests.support.faulty_store import FaultyStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ORG = "org_a"
@@ -148,14 +148,14 @@ def iteration(number: int, output: str = "hello", **model_call: Any) -> Iteratio
 class World:
     """What a use case needs, and shortcuts to set up workspaces and tasks."""
 
-    subscriptions: FakeSubscriptions = field(default_factory=FakeSubscriptions)
-    store: FakeStore = field(default_factory=FakeStore)
+    subscriptions: MemorySubscriptions = field(default_factory=MemorySubscriptions)
+    store: FaultyStore = field(default_factory=FaultyStore)
     agents: FakeAgents = field(default_factory=FakeAgents)
     clock: FakeClock = field(default_factory=FakeClock)
 
     def __post_init__(self) -> None:
         self.store.publish = self.subscriptions.publish
-        self.store.lease_clock = self.clock
+        self.store.clock = self.clock
 
     async def add(self, status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
         is_up = status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)

@@ -15,8 +15,8 @@ from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
 from evershell.store import cancellations
 from evershell.store.cancellations import json_of, request_of, result_of
-from evershell.store.notifications import Publish
 from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Connections, Pool, connected
+from evershell.store.publish import Publish
 from evershell.store.rows import json_value
 from evershell.store.statements import statements
 from evershell.store.watched_workspaces import is_watched

@@ -16,8 +16,8 @@ from evershell.core.ports import RecordedCancellation
 from evershell.core.task import CancelIntent
 from evershell.store.audit import audit_json
 from evershell.store.group_commit import GroupCommit
-from evershell.store.notifications import Publish
 from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
+from evershell.store.publish import Publish
 from evershell.store.rows import dump_json, task_of, workspace_of
 from evershell.store.statements import statements
 from evershell.store.watched_workspaces import is_watched

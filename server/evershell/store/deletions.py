@@ -4,8 +4,8 @@ from typing import Any
 
 from evershell.core.ports import DELIVERY_WAIT, Clock
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.notifications import Publish
 from evershell.store.pool import Pool, connected, fetch_one
+from evershell.store.publish import Publish
 from evershell.store.statements import statements
 
 # The most events that one transaction removes. Each may have 4 MiB, which PostgreSQL removes in

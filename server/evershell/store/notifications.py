@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import StrEnum
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 from uuid import uuid4
 
 import psycopg
@@ -59,21 +59,6 @@ _LISTENER_ANSWER_SECONDS = 1.5
 SQL = statements("notifications")
 
 _log = structlog.get_logger()
-
-
-class Publish(Protocol):
-    """Publishes a committed change of a workspace. Returns at once."""
-
-    def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
-        """Publishes the change to its subscribers.
-
-        `watched`: other processes may have subscribers for the workspace. `reconcile`: the fleet
-        controller must act on the change without delay.
-        """
-
-
-def publish_to_nobody(workspace_id: str, *, watched: bool, reconcile: bool) -> None:
-    """A `Publish` for a store whose changes have no subscribers."""
 
 
 class _Notifications(ABC):

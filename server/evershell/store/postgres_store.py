@@ -25,9 +25,9 @@ from evershell.store.fleet_queries import FleetQueries
 from evershell.store.group_commit import GroupCommit, SharedReads
 from evershell.store.holds import Holds, hold_of, share_hold
 from evershell.store.idempotency_keys import IdempotencyKeys, store_key
-from evershell.store.notifications import Publish, publish_to_nobody
 from evershell.store.old_tasks import OldTasks
 from evershell.store.pool import Connection, Pool, connected, fetch_all, fetch_one
+from evershell.store.publish import Publish, publish_to_nobody
 from evershell.store.rows import (
     EVENT_COLUMNS,
     TASK_COLUMNS,

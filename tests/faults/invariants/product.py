@@ -19,7 +19,8 @@ from evershell.core.runtime import Runtime
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from evershell.fleet.controller import Controller
-from evershell.store.notifications import Publish
+from evershell.store.memory.subscriptions import MemorySubscriptions
+from evershell.store.publish import Publish
 from tests.faults.invariants.agent import Agent, Surrounded
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.gates import PRICES
@@ -28,7 +29,6 @@ from tests.faults.invariants.record import Record
 from tests.faults.invariants.spy_store import Removed, SpyStore
 from tests.faults.invariants.stage import Stage
 from tests.faults.invariants.wire import Wire
-from tests.support.fake_subscriptions import FakeSubscriptions
 
 LEASE_SECONDS = 12.0
 # Longer than any run: agents of a run have no limits, because their calls last until a rule ends
@@ -56,7 +56,7 @@ class Product:
     def __init__(self, open_stores: OpenStores) -> None:
         self.clock = Clock()
         self.record = Record()
-        self.subscriptions = FakeSubscriptions()
+        self.subscriptions = MemorySubscriptions()
         self.agents: list[Agent] = []
         self.workspace_id = ""
         self._run_numbers = count(1)
@@ -196,7 +196,7 @@ class Product:
         """Makes the server answer its open waits. Another server takes over."""
         self.record.drains += 1
         self.subscriptions.drain()
-        self.subscriptions = FakeSubscriptions()
+        self.subscriptions = MemorySubscriptions()
 
     async def advance(self, seconds: float) -> None:
         """Advances the clock in steps, so that timers fire in order."""

@@ -6,15 +6,15 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from evershell.core.ports import Clock, Store
-from evershell.store.notifications import Publish
+from evershell.store.memory.memory_store import MemoryStore
 from evershell.store.pool import connected, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.publish import Publish
 from evershell.store.service_clock import machine_clock
 from tests.faults.invariants.deletion import DeletionMachine
 from tests.faults.invariants.machine import CancellationMachine
 from tests.faults.invariants.product import OpenStores
 from tests.faults.invariants.trees import TreeMachine
-from tests.support.fakes import FakeStore
 
 _SETTINGS = settings(
     stateful_step_count=30,
@@ -107,7 +107,7 @@ def _machine(
 async def _in_memory(
     resources: AsyncExitStack, publish: Publish, clock: Clock
 ) -> tuple[Store, Store]:
-    store = FakeStore(publish, clock)
+    store = MemoryStore(clock, publish)
     return store, store
 
 

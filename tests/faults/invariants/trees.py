@@ -15,7 +15,7 @@ from evershell.core import task_lifecycle, task_tree
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.workspace import Workspace
-from evershell.store.notifications import publish_to_nobody
+from evershell.store.publish import publish_to_nobody
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.product import OpenStores
 from tests.support.store.examples import (

@@ -161,7 +161,7 @@ async def test_a_page_ends_before_any_long_field_makes_it_too_large(
         stored = [
             replace(task, **fields) for task in await world.store.list_tasks(idle.id, None, 3)
         ]
-        world.store._tasks.update({task.id: task for task in stored})
+        world.store.tasks.update({task.id: task for task in stored})
         page, token = await tasks.list_tasks(caller(), idle.id, Page.of(0, ""), world.store)
         assert (len(page), Page.of(0, token).before_id) == (1, page[-1].id)
 

@@ -130,7 +130,7 @@ async def test_a_stream_ends_when_the_workspace_is_deleted(world: World) -> None
     busy, _ = await world.add_busy()
 
     async def delete() -> None:
-        del world.store._workspaces[busy.id]
+        del world.store.workspaces[busy.id]
 
     watching = stream(world, busy.id, Scripted(world, delete))
     assert [(await anext(watching)).seq for _ in range(2)] == [1, 2]
@@ -142,7 +142,7 @@ async def test_a_stream_skips_no_event_that_a_deletion_has_removed(world: World)
     busy, running = await world.add_busy()
     await world.commit(busy.id, running.id, iteration(1))
     await world.set_status(busy.id, WorkspaceStatus.DELETING)
-    del world.store._events[busy.id][1]
+    del world.store.events[busy.id][1]
     with pytest.raises(Failure, match="There is no workspace"):
         await anext(stream(world, busy.id, Scripted(world), after=1))
 

@@ -135,7 +135,7 @@ async def test_the_task_of_a_dead_agent_ends_after_all_processes_of_the_pod(
     busy, running = await fleet.add_busy(cancelled=cancelled)
     fleet.pods.kill(busy)
     seen: list[int] = []
-    fleet.pods.on_end = lambda: seen.append(fleet.world.store._workspaces[busy.id].last_seq)
+    fleet.pods.on_end = lambda: seen.append(fleet.world.store.workspaces[busy.id].last_seq)
     await fleet.scan()
     events = await fleet.world.events(busy.id)
     assert (await fleet.world.task(busy.id, running.id)).status is status
@@ -214,7 +214,7 @@ async def test_a_late_decision_about_an_earlier_epoch_changes_nothing(fleet: Fle
     resumed = replace(idle, epoch=2, status=PROVISIONING, run_id=None)
 
     def resume() -> None:
-        fleet.world.store._workspaces[idle.id] = resumed
+        fleet.world.store.workspaces[idle.id] = resumed
 
     fleet.pods.on_end = resume
     await fleet.scan()
@@ -226,7 +226,7 @@ async def test_a_pod_of_an_earlier_epoch_is_not_started(fleet: Fleet) -> None:
     later = replace(made, epoch=made.epoch + 1)
 
     def begin_later_epoch() -> None:
-        fleet.world.store._workspaces[made.id] = later
+        fleet.world.store.workspaces[made.id] = later
         fleet.pods.on_end = lambda: None
 
     fleet.pods.on_end = begin_later_epoch

@@ -87,7 +87,7 @@ async def test_a_workspace_that_is_woken_while_its_pod_ends_stays_awake(fleet: F
     woken = at.in_new_epoch("", NOW)
 
     def wake_now() -> None:
-        fleet.world.store._workspaces[at.id] = woken
+        fleet.world.store.workspaces[at.id] = woken
 
     fleet.pods.on_end = wake_now
     await fleet.scan()

@@ -5,18 +5,19 @@ from collections.abc import AsyncIterator
 import pytest
 from a2a.types import a2a_pb2_grpc
 
+from tests.support.faulty_store import FaultyStore
 from tests.support.world import World
 from tests.wire.api.a2a_calls import A2A
-from tests.wire.api.running import FailingStore, Running, running
+from tests.wire.api.running import Running, running
 
 
 @pytest.fixture
-def store() -> FailingStore:
-    return FailingStore()
+def store() -> FaultyStore:
+    return FaultyStore()
 
 
 @pytest.fixture
-def world(store: FailingStore) -> World:
+def world(store: FaultyStore) -> World:
     return World(store=store)
 
 

@@ -1,9 +1,9 @@
 """Runs a real server on a loopback port, over a store in memory, and calls it."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -42,7 +42,6 @@ from evershell.pod.tls import TlsIdentity
 from evershell.telemetry.metrics import Metrics
 from tests.support.fake_audit import FakeAuditQueue
 from tests.support.fake_webhooks import FakeWebhookStore
-from tests.support.fakes import FakeStore
 from tests.support.runtime_tokens import runtime_token
 from tests.support.small_agent import spec_for
 from tests.support.world import NOW, ORG, World
@@ -188,21 +187,6 @@ class Running:
             return bytes(await call(request, metadata=metadata))
         except grpc.aio.AioRpcError as error:
             return Failed.of(error)
-
-
-@dataclass
-class FailingStore(FakeStore):
-    """A store whose methods raise `error()`, if it is set."""
-
-    error: Callable[[], BaseException] | None = field(default=None)
-
-    def __post_init__(self) -> None:
-        FakeStore.__init__(self)
-
-    def _answer(self) -> None:
-        super()._answer()
-        if self.error is not None:
-            raise self.error()
 
 
 @asynccontextmanager

@@ -13,10 +13,11 @@ from evershell.api.method_options import WORKSPACE_SERVICE, public_methods
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.workspace import WorkspaceStatus
+from tests.support.faulty_store import FaultyStore
 from tests.support.store.examples import permission
 from tests.support.waiting import eventually_async
 from tests.support.world import NOW, ORG, World
-from tests.wire.api.running import HOLDER, PUBLIC, READER, FailingStore, Running, bearer
+from tests.wire.api.running import HOLDER, PUBLIC, READER, Running, bearer
 
 CHANGING = sorted(
     path.removeprefix(PUBLIC)
@@ -146,7 +147,7 @@ async def test_an_unreachable_agent_does_not_change_the_entry(
     ("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")]
 )
 async def test_after_a_failure_the_entry_is_uncertain(
-    store: FailingStore, server: Running, error: type[Exception], outcome: str
+    store: FaultyStore, server: Running, error: type[Exception], outcome: str
 ) -> None:
     """The change and its entry may be committed in spite of the failure."""
     store.error = error

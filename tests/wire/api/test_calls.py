@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event
+from tests.support.faulty_store import FaultyStore
 from tests.support.world import World, iteration
-from tests.wire.api.running import PUBLIC, Failed, FailingStore, Running, bearer
+from tests.wire.api.running import PUBLIC, Failed, Running, bearer
 
 Outcome = messages.CancelTaskResponse.Outcome
 
@@ -83,7 +84,7 @@ async def test_a_submitted_task_is_read_back_unchanged(server: Running, world: W
 
 @pytest.mark.parametrize("unexpected", [False, True])
 async def test_a_stream_that_fails_later_sends_the_error_as_its_last_message(
-    server: Running, world: World, store: FailingStore, unexpected: bool
+    server: Running, world: World, store: FaultyStore, unexpected: bool
 ) -> None:
     busy, running = await world.add_busy()
     request = messages.WatchEventsRequest(workspace_id=busy.id, after=1)

@@ -24,8 +24,9 @@ from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.core import errors
 from evershell.core.caller import ApiKey
 from evershell.core.errors import Failure, UnavailableError
+from tests.support.faulty_store import FaultyStore
 from tests.support.world import World
-from tests.wire.api.running import HOLDER, Failed, FailingStore, Running, bearer, running
+from tests.wire.api.running import HOLDER, Failed, Running, bearer, running
 
 RULES = {
     value.name: value.GetOptions().Extensions[error_pb2.rule]
@@ -104,7 +105,7 @@ async def failed(server: Running, **metadata: str) -> Failed:
 
 @pytest.mark.parametrize("slug", TABLE)
 async def test_each_slug_has_its_status_and_details_over_grpc(
-    server: Running, store: FailingStore, slug: Slug
+    server: Running, store: FaultyStore, slug: Slug
 ) -> None:
     store.error = lambda: failure_of(slug)
     seen = await failed(server)
@@ -128,7 +129,7 @@ async def test_each_slug_has_its_status_and_details_over_grpc(
 
 @pytest.mark.parametrize("slug", TABLE)
 async def test_each_slug_has_its_status_and_envelope_over_rest(
-    server: Running, store: FailingStore, slug: Slug
+    server: Running, store: FaultyStore, slug: Slug
 ) -> None:
     """The trailers contain everything that Envoy needs."""
     store.error = lambda: failure_of(slug)
@@ -149,7 +150,7 @@ async def test_each_slug_has_its_status_and_envelope_over_rest(
     assert seen.details["ErrorInfo"].reason.lower() == envelope["code"]
 
 
-async def test_the_standard_details_have_the_facts(server: Running, store: FailingStore) -> None:
+async def test_the_standard_details_have_the_facts(server: Running, store: FaultyStore) -> None:
     store.error = lambda: failure_of("validation_error")
     violations = (await failed(server)).details["BadRequest"].field_violations
     assert {each.field: each.description for each in violations} == {
@@ -168,7 +169,7 @@ async def test_the_standard_details_have_the_facts(server: Running, store: Faili
     assert limited.trailers["retry-after"] == "1"
 
 
-async def test_the_metadata_of_error_info_is_flat(server: Running, store: FailingStore) -> None:
+async def test_the_metadata_of_error_info_is_flat(server: Running, store: FaultyStore) -> None:
     store.error = lambda: failure_of("agent_unreachable")
     flat = (await failed(server)).details["ErrorInfo"].metadata
     assert dict(flat) == {"workspace_id": "ws_1", "task_id": "task_1", "intent_recorded": "true"}
@@ -179,7 +180,7 @@ async def test_the_metadata_of_error_info_is_flat(server: Running, store: Failin
 
 
 async def test_an_unexpected_exception_is_not_disclosed(
-    server: Running, store: FailingStore
+    server: Running, store: FaultyStore
 ) -> None:
     store.error = lambda: ZeroDivisionError("the password is hunter2")
     seen = await failed(server, x_evershell_edge="rest")
@@ -190,7 +191,7 @@ async def test_an_unexpected_exception_is_not_disclosed(
 
 
 async def test_a_cancelled_error_from_a_handler_is_an_internal_error(
-    server: Running, store: FailingStore
+    server: Running, store: FaultyStore
 ) -> None:
     store.error = asyncio.CancelledError
     async with asyncio.timeout(10):
@@ -202,7 +203,7 @@ async def test_a_cancelled_error_from_a_handler_is_an_internal_error(
 @pytest.mark.parametrize(("method", "request_", "metadata", "can_repeat"), REPEATS)
 async def test_an_error_advises_to_repeat_only_what_can_be_repeated(
     server: Running,
-    store: FailingStore,
+    store: FaultyStore,
     method: str,
     request_: Message,
     metadata: dict[str, str],

@@ -19,9 +19,10 @@ from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.method_options import HEALTH_CHECK, HEARTBEAT
 from evershell.core.errors import UnavailableError
 from evershell.telemetry.metrics import Metrics
+from tests.support.faulty_store import FaultyStore
 from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World
-from tests.wire.api.running import INTERNAL, FailingStore, Running, agent_bearer, bearer
+from tests.wire.api.running import INTERNAL, Running, agent_bearer, bearer
 
 UNKNOWN = messages.GetWorkspaceRequest(workspace_id="ws_unknown")
 
@@ -83,7 +84,7 @@ async def test_a_line_does_not_delay_the_reply(log: LogCapture) -> None:
 
 
 async def test_heartbeats_and_health_checks_have_a_line_only_if_they_fail(
-    store: FailingStore, server: Running, world: World, log: LogCapture
+    store: FaultyStore, server: Running, world: World, log: LogCapture
 ) -> None:
     agent = agent_bearer((await world.add()).id)
     await server.raw(HEARTBEAT, agent, b"")
@@ -134,7 +135,7 @@ async def test_lines_of_refused_calls_are_limited(
     ("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")]
 )
 async def test_every_failure_of_the_service_is_logged(
-    store: FailingStore, server: Running, log: LogCapture, error: type[Exception], outcome: str
+    store: FaultyStore, server: Running, log: LogCapture, error: type[Exception], outcome: str
 ) -> None:
     store.error = error
     began = asyncio.get_running_loop().time()

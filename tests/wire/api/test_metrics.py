@@ -13,6 +13,7 @@ from evershell.core.change import Change, unchanged
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.task import AgentEvent, TaskEnded, TaskLimits, TaskStatus, Usage
 from evershell.telemetry.metrics import SLO_FAILURES, MeasuredAgents, Metrics
+from tests.support.faulty_store import FaultyStore
 from tests.support.waiting import eventually_async
 from tests.support.world import (
     NOW,
@@ -28,7 +29,6 @@ from tests.wire.api.running import (
     INTERNAL,
     PUBLIC,
     Failed,
-    FailingStore,
     Running,
     agent_bearer,
     bearer,
@@ -97,7 +97,7 @@ async def test_failures_of_cancel_task_are_counted_from_zero(
 
 
 async def test_the_number_of_labels_is_bounded(
-    server: Running, world: World, store: FailingStore, metrics: Metrics
+    server: Running, world: World, store: FaultyStore, metrics: Metrics
 ) -> None:
     """Ids of callers, unknown methods and kinds of exceptions are not labels."""
     for number in range(100):

@@ -261,7 +261,7 @@ async def test_a_call_whose_caller_has_gone_does_no_work(
     """The deadline passes, or the caller resets the call, while the call waits for the worker."""
     busy, task = await world.add_busy()
     asked: list[None] = []
-    monkeypatch.setattr(world.store, "_answer", lambda: asked.append(None))
+    monkeypatch.setattr(world.store, "begin", lambda: asked.append(None))
     checked: list[None] = []
     if not is_reset:
         for type_, name in ((Authenticator, "authenticate"), (PodTokens, "identify")):

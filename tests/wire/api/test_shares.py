@@ -19,9 +19,10 @@ from evershell.core.errors import Failure
 from evershell.core.task import CurrentIteration, Task
 from evershell.core.workspace import Workspace
 from evershell.stack.envoy.documents import edge_file
+from tests.support.faulty_store import FaultyStore
 from tests.support.waiting import eventually_async
 from tests.support.world import World, caller
-from tests.wire.api.running import READER, FailingStore, bearer, running
+from tests.wire.api.running import READER, bearer, running
 
 FEW = Share(total=6, organization=4, credential=2)
 # A method for each kind of calls. The kinds for bodies have no method.
@@ -155,7 +156,7 @@ def test_the_edge_has_the_same_classes() -> None:
         assert f'"cluster": "{cluster}", "priority": "{priority}"' in named
 
 
-class SlowStore(FailingStore):
+class SlowStore(FaultyStore):
     """A store that is slow to read a task with its workspace."""
 
     def __init__(self) -> None:

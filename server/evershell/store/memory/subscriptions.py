@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 
-class FakeSubscription:
+class MemorySubscription:
     """Implements core.ports.Subscription."""
 
     def __init__(self, draining: asyncio.Event) -> None:
@@ -26,23 +26,15 @@ class FakeSubscription:
         self._changed.set()
 
 
-class FakeSubscriptions:
-    """Implements core.ports.Subscriptions within one process. The store calls its `publish`."""
+class MemorySubscriptions:
+    """Implements core.ports.Subscriptions. The store calls its `publish`."""
 
     def __init__(self) -> None:
-        self.published: list[str] = []
         self._draining = asyncio.Event()
-        self._subscriptions: defaultdict[str, set[FakeSubscription]] = defaultdict(set)
+        self._subscriptions: defaultdict[str, set[MemorySubscription]] = defaultdict(set)
 
-    def publish(
-        self,
-        workspace_id: str,
-        *,
-        watched: bool = False,
-        reconcile: bool = False,
-    ) -> None:
-        """Wakes the workspace's subscribers."""
-        self.published.append(workspace_id)
+    def publish(self, workspace_id: str, *, watched: bool = False, reconcile: bool = False) -> None:
+        """Wakes the workspace's subscribers. Implements Publish."""
         for subscription in self._subscriptions[workspace_id]:
             subscription.wake()
 
@@ -58,8 +50,8 @@ class FakeSubscriptions:
                 subscription.wake()
 
     @asynccontextmanager
-    async def subscribe(self, workspace_id: str) -> AsyncIterator[FakeSubscription]:
-        subscription = FakeSubscription(self._draining)
+    async def subscribe(self, workspace_id: str) -> AsyncIterator[MemorySubscription]:
+        subscription = MemorySubscription(self._draining)
         self._subscriptions[workspace_id].add(subscription)
         try:
             yield subscription
