@@ -15,8 +15,8 @@ from evershell.pod import sandbox
 from evershell.stack.envoy import config
 from evershell.store import (
     cancellations,
+    events,
     pool,
-    postgres_store,
     scans,
     watched_workspaces,
 )
@@ -221,7 +221,7 @@ def _worker() -> Iterator[Row]:
     )
     yield Row(
         "memory of a stream",
-        f"2 batches of {postgres_store.MAX_BATCH_BYTES >> 10} KiB, or 2 events",
+        f"2 batches of {events.MAX_BATCH_BYTES >> 10} KiB, or 2 events",
         "the share of streams",
         "the share of streams",
         next_one="a stream that is not read waits",

@@ -22,7 +22,6 @@ from evershell.features.webhooks.store import PostgresWebhooks
 from evershell.store.deletions import Deletions
 from evershell.store.pool import Connection, Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.publish import publish_to_nobody
 from tests.contracts.test_store_webhooks import webhook
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
@@ -233,8 +232,10 @@ async def test_a_removal_that_is_cut_off_is_continued_by_another(bench: Bench) -
     before = await bench.rows(at.id)
     # Each transaction reads the time first, and removes one event. The ninth fails.
     times = Mock(side_effect=[NOW] * 8 + [UnavailableError()])
+    deletions = Deletions(bench.pool, times)
+    deletions.removed_at_once = 1
     with pytest.raises(UnavailableError):
-        await Deletions(bench.pool, times, publish_to_nobody, batch=1).remove(at.id)
+        await deletions.remove_workspace(at.id)
     assert await bench.rows(at.id) == before | {"events": before["events"] - 8}
     assert await bench.store.remove_workspace(at.id) is True
     assert not any((await bench.rows(at.id)).values())

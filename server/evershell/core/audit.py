@@ -1,15 +1,20 @@
 """Use case: list the entries of the audit log."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from evershell.core.caller import Caller
 from evershell.core.event import AuditEntry, AuditFilter
-from evershell.core.ports import Store
+from evershell.core.ports import AuditLog, Workspaces
 from evershell.core.validation import Page
 
 
+class AuditStore(AuditLog, Workspaces, Protocol):
+    """What `list_audit_entries` needs of the store."""
+
+
 async def list_audit_entries(
-    caller: Caller, wanted: AuditFilter, page: Page, store: Store
+    caller: Caller, wanted: AuditFilter, page: Page, store: AuditStore
 ) -> tuple[Sequence[AuditEntry], str]:
     """A page of the organization's entries, newest first, and the next page's token.
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import get_args
+from typing import Protocol, get_args
 
 from evershell.workspace.v1 import field_limits
 
@@ -31,10 +31,11 @@ from evershell.core.event import Origin
 from evershell.core.ports import (
     Agents,
     CancellationRefusal,
+    Cancellations,
     Clock,
     RecordedCancellation,
-    Store,
     Subscriptions,
+    Workspaces,
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
@@ -106,10 +107,14 @@ class CancelResult:
         return self.task is not None and self.task.status.is_terminal
 
 
+class CancelTaskStore(Cancellations, Workspaces, Protocol):
+    """What `cancel_task` needs of the store."""
+
+
 async def cancel_task(
     caller: Caller,
     request: CancelTask,
-    store: Store,
+    store: CancelTaskStore,
     agents: Agents,
     subscriptions: Subscriptions,
     clock: Clock,
@@ -187,7 +192,7 @@ def _outcome(
 
 
 async def _signal(
-    recorded: RecordedCancellation, store: Store, agents: Agents, *, is_named: bool
+    recorded: RecordedCancellation, store: Workspaces, agents: Agents, *, is_named: bool
 ) -> Task:
     """Signals the agent, and returns the task. `is_named`: whether the call names the task.
 
@@ -228,7 +233,7 @@ async def _signal(
 async def await_end(
     task: Task,
     wait_seconds: float,
-    store: Store,
+    store: Workspaces,
     subscriptions: Subscriptions,
     has_ended: Callable[[Task], bool] = lambda task: task.status.is_terminal,
 ) -> Task:

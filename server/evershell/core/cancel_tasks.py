@@ -18,7 +18,7 @@ from evershell.core.caller import Caller, Permission
 from evershell.core.cancel_task import check_reason_and_force, intent_of
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Origin
-from evershell.core.ports import Clock, MatchedTask, MatchedTasks, Store
+from evershell.core.ports import Cancellations, Clock, MatchedTask, MatchedTasks
 from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
 from evershell.core.validation import Fields
@@ -85,7 +85,7 @@ class CancelTasksResult:
 
 
 async def cancel_tasks(
-    caller: Caller, request: CancelTasks, store: Store, clock: Clock
+    caller: Caller, request: CancelTasks, store: Cancellations, clock: Clock
 ) -> CancelTasksResult:
     """Records the intents of at most MAX_TASKS tasks, the oldest first.
 
@@ -105,7 +105,7 @@ async def _look(
     wanted: TaskSelection,
     intent: CancelIntent,
     origin: Origin,
-    store: Store,
+    store: Cancellations,
 ) -> CancelTasksResult:
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     if origin.audit is not None:
@@ -127,7 +127,7 @@ async def cancel_matching(
     wanted: TaskSelection,
     intent: CancelIntent,
     origin: Origin,
-    store: Store,
+    store: Cancellations,
 ) -> CancelTasksResult:
     """Records the intent for at most MAX_TASKS tasks. Does not check the caller's scope."""
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
@@ -152,7 +152,11 @@ async def cancel_matching(
 
 
 async def _one_by_one(
-    permission: Permission, task_ids: list[str], intent: CancelIntent, origin: Origin, store: Store
+    permission: Permission,
+    task_ids: list[str],
+    intent: CancelIntent,
+    origin: Origin,
+    store: Cancellations,
 ) -> dict[str, TaskOutcome | None]:
     """Cancels tasks whose workspaces other transactions had locked. Waits for these locks.
 
@@ -176,7 +180,7 @@ async def _one_by_one(
 
 
 async def _in_stopping_workspaces(
-    permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Store
+    permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Cancellations
 ) -> dict[str, TaskOutcome | None]:
     """Reports tasks that have not ended as already requested: StopWorkspace recorded the intent."""
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
@@ -217,7 +221,7 @@ async def cancel_until_done(
     wanted: TaskSelection,
     intent: CancelIntent,
     origin: Origin,
-    store: Store,
+    store: Cancellations,
     limit_seconds: float,
 ) -> CancelTasksResult:
     """Repeats `cancel_matching` until it has no tasks left to cancel or the time is over."""

@@ -8,15 +8,16 @@ the agent.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from evershell.core import errors
 from evershell.core.caller import Caller, CredentialKind
-from evershell.core.cancel_task import CancelTask, cancel_task
+from evershell.core.cancel_task import CancelTask, CancelTaskStore, cancel_task
 from evershell.core.errors import Failure
-from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.ports import Agents, Clock, Subscriptions
 from evershell.core.runtime import AgentIdentity
 from evershell.core.task import Task
-from evershell.core.tasks import SubmitTask, submit_task
+from evershell.core.tasks import SubmitTask, SubmitTaskStore, submit_task
 from evershell.core.validation import check_identifiers
 from evershell.core.workspace import Workspace
 
@@ -34,11 +35,15 @@ class AgentCaller:
     caller: Caller
 
 
+class ChildrenStore(SubmitTaskStore, CancelTaskStore, Protocol):
+    """What Children needs of the store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Children:
     """The calls of agents about children. Every method raises UnavailableError."""
 
-    store: Store
+    store: ChildrenStore
     agents: Agents
     subscriptions: Subscriptions
     clock: Clock

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from evershell.core.event import EventBatch
-from evershell.core.ports import Clock, Store, Subscription, Subscriptions
+from evershell.core.ports import Clock, Subscription, Subscriptions, Workspaces
 
 HEARTBEAT_SECONDS = 15.0
 # The maximum number of events that are read at a time.
@@ -92,7 +92,7 @@ class Watcher:
 class EventFeeds:
     """The feeds of this process, one for each watched workspace."""
 
-    def __init__(self, store: Store, subscriptions: Subscriptions, clock: Clock) -> None:
+    def __init__(self, store: Workspaces, subscriptions: Subscriptions, clock: Clock) -> None:
         self._store = store
         self._subscriptions = subscriptions
         self._clock = clock
@@ -133,7 +133,7 @@ class _Feed:
         self,
         workspace_id: str,
         last_seq: int,
-        store: Store,
+        store: Workspaces,
         clock: Clock,
         forget: "Callable[[_Feed], None]",
     ) -> None:

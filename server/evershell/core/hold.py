@@ -7,13 +7,14 @@ waits for the calls that hold the lock, and later calls find the hold.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from evershell.core.caller import Caller, Permission
 from evershell.core.cancel_task import intent_of
 from evershell.core.cancel_tasks import CancelTasksResult, cancel_until_done
 from evershell.core.change import Hold
 from evershell.core.event import Origin
-from evershell.core.ports import Clock, Store
+from evershell.core.ports import Cancellations, Clock, Holds
 from evershell.core.task_filter import AllTasks
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
 
@@ -38,8 +39,12 @@ class HoldOrg:
         fields.check()
 
 
+class HoldStore(Holds, Cancellations, Protocol):
+    """What `hold_org` needs of the store."""
+
+
 async def hold_org(
-    caller: Caller, request: HoldOrg, store: Store, clock: Clock
+    caller: Caller, request: HoldOrg, store: HoldStore, clock: Clock
 ) -> tuple[Hold, CancelTasksResult]:
     """Puts the caller's organization on hold. Returns the hold in force, and what was cancelled.
 
@@ -66,7 +71,7 @@ async def hold_org(
     return held, cancelled
 
 
-async def release_org(caller: Caller, origin: Origin, store: Store) -> None:
+async def release_org(caller: Caller, origin: Origin, store: Holds) -> None:
     """Ends the hold of the caller's organization, if there is one.
 
     Raises Failure permission_denied.
@@ -75,7 +80,7 @@ async def release_org(caller: Caller, origin: Origin, store: Store) -> None:
     await store.release_org(caller.org_id, origin.audit)
 
 
-async def get_hold(caller: Caller, store: Store) -> Hold | None:
+async def get_hold(caller: Caller, store: Holds) -> Hold | None:
     """The hold of the caller's organization. Raises Failure permission_denied."""
     caller.permission("workspace:read")
     return await store.get_hold(caller.org_id)

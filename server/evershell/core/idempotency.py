@@ -21,14 +21,14 @@ from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, KeyTakenError, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.ports import Store
+from evershell.core.ports import IdempotencyKeys, Transitions
 
 # These failures do not depend on whether the first call took effect.
 _NO_ACCESS = frozenset({"permission_denied", "workspace_not_found"})
 
 
 async def earlier_call(
-    call: FirstCall | None, refusal: Failure | KeyTakenError, store: Store
+    call: FirstCall | None, refusal: Failure | KeyTakenError, store: IdempotencyKeys
 ) -> FirstCall:
     """The first call with the key of `call`, after `call` was refused.
 
@@ -48,7 +48,7 @@ async def earlier_call(
 
 
 async def read_again(
-    first: FirstCall, permission: Permission, origin: Origin, store: Store
+    first: FirstCall, permission: Permission, origin: Origin, store: Transitions
 ) -> Change:
     """The workspace of the first call, with its current task. `origin` describes the repeat.
 

@@ -1,6 +1,4 @@
-"""What the core requires of other packages. Each port has a contract suite, in tests/contracts or
-tests/contracts/long.
-"""
+"""What the core requires of other packages. Each port has a contract suite in tests/contracts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -111,8 +109,129 @@ class MatchedTasks:
 UNDELIVERED = "*"
 
 
-class Store(Protocol):
-    """The durable state. Every method raises UnavailableError if the database does not answer."""
+class Workspaces(Protocol):
+    """Creates workspaces, and reads them with their tasks and events."""
+
+    async def create_workspace(
+        self,
+        workspace: Workspace,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+        card: AgentCard | None = None,
+    ) -> None:
+        """Adds a workspace with an empty log, its agent card, the call's audit entry and its key.
+
+        Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
+        hold.
+        """
+
+    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
+        """A workspace of this organization, or of any organization if it is None.
+
+        Pass `org_id` if the request comes from a caller. A workspace of another organization is
+        then not read, so the answer takes as long as for a missing workspace.
+        """
+
+    async def get_agent_card(
+        self, workspace_id: str, org_id: str | None = None
+    ) -> tuple[Workspace | None, AgentCard]:
+        """Like get_workspace, with the agent card, which is empty if the workspace has none."""
+
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Listed[Workspace]:
+        """The workspaces that the permission covers and that are older than `before_id`.
+
+        Newest first. None for `before_id` starts with the newest.
+        """
+
+    async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
+        """A removed workspace of the organization, as last stored (its status is `deleting`)."""
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None: ...
+
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str, org_id: str | None = None
+    ) -> tuple[Workspace | None, Task | None]:
+        """Like get_workspace, with one of the workspace's tasks, in one round trip.
+
+        Both are read at the same moment. Either is None if it does not exist.
+        """
+
+    async def list_tasks(
+        self,
+        workspace_id: str,
+        before_id: str | None,
+        limit: int,
+        wanted: ListFilter = EVERY_TASK,
+    ) -> Listed[Task]:
+        """The tasks of the workspace that match and are older than `before_id`, newest first.
+
+        The list may end early, as Listed describes, or because its texts are long. In the second
+        case it has at least one task more than fits into MAX_PAGE_CHARACTERS.
+        """
+
+    async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
+        """The number of tasks that match, among the newest tasks of the workspace.
+
+        Considers at least the newest 1,000 tasks. It may leave out older ones.
+        """
+
+    async def list_org_tasks(
+        self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
+    ) -> Listed[Task]:
+        """The tasks of the organization that match and that the permission covers.
+
+        Paged like list_tasks.
+        """
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
+        """The workspace's events after `after_seq`, in order.
+
+        The list may end early if the events are large, but if there are events, it has at least
+        one. Raises Failure workspace_not_found if there is no such workspace.
+        """
+
+
+class Transitions(Protocol):
+    """Changes a workspace and its task."""
+
+    async def transition(
+        self,
+        workspace_id: str,
+        decide: Callable[[Locked], Change],
+        org_id: str | None = None,
+        parent_task_id: str | None = None,
+    ) -> Change | None:
+        """Locks the workspace with its current task, and commits and returns what `decide` returns.
+
+        With `org_id`, `decide` also gets the hold of this organization. No other transaction
+        commits a hold of this organization before the change is committed. With `parent_task_id` as
+        well, `decide` also gets this task of the organization, and its tree is locked: until the
+        commit, no other transaction submits a child into the tree or cancels it.
+
+        Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
+        KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
+        another transaction is about to store the key, waits until that transaction has ended.
+        `decide` holds the lock, so it must return quickly. It may be called more than once.
+        """
+
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        """Renews the lease of the epoch's agent, and returns the workspace with its current task.
+
+        Writes only if less than RENEW_BELOW_SHARE of `lease_seconds` remains. Never waits for a
+        lock: while another transaction has locked the workspace, the lease stays as it is. Has no
+        effect if the epoch is fenced.
+
+        Returns None if there is no such workspace. The task may have ended after the workspace was
+        read.
+        """
+
+
+class Cancellations(Protocol):
+    """Records cancellations."""
 
     async def record_cancellation(
         self,
@@ -180,52 +299,23 @@ class Store(Protocol):
         Publishes the workspaces, and UNDELIVERED, because the fleet controller signals the agents.
         """
 
-    async def transition(
-        self,
-        workspace_id: str,
-        decide: Callable[[Locked], Change],
-        org_id: str | None = None,
-        parent_task_id: str | None = None,
-    ) -> Change | None:
-        """Locks the workspace with its current task, and commits and returns what `decide` returns.
 
-        With `org_id`, `decide` also gets the hold of this organization. No other transaction
-        commits a hold of this organization before the change is committed. With `parent_task_id` as
-        well, `decide` also gets this task of the organization, and its tree is locked: until the
-        commit, no other transaction submits a child into the tree or cancels it.
+class IdempotencyKeys(Protocol):
+    """The keys of calls, which are stored with the effect of the first call."""
 
-        Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
-        KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
-        another transaction is about to store the key, waits until that transaction has ended.
+    async def find_first_call(self, call: FirstCall) -> FirstCall | None:
+        """The first call with the same idempotency key as this call, unless the key has expired.
 
-        `decide` holds the lock, so it must return quickly. It may be called more than once.
+        The previous version stored calls without the owner of their key. Such a call is found too,
+        if its request is the same.
         """
 
-    async def renew_lease(
-        self, workspace_id: str, epoch: int, lease_seconds: float
-    ) -> Leased | None:
-        """Renews the lease of the epoch's agent, and returns the workspace with its current task.
+    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
+        """Stores the answer of the call, unless one is stored. Returns the stored answer."""
 
-        Writes only if less than RENEW_BELOW_SHARE of `lease_seconds` remains. Never waits for a
-        lock: while another transaction has locked the workspace, the lease stays as it is. Has no
-        effect if the epoch is fenced.
 
-        Returns None if there is no such workspace. The task may have ended after the workspace was
-        read.
-        """
-
-    async def create_workspace(
-        self,
-        workspace: Workspace,
-        audit: AuditEntry | None = None,
-        first_call: FirstCall | None = None,
-        card: AgentCard | None = None,
-    ) -> None:
-        """Adds a workspace with an empty log, its agent card, the call's audit entry and its key.
-
-        Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
-        hold.
-        """
+class Holds(Protocol):
+    """Puts organizations on hold."""
 
     async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
         """Stores the hold, unless one exists, and the audit entry. Returns the stored hold.
@@ -238,126 +328,24 @@ class Store(Protocol):
 
     async def get_hold(self, org_id: str) -> Hold | None: ...
 
-    async def count_holds(self) -> int: ...
 
-    async def find_first_call(self, call: FirstCall) -> FirstCall | None:
-        """The first call with the same idempotency key as this call, unless the key has expired.
-
-        The previous version stored calls without the owner of their key. Such a call is found too,
-        if its request is the same.
-        """
-
-    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
-        """Stores the answer of the call, unless one is stored. Returns the stored answer."""
-
-    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        """A workspace of this organization, or of any organization if it is None.
-
-        Pass `org_id` if the request comes from a caller. A workspace of another organization is
-        then not read, so the answer takes as long as for a missing workspace.
-        """
-
-    async def get_agent_card(
-        self, workspace_id: str, org_id: str | None = None
-    ) -> tuple[Workspace | None, AgentCard]:
-        """Like get_workspace, with the agent card, which is empty if the workspace has none."""
-
-    async def list_workspaces(
-        self, permission: Permission, before_id: str | None, limit: int
-    ) -> Listed[Workspace]:
-        """The workspaces that the permission covers and that are older than `before_id`.
-
-        Newest first. None for `before_id` starts with the newest.
-        """
-
-    async def remove_workspace(self, workspace_id: str) -> bool:
-        """Removes a workspace that is `deleting` and has no run, and everything that belongs to it.
-
-        Works in transactions of bounded size, and continues where an earlier call ended. The last
-        transaction leaves a record for find_deleted_workspace, and publishes the workspace. Audit
-        entries and idempotency keys stay.
-
-        Returns False, and removes nothing, while events of the workspace wait for delivery to
-        webhooks. This lasts at most DELIVERY_WAIT from the last change of the workspace. Returns
-        True if there is no such workspace.
-        """
-
-    async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
-        """A removed workspace of the organization, as last stored (its status is `deleting`)."""
+class AuditLog(Protocol):
+    """The entries of calls, which are stored with the effect of the call."""
 
     async def add_audit_entry(self, audit: AuditEntry | None) -> None:
         """Stores the entry of a call that changed nothing."""
 
-    async def get_task(self, workspace_id: str, task_id: str) -> Task | None: ...
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Listed[AuditEntry]:
+        """The entries of the organization that match and are older than `before_id`, newest first.
 
-    async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str, org_id: str | None = None
-    ) -> tuple[Workspace | None, Task | None]:
-        """Like get_workspace, with one of the workspace's tasks, in one round trip.
-
-        Both are read at the same moment. Either is None if it does not exist.
+        If the permission covers only the caller's own workspaces, leaves out all other entries.
         """
 
-    async def list_tasks(
-        self,
-        workspace_id: str,
-        before_id: str | None,
-        limit: int,
-        wanted: ListFilter = EVERY_TASK,
-    ) -> Listed[Task]:
-        """The tasks of the workspace that match and are older than `before_id`, newest first.
 
-        The list may end early, as Listed describes, or because its texts are long. In the second
-        case it has at least one task more than fits into MAX_PAGE_CHARACTERS.
-        """
-
-    async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
-        """The number of tasks that match, among the newest tasks of the workspace.
-
-        Considers at least the newest 1,000 tasks. It may leave out older ones.
-        """
-
-    async def list_org_tasks(
-        self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
-    ) -> Listed[Task]:
-        """The tasks of the organization that match and that the permission covers.
-
-        Paged like list_tasks.
-        """
-
-    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
-        """The workspace's events after `after_seq`, in order.
-
-        The list may end early if the events are large, but if there are events, it has at least
-        one. Raises Failure workspace_not_found if there is no such workspace.
-        """
-
-    async def list_old_logs(
-        self, before: datetime, after_id: str, limit: int
-    ) -> tuple[Sequence[str], str | None]:
-        """Finds workspaces whose first event is older than `before`.
-
-        Looks at the first `limit` workspaces after `after_id`.
-
-        Also returns the `after_id` of the next call; None if there are no more workspaces.
-        """
-
-    async def remove_old_tasks(
-        self, workspace_id: str, before: datetime, after_seq: int, limit: int
-    ) -> Removed:
-        """Removes tasks that ended before this time, with their events. The oldest go first.
-
-        Stops at the first event of a task that stays. A task stays while a task of its tree has not
-        ended, and while one of its events still has to be delivered to a webhook. Before that
-        point, also removes the workspace's own events that are older than `before`. The workspace
-        keeps its `last_seq`.
-
-        Looks at the first `limit` events after `after_seq`, which is 0 or the `last_seq` that the
-        previous call returned. Waits for no lock of a workspace.
-        """
-
-    async def oldest_end(self) -> datetime | None:
-        """The approximate time of the earliest end of a stored task; None if no task has ended."""
+class Fleet(Protocol):
+    """What the fleet controller reads and removes."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
@@ -389,14 +377,6 @@ class Store(Protocol):
         Leaves out workers that have ended. The time is 0 if the database does not know it.
         """
 
-    async def list_audit_entries(
-        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
-    ) -> Listed[AuditEntry]:
-        """The entries of the organization that match and are older than `before_id`, newest first.
-
-        If the permission covers only the caller's own workspaces, leaves out all other entries.
-        """
-
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         """All tasks with a recorded intent that have not ended, each with its workspace."""
 
@@ -416,6 +396,52 @@ class Store(Protocol):
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         """The number of workspaces in each status, in all organizations. Zeros may be absent."""
+
+    async def count_holds(self) -> int: ...
+
+    async def remove_workspace(self, workspace_id: str) -> bool:
+        """Removes a workspace that is `deleting` and has no run, and everything that belongs to it.
+
+        Works in transactions of bounded size, and continues where an earlier call ended. The last
+        transaction leaves a record for find_deleted_workspace, and publishes the workspace. Audit
+        entries and idempotency keys stay.
+
+        Returns False, and removes nothing, while events of the workspace wait for delivery to
+        webhooks. This lasts at most DELIVERY_WAIT from the last change of the workspace. Returns
+        True if there is no such workspace.
+        """
+
+    async def list_old_logs(
+        self, before: datetime, after_id: str, limit: int
+    ) -> tuple[Sequence[str], str | None]:
+        """Finds workspaces whose first event is older than `before`.
+
+        Looks at the first `limit` workspaces after `after_id`. Also returns the `after_id` of the
+        next call; None if there are no more workspaces.
+        """
+
+    async def remove_old_tasks(
+        self, workspace_id: str, before: datetime, after_seq: int, limit: int
+    ) -> Removed:
+        """Removes tasks that ended before this time, with their events. The oldest go first.
+
+        Stops at the first event of a task that stays. A task stays while a task of its tree has not
+        ended, and while one of its events still has to be delivered to a webhook. Before that
+        point, also removes the workspace's own events that are older than `before`. The workspace
+        keeps its `last_seq`.
+
+        Looks at the first `limit` events after `after_seq`, which is 0 or the `last_seq` that the
+        previous call returned. Waits for no lock of a workspace.
+        """
+
+    async def oldest_end(self) -> datetime | None:
+        """The approximate time of the earliest end of a stored task; None if no task has ended."""
+
+
+class Store(
+    Workspaces, Transitions, Cancellations, IdempotencyKeys, Holds, AuditLog, Fleet, Protocol
+):
+    """The durable state. Every method raises UnavailableError if the database does not answer."""
 
 
 class Sealing(Protocol):

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from evershell.core import agent_rules, task_lifecycle, workspace_lifecycle
 from evershell.core.agent_rules import BreachError
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.ports import Clock, Store
+from evershell.core.ports import Clock, Transitions, Workspaces
 from evershell.core.prices import PriceList
 from evershell.core.task import AgentEvent, Phase, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
@@ -43,6 +44,10 @@ _FENCED = Directive(fenced=True, task=None)
 _WAIT_BELOW_SHARE = 0.5
 
 
+class RuntimeStore(Transitions, Workspaces, Protocol):
+    """What Runtime needs of the store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """The calls of agents. Every method is idempotent, because agents retry unacknowledged calls.
@@ -51,7 +56,7 @@ class Runtime:
     BreachError has no effect; the caller then records the breach.
     """
 
-    store: Store
+    store: RuntimeStore
     clock: Clock
     # An agent that does not renew its lease for this long counts as lost.
     lease_seconds: float

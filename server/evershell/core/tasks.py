@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Protocol
 
 from evershell.workspace.v1 import field_limits
 
@@ -15,7 +16,14 @@ from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call, read_again
 from evershell.core.ids import new_task_id
 from evershell.core.money import NANOS_PER_DOLLAR
-from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.ports import (
+    Agents,
+    Clock,
+    IdempotencyKeys,
+    Subscriptions,
+    Transitions,
+    Workspaces,
+)
 from evershell.core.task import (
     DEFAULT_MAX_ITERATIONS,
     MAX_DESCRIPTION_CHARACTERS,
@@ -116,10 +124,14 @@ def _check_limits(limits: TaskLimits, model_without_price: str, fields: Fields) 
         fields.reject("limits.include_descendants", needed)
 
 
+class SubmitTaskStore(Transitions, IdempotencyKeys, Workspaces, Protocol):
+    """What `submit_task` needs of the store."""
+
+
 async def submit_task(
     caller: Caller,
     request: SubmitTask,
-    store: Store,
+    store: SubmitTaskStore,
     agents: Agents,
     subscriptions: Subscriptions,
     clock: Clock,
@@ -193,7 +205,7 @@ def _new_task(caller: Caller, request: SubmitTask, now: datetime) -> Task:
 async def _deliver(
     workspace: Workspace,
     task: Task,
-    store: Store,
+    store: SubmitTaskStore,
     agents: Agents,
     subscriptions: Subscriptions,
     clock: Clock,
@@ -244,7 +256,9 @@ def _unreachable(task: Task, call: FirstCall | None) -> Failure:
     return errors.agent_unreachable(task.workspace_id, task.id, message, intent_recorded=False)
 
 
-async def _current(change: Change | None, workspace_id: str, task_id: str, store: Store) -> Task:
+async def _current(
+    change: Change | None, workspace_id: str, task_id: str, store: Workspaces
+) -> Task:
     """The task after the change.
 
     If the task had ended before the change, the change does not contain it, so it is read from the
@@ -258,14 +272,14 @@ async def _current(change: Change | None, workspace_id: str, task_id: str, store
     return task
 
 
-async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:
+async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Workspaces) -> Task:
     """Reads one task. Raises Failure: permission_denied, workspace_not_found, task_not_found."""
     _, task = await read_task(caller, workspace_id, task_id, store)
     return task
 
 
 async def read_task(
-    caller: Caller, workspace_id: str, task_id: str, store: Store
+    caller: Caller, workspace_id: str, task_id: str, store: Workspaces
 ) -> tuple[Workspace, Task]:
     """Reads a task and its workspace in one query. Raises the same Failures as get_task."""
     check_identifiers(workspace_id=workspace_id, task_id=task_id)
@@ -306,7 +320,7 @@ async def list_tasks(
     caller: Caller,
     workspace_id: str,
     page: Page,
-    store: Store,
+    store: Workspaces,
     wanted: ListFilter = EVERY_TASK,
 ) -> tuple[Sequence[Task], str]:
     """A page of the workspace's tasks that match, newest first, and the token of the next page.
@@ -321,7 +335,7 @@ async def list_tasks(
 
 
 async def list_org_tasks(
-    caller: Caller, wanted: OrgListFilter, page: Page, store: Store
+    caller: Caller, wanted: OrgListFilter, page: Page, store: Workspaces
 ) -> tuple[Sequence[Task], str]:
     """Like list_tasks, for the organization's tasks that match and that the caller may read."""
     permission = caller.permission("workspace:read")
@@ -331,7 +345,9 @@ async def list_org_tasks(
     return page.cut(listed, _characters)
 
 
-async def count_tasks(caller: Caller, workspace_id: str, store: Store, wanted: ListFilter) -> int:
+async def count_tasks(
+    caller: Caller, workspace_id: str, store: Workspaces, wanted: ListFilter
+) -> int:
     """The number of tasks of the workspace that match. Raises the same Failures as list_tasks."""
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)

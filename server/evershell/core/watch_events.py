@@ -14,7 +14,7 @@ from evershell.core.event_feeds import (
     Heartbeat,
     Message,
 )
-from evershell.core.ports import Clock, Store
+from evershell.core.ports import Clock, Workspaces
 from evershell.core.validation import Fields
 from evershell.core.workspace import WorkspaceStatus
 
@@ -23,7 +23,7 @@ async def watch_events(
     caller: Caller,
     workspace_id: str,
     after_seq: int,
-    store: Store,
+    store: Workspaces,
     feeds: EventFeeds,
     clock: Clock,
     encode: Callable[[Sequence[Event]], Sequence[Encoded]],
@@ -98,7 +98,7 @@ async def watch_events(
         watcher.leave()
 
 
-async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store) -> int:
+async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Workspaces) -> int:
     """Returns the `seq` of the last event. Raises Failure if the caller may not watch."""
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)
@@ -109,7 +109,7 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store
     return permission.check(workspace, workspace_id).last_seq
 
 
-async def _check_next(workspace_id: str, after_seq: int, first_seq: int, store: Store) -> None:
+async def _check_next(workspace_id: str, after_seq: int, first_seq: int, store: Workspaces) -> None:
     """Checks that no event between `after_seq` and `first_seq` was removed.
 
     Raises Failure: validation_error if an event was removed, workspace_not_found if the workspace

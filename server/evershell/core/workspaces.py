@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import Protocol
 
 from evershell.workspace.v1 import field_limits
 
@@ -14,7 +15,7 @@ from evershell.core.errors import AgentUnreachableError, Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call, read_again
 from evershell.core.ids import new_workspace_id
-from evershell.core.ports import Agents, Clock, Store
+from evershell.core.ports import Agents, AuditLog, Clock, IdempotencyKeys, Transitions, Workspaces
 from evershell.core.task import CancelIntent
 from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
@@ -24,11 +25,15 @@ STOP_REASON = "workspace stopped"
 DELETE_REASON = "workspace deleted"
 
 
+class WorkspaceStore(Workspaces, Transitions, IdempotencyKeys, AuditLog, Protocol):
+    """What creating and deleting workspaces need of the store."""
+
+
 async def create_workspace(
     caller: Caller,
     name: str,
     origin: Origin,
-    store: Store,
+    store: WorkspaceStore,
     clock: Clock,
     key: IdempotencyKey | None = None,
     card: AgentCard | None = None,
@@ -79,7 +84,7 @@ def _new(
     )
 
 
-async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Workspace:
+async def get_workspace(caller: Caller, workspace_id: str, store: Workspaces) -> Workspace:
     """Reads one workspace. Raises Failure: permission_denied, workspace_not_found."""
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:read")
@@ -87,7 +92,7 @@ async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Work
 
 
 async def list_workspaces(
-    caller: Caller, page: Page, store: Store
+    caller: Caller, page: Page, store: Workspaces
 ) -> tuple[Sequence[Workspace], str]:
     """A page of the workspaces that the caller may read, newest first, and the next page's token.
 
@@ -98,7 +103,12 @@ async def list_workspaces(
 
 
 async def stop_workspace(
-    caller: Caller, workspace_id: str, origin: Origin, store: Store, agents: Agents, clock: Clock
+    caller: Caller,
+    workspace_id: str,
+    origin: Origin,
+    store: Transitions,
+    agents: Agents,
+    clock: Clock,
 ) -> Workspace:
     """Starts to stop a workspace.
 
@@ -118,7 +128,12 @@ async def stop_workspace(
 
 
 async def delete_workspace(
-    caller: Caller, workspace_id: str, origin: Origin, store: Store, agents: Agents, clock: Clock
+    caller: Caller,
+    workspace_id: str,
+    origin: Origin,
+    store: WorkspaceStore,
+    agents: Agents,
+    clock: Clock,
 ) -> Workspace:
     """Starts to delete a workspace. The fleet controller then removes it.
 
@@ -165,7 +180,7 @@ async def _signal(change: Change, agents: Agents) -> None:
 
 
 async def resume_workspace(
-    caller: Caller, workspace_id: str, origin: Origin, store: Store, clock: Clock
+    caller: Caller, workspace_id: str, origin: Origin, store: Transitions, clock: Clock
 ) -> Workspace:
     """Requests a new agent in a new epoch.
 
@@ -187,7 +202,7 @@ async def resume_workspace(
 async def _change(
     permission: Permission,
     workspace_id: str,
-    store: Store,
+    store: Transitions,
     decide: Callable[[Locked], Change],
     held_org_id: str | None = None,
 ) -> Change:
@@ -200,7 +215,7 @@ async def _change(
 async def _change_existing(
     permission: Permission,
     workspace_id: str,
-    store: Store,
+    store: Transitions,
     decide: Callable[[Locked], Change],
     held_org_id: str | None = None,
 ) -> Change | None:

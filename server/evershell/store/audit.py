@@ -23,6 +23,7 @@ from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ids import first_audit_id
 from evershell.core.validation import Listed
 from evershell.store import scans
+from evershell.store.part import Part
 from evershell.store.pool import Connection, Connections, connected
 from evershell.store.scans import AFTER_ALL_IDS, listed
 from evershell.store.statements import statements
@@ -60,34 +61,36 @@ async def store_audit_entries(pool: Connections, entries: Sequence[AuditEntry]) 
         await connection.execute(SQL.store_entries, parameters)
 
 
-async def list_audit_entries(
-    pool: Connections,
-    permission: Permission,
-    wanted: AuditFilter,
-    before_id: str | None,
-    limit: int,
-) -> Listed[AuditEntry]:
-    """See Store.list_audit_entries."""
-    start, end = wanted.start_time, wanted.end_time
-    return await listed(
-        pool,
-        SQL.list_of_workspace if wanted.workspace_id else SQL.list_of_org,
-        _entry_of,
-        # A generic plan would expect few rows, and could read and sort all rows of the key.
-        prepare=False,
-        org_id=permission.caller.org_id,
-        own_only=permission.own_only,
-        user_id=permission.caller.user_id or "",
-        workspace_id=wanted.workspace_id,
-        task_id=wanted.task_id,
-        actor_id=wanted.actor_id,
-        rpc=wanted.rpc,
-        outcome=wanted.outcome,
-        start_id=first_audit_id(start) if start else "",
-        end_id=first_audit_id(end) if end else AFTER_ALL_IDS,
-        before_id=before_id or AFTER_ALL_IDS,
-        limit=limit,
-    )
+class AuditLog(Part):
+    """Implements core.ports.AuditLog."""
+
+    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
+        async with connected(self._pool.others) as connection:
+            await store_audit_entry(connection, audit)
+
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Listed[AuditEntry]:
+        start, end = wanted.start_time, wanted.end_time
+        return await listed(
+            self._pool.lists,
+            SQL.list_of_workspace if wanted.workspace_id else SQL.list_of_org,
+            _entry_of,
+            # A generic plan would expect few rows, and could read and sort all rows of the key.
+            prepare=False,
+            org_id=permission.caller.org_id,
+            own_only=permission.own_only,
+            user_id=permission.caller.user_id or "",
+            workspace_id=wanted.workspace_id,
+            task_id=wanted.task_id,
+            actor_id=wanted.actor_id,
+            rpc=wanted.rpc,
+            outcome=wanted.outcome,
+            start_id=first_audit_id(start) if start else "",
+            end_id=first_audit_id(end) if end else AFTER_ALL_IDS,
+            before_id=before_id or AFTER_ALL_IDS,
+            limit=limit,
+        )
 
 
 def _entry_of(row: Any) -> AuditEntry:

@@ -1,7 +1,7 @@
 """Finds and cancels many tasks of an organization, and trees of tasks."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -15,8 +15,8 @@ from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
 from evershell.store import cancellations
 from evershell.store.cancellations import json_of, request_of, result_of
-from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Connections, Pool, connected
-from evershell.store.publish import Publish
+from evershell.store.part import Part
+from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Connections, connected
 from evershell.store.rows import json_value
 from evershell.store.statements import statements
 from evershell.store.watched_workspaces import is_watched
@@ -24,19 +24,12 @@ from evershell.store.watched_workspaces import is_watched
 SQL = statements("cancel_tasks", **vars(cancellations.SQL))
 
 
-class CancelTasks:
-    """Implements Store.match_tasks, Store.cancel_tasks and Store.cancel_tree."""
+class CancelTasks(Part):
+    """Implements match_tasks, cancel_tasks and cancel_tree of core.ports.Cancellations."""
 
-    def __init__(self, pool: Pool, publish: Publish, recorded: Callable[[int], None]) -> None:
-        """`recorded` is called with the number of intents that each transaction records."""
-        self._pool = pool
-        self._publish = publish
-        self._recorded = recorded
-
-    async def match(
+    async def match_tasks(
         self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
-        """See Store.match_tasks."""
         parameters = _values_of(wanted) | {
             "org_id": permission.caller.org_id,
             "own_only": permission.own_only,
@@ -54,7 +47,7 @@ class CancelTasks:
         tasks = [MatchedTask(row.workspace_id, row.task_id, row.is_pending) for row in rows]
         return MatchedTasks(rows[0].matched, rows[0].pending, tasks)
 
-    async def cancel(
+    async def cancel_tasks(
         self,
         permission: Permission,
         task_ids: Sequence[str],
@@ -64,7 +57,6 @@ class CancelTasks:
         *,
         wait: bool = False,
     ) -> Mapping[str, bool]:
-        """See Store.cancel_tasks."""
         assert len(task_ids) == 1 or not wait, "a transaction with a lock waits for no other"
         request = request_of(permission, intent, trace_id, audit)
         parameters = {"request": json_of(request), "task_ids": list(task_ids), "wait": wait}
@@ -79,7 +71,7 @@ class CancelTasks:
             self._publish(row.workspace_id, watched=row.watched, reconcile=False)
         if rows:
             self._publish(UNDELIVERED, watched=False, reconcile=True)
-        self._recorded(sum(row.is_new for row in rows))
+        self._cancelled(sum(row.is_new for row in rows))
         return {row.task_id: row.is_new for row in rows}
 
     async def cancel_tree(
@@ -91,7 +83,6 @@ class CancelTasks:
         trace_id: str = "",
         audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
-        """See Store.cancel_tree."""
         request = request_of(permission, intent, trace_id, audit)
         request |= {"workspace_id": workspace_id, "task_id": task_id}
         try:
@@ -110,7 +101,7 @@ class CancelTasks:
         if descendants:
             self._publish(UNDELIVERED, watched=False, reconcile=True)
         recorded = sum(each["outcome"] == "accepted" for each in descendants)
-        self._recorded(recorded)
+        self._cancelled(recorded)
         return replace(result, descendants_cancelled=recorded)
 
     async def _wait(self, query: str, parameters: Mapping[str, Any]) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,8 +17,8 @@ from evershell.core.ports import RecordedCancellation
 from evershell.core.task import CancelIntent
 from evershell.store.audit import audit_json
 from evershell.store.group_commit import GroupCommit
-from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
-from evershell.store.publish import Publish
+from evershell.store.part import Part
+from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, connected
 from evershell.store.rows import dump_json, task_of, workspace_of
 from evershell.store.statements import statements
 from evershell.store.watched_workspaces import is_watched
@@ -34,31 +35,27 @@ _MAX_BATCH = 64
 _AT_ONCE = 2
 
 
-class Cancellations:
-    """Implements Store.record_cancellation.
+class Cancellations(Part):
+    """Implements core.ports.Cancellations.record_cancellation.
 
     A statement that several callers share waits for no lock of a workspace. If another transaction
     has locked the workspace of a request, the request is repeated alone and waits for the lock, so
     a slow transaction delays only the requests for its workspace.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        publish: Publish,
-        *,
-        max_batch: int = _MAX_BATCH,
-        at_once: int = _AT_ONCE,
-    ) -> None:
-        """`publish` is called for each workspace whose task may have changed."""
-        self._pool = pool
-        self._publish = publish
-        self._group = GroupCommit(self._execute, max_batch=max_batch, at_once=at_once)
-        # For each locked workspace, one request waits in the database. The others wait here, in
-        # order.
-        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+    @cached_property
+    def _cancellation_group(self) -> GroupCommit[Request, RecordedCancellation | None]:
+        return GroupCommit(self._record_all, max_batch=_MAX_BATCH, at_once=_AT_ONCE)
 
-    async def record(
+    @cached_property
+    def _lock_queues(self) -> WeakValueDictionary[str, asyncio.Lock]:
+        """For each locked workspace, one request waits in the database.
+
+        The others wait here, in order.
+        """
+        return WeakValueDictionary()
+
+    async def record_cancellation(
         self,
         permission: Permission,
         workspace_id: str,
@@ -67,29 +64,24 @@ class Cancellations:
         trace_id: str = "",
         audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
-        """See Store.record_cancellation."""
         request = request_of(permission, intent, trace_id, audit)
         request |= {"workspace_id": workspace_id, "task_id": task_id}
-        recorded = await self._group(request)
+        recorded = await self._cancellation_group(request)
         return await self._record_after_lock(request) if recorded is None else recorded
-
-    async def drained(self) -> None:
-        """Returns when no shared statement is in flight."""
-        await self._group.drained()
 
     async def _record_after_lock(self, request: Request) -> RecordedCancellation:
         workspace_id = request["workspace_id"]
-        queue = self._queues.setdefault(workspace_id, asyncio.Lock())
+        queue = self._lock_queues.setdefault(workspace_id, asyncio.Lock())
         try:
             async with asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)), queue:
-                (recorded,) = await self._execute([request], wait=True)
+                (recorded,) = await self._record_all([request], wait=True)
         except TimeoutError as error:
             message = f"Another transaction has locked workspace {workspace_id}."
             raise UnavailableError(message) from error
         assert recorded is not None
         return recorded
 
-    async def _execute(
+    async def _record_all(
         self, requests: Sequence[Request], *, wait: bool = False
     ) -> Sequence[RecordedCancellation | None]:
         """The results in the order of the requests. None for a workspace that was locked."""

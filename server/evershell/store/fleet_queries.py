@@ -3,23 +3,19 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from evershell.core.ports import Clock
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.connections import CALLS_NAME, WORKER_NAME
-from evershell.store.pool import Pool, fetch_all, fetch_one
+from evershell.store.part import Part
+from evershell.store.pool import fetch_all, fetch_one
 from evershell.store.rows import task_of, workspace_of
 from evershell.store.statements import statements
 
 SQL = statements("fleet_queries")
 
 
-class FleetQueries:
-    """Implements the queries of Store for the fleet controller."""
-
-    def __init__(self, pool: Pool, clock: Clock) -> None:
-        self._pool = pool
-        self._clock = clock
+class FleetQueries(Part):
+    """Implements what core.ports.Fleet lists and counts."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         rows = await fetch_all(self._pool, SQL.list_wanted_pods, after_id=after_id, limit=limit)

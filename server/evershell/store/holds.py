@@ -8,7 +8,8 @@ from psycopg import AsyncCursor
 from evershell.core.change import Hold
 from evershell.core.event import AuditEntry
 from evershell.store.audit import store_audit_entry
-from evershell.store.pool import Connection, Pool, connected, fetch_one
+from evershell.store.part import Part
+from evershell.store.pool import Connection, connected, fetch_one
 from evershell.store.statements import statements
 
 SQL = statements("holds", lock_class=0x6576_6C68)
@@ -29,11 +30,8 @@ def hold_of(row: Any) -> Hold | None:
     return None if row is None else Hold(**row._asdict())
 
 
-class Holds:
-    """Implements Store.hold_org, release_org, get_hold and count_holds."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+class Holds(Part):
+    """Implements core.ports.Holds, and Fleet.count_holds."""
 
     async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
         values = asdict(hold)

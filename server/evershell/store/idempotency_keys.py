@@ -4,7 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from evershell.core.change import FirstCall, KeyTakenError
-from evershell.store.pool import Connection, Connections, fetch_one
+from evershell.store.part import Part
+from evershell.store.pool import Connection, fetch_one
 from evershell.store.statements import statements
 
 SQL = statements("idempotency_keys")
@@ -19,19 +20,16 @@ async def store_key(connection: Connection, call: FirstCall) -> None:
     await connection.execute(SQL.prune_keys, values, prepare=True)
 
 
-class IdempotencyKeys:
-    """Implements Store.find_first_call and record_answer."""
-
-    def __init__(self, pool: Connections) -> None:
-        self._pool = pool
+class IdempotencyKeys(Part):
+    """Implements core.ports.IdempotencyKeys."""
 
     async def find_first_call(self, call: FirstCall) -> FirstCall | None:
-        row = await fetch_one(self._pool, SQL.find_call, **_values(call))
+        row = await fetch_one(self._pool.others, SQL.find_call, **_values(call))
         return None if row is None else FirstCall(**row._asdict())
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         values = _values(first_call) | {"answer": answer}
-        row = await fetch_one(self._pool, SQL.store_answer, **values)
+        row = await fetch_one(self._pool.others, SQL.store_answer, **values)
         return answer if row is None else str(row.answer)
 
 

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from evershell.core.ports import Removed
-from evershell.store.pool import Pool, fetch_all, fetch_one
+from evershell.store.part import Part
+from evershell.store.pool import fetch_all, fetch_one
 from evershell.store.statements import statements
 
 SQL = statements("old_tasks")
 
 
-class OldTasks:
-    """Implements Store.list_old_logs, Store.remove_old_tasks and Store.oldest_end."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+class OldTasks(Part):
+    """Implements list_old_logs, remove_old_tasks and oldest_end of core.ports.Fleet."""
 
     async def list_old_logs(
         self, before: datetime, after_id: str, limit: int

@@ -11,7 +11,8 @@ from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS, Listed
 from evershell.core.workspace import Workspace
 from evershell.store import scans
-from evershell.store.pool import Pool, fetch_all, fetch_one
+from evershell.store.part import Part
+from evershell.store.pool import fetch_all, fetch_one
 from evershell.store.rows import task_of, workspace_of
 from evershell.store.scans import AFTER_ALL_IDS, listed
 from evershell.store.statements import statements
@@ -19,11 +20,8 @@ from evershell.store.statements import statements
 SQL = statements("task_lists", **vars(scans.SQL), max_characters=MAX_PAGE_CHARACTERS)
 
 
-class TaskLists:
-    """Implements Store.list_tasks, count_tasks, list_org_tasks and list_limited_trees."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+class TaskLists(Part):
+    """Implements the lists of tasks of core.ports.Workspaces, and Fleet.list_limited_trees."""
 
     async def list_tasks(
         self,

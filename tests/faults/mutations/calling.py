@@ -270,7 +270,7 @@ CALLING: tuple[Rule, ...] = (
         "a watch resumes after any seq, and says when it is quiet",
         "tests/unit/core/test_watch_events.py tests/contracts/test_store_lists.py "
         "tests/wire/api/test_event_stream.py",
-        (f"{_STORE}postgres_store.sql", "AND seq > %(after_seq)s", "AND seq >= %(after_seq)s"),
+        (f"{_STORE}events.sql", "AND seq > %(after_seq)s", "AND seq >= %(after_seq)s"),
         (
             f"{_CORE}event_feeds.py",
             "if quiet_seconds >= HEARTBEAT_SECONDS:",

@@ -511,7 +511,7 @@ CANCELLING: tuple[Rule, ...] = (
             "SET last_seq = workspaces.last_seq + 2",
         ),
         (
-            f"{_STORE}postgres_store.py",
+            f"{_STORE}transitions.py",
             "enumerate(change.events, seq + 1)",
             "enumerate(change.events, seq + 2)",
         ),

@@ -15,7 +15,7 @@ TREES: tuple[Rule, ...] = (
         _CONTRACT,
         (_CANCEL, "            PERFORM lock_tree(p_request.org_id, p_request.task_id);\n", ""),
         (
-            f"{_STORE}postgres_store.py",
+            f"{_STORE}transitions.py",
             "    await connection.execute(SQL.lock_tree, named, prepare=True)\n",
             "",
         ),
@@ -52,7 +52,7 @@ TREES: tuple[Rule, ...] = (
         "a tree is within one organization, and is attached to by those who may cancel it",
         f"{_CONTRACT} {_UNIT}",
         (
-            f"{_STORE}postgres_store.sql",
+            f"{_STORE}transitions.sql",
             "WHERE w.org_id = %(org_id)s AND t.id = %(task_id)s",
             "WHERE w.org_id <= %(org_id)s AND t.id = %(task_id)s",
         ),

@@ -151,7 +151,7 @@ active proctype agent()
         flag[working] = true }
     /* environment: the agent freezes */
     :: atomic { working != NOBODY && !frozen -> frozen = true }
-    /* server/evershell/store/postgres_store.py: transition */
+    /* server/evershell/store/transitions.py: transition */
     :: atomic { !frozen && working != NOBODY && !locked && current == working ->
         locked = true; seen = intent[working] };
         /* server/evershell/core/task_lifecycle.py: _end */

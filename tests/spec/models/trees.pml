@@ -44,7 +44,7 @@ proctype submitter(byte task)
     bool allowed;
     /* server/evershell/store/functions/lock_tree.sql: lock_tree */
     atomic { !locked && status[task - 1] != ABSENT -> locked = true };
-    /* server/evershell/store/postgres_store.py: _lock_parent */
+    /* server/evershell/store/transitions.py: _lock_parent */
     atomic { true -> allowed = status[task - 1] == OPEN && !intent[task - 1] };
     /* server/evershell/core/task_tree.py: child */
     atomic {

@@ -2,13 +2,13 @@
 
 from evershell.core import errors
 from evershell.core.caller import Caller
-from evershell.core.ports import Store
+from evershell.core.ports import Workspaces
 from evershell.core.validation import check_identifiers
 from evershell.core.workspace import AgentCard, Workspace
 
 
 async def get_agent_card(
-    caller: Caller, workspace_id: str, store: Store
+    caller: Caller, workspace_id: str, store: Workspaces
 ) -> tuple[Workspace, AgentCard]:
     """The card of a workspace. Raises Failure: permission_denied, workspace_not_found."""
     check_identifiers(workspace_id=workspace_id)
@@ -17,7 +17,7 @@ async def get_agent_card(
     return permission.check(workspace, workspace_id), card
 
 
-async def get_public_card(workspace_id: str, store: Store) -> tuple[Workspace, AgentCard]:
+async def get_public_card(workspace_id: str, store: Workspaces) -> tuple[Workspace, AgentCard]:
     """The card of a workspace whose card is public.
 
     Raises Failure workspace_not_found for every other workspace.

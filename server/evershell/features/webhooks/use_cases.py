@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from evershell.core import errors
 from evershell.core.caller import Caller, Permission
@@ -14,7 +15,7 @@ from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call
 from evershell.core.ids import new_webhook_id
-from evershell.core.ports import Clock, Sealing, Store
+from evershell.core.ports import Clock, IdempotencyKeys, Sealing, Workspaces
 from evershell.core.tasks import get_task
 from evershell.core.validation import check_identifiers
 from evershell.features.webhooks.ports import WebhookStore
@@ -36,11 +37,15 @@ _SECRET_BYTES = 32
 _SECRET_PREFIX = "whsec_"  # noqa: S105
 
 
+class CreateWebhookStore(IdempotencyKeys, Workspaces, Protocol):
+    """What `create_webhook` needs of the store."""
+
+
 async def create_webhook(
     caller: Caller,
     request: CreateWebhook,
     origin: Origin,
-    store: Store,
+    store: CreateWebhookStore,
     webhooks: WebhookStore,
     sealing: Sealing,
     clock: Clock,
@@ -214,7 +219,7 @@ async def replay_webhook(
 
 
 async def list_webhook_deliveries(
-    caller: Caller, workspace_id: str, task_id: str, store: Store, webhooks: WebhookStore
+    caller: Caller, workspace_id: str, task_id: str, store: Workspaces, webhooks: WebhookStore
 ) -> Sequence[WebhookDelivery]:
     """The deliveries of the task's events, the newest webhook first.
 

@@ -8,7 +8,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from evershell.core.task_filter import OrgListFilter
-from evershell.store import fleet_queries, postgres_store, task_lists
+from evershell.store import fleet_queries, task_lists, transitions
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
 _LIST = asdict(OrgListFilter()) | {
@@ -83,7 +83,7 @@ async def test_a_scan_reads_no_table_as_a_whole(
 @pytest.mark.parametrize(
     ("query", "parameters"),
     [
-        (postgres_store.SQL.get_parent, {"org_id": "org", "task_id": f"task_{1:026}"}),
+        (transitions.SQL.get_parent, {"org_id": "org", "task_id": f"task_{1:026}"}),
         (task_lists.SQL.list_descendants, _LIST | {"root_task_id": "t"}),
         (task_lists.SQL.list_children, _LIST | {"parent_task_id": "t"}),
     ],

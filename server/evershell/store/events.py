@@ -1,0 +1,46 @@
+"""Reads the events of a workspace."""
+
+from functools import cached_property
+
+from evershell.core import errors
+from evershell.core.event import EventBatch
+from evershell.store.group_commit import SharedReads
+from evershell.store.part import Part
+from evershell.store.pool import fetch_all
+from evershell.store.rows import (
+    event_of,
+)
+from evershell.store.statements import statements
+
+# A watcher that stops reading keeps its current batch in memory. A single event may have 4 MiB.
+MAX_BATCH_BYTES = 256 * 2**10
+SQL = statements("events", max_batch_bytes=MAX_BATCH_BYTES)
+
+# A `seq`, a limit, and a workspace id.
+_Place = tuple[int, int, str]
+
+
+class Events(Part):
+    """Implements core.ports.Workspaces.list_events."""
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
+        # Watchers that wait for the same events share a read.
+        events = await self._event_reads((after_seq, limit, workspace_id))
+        if events is None:
+            raise errors.workspace_not_found(workspace_id)
+        return events
+
+    @cached_property
+    def _event_reads(self) -> SharedReads[_Place, EventBatch | None]:
+        return SharedReads(self._read_events, at_once=max(1, self._pool.others.size // 4))
+
+    async def _read_events(self, place: _Place) -> EventBatch | None:
+        after_seq, limit, workspace_id = place
+        rows = await fetch_all(
+            self._pool.others,
+            SQL.list_events,
+            workspace_id=workspace_id,
+            after_seq=after_seq,
+            limit=limit,
+        )
+        return EventBatch(event_of(row) for row in rows if row.seq is not None) if rows else None

@@ -1,0 +1,17 @@
+-- The events of a workspace.
+
+-- name: list_events
+-- A batch ends early if its payloads are large. Returns no row if the workspace does not exist, and one
+-- row without a `seq` at the end of the log.
+SELECT {e.event}
+FROM workspaces w LEFT JOIN LATERAL (
+    SELECT {event}, sum(octet_length(payload::text)) OVER (
+        ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS bytes
+    FROM events
+    WHERE workspace_id = w.id AND seq > %(after_seq)s
+    ORDER BY seq
+    LIMIT %(limit)s
+) e ON coalesce(bytes, 0) < {max_batch_bytes}
+WHERE w.id = %(workspace_id)s
+ORDER BY e.seq;

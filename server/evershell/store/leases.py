@@ -1,0 +1,58 @@
+"""Renews the leases of agents."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from evershell.core.change import Locked
+from evershell.core.ports import RENEW_BELOW_SHARE, Leased
+from evershell.store.group_commit import GroupCommit
+from evershell.store.part import Part
+from evershell.store.pool import fetch_all
+from evershell.store.rows import (
+    task_of,
+    workspace_of,
+)
+from evershell.store.statements import statements
+
+# At most one statement at a time renews leases. Heartbeats wait for it, so that the next statement
+# renews many.
+MAX_LEASES, LEASE_STATEMENTS = 64, 1
+SQL = statements("leases")
+
+# A workspace id, an epoch, and the length of a lease in seconds.
+_LeaseRequest = tuple[str, int, float]
+
+
+class Leases(Part):
+    """Implements core.ports.Transitions.renew_lease."""
+
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        return await self._lease_group((workspace_id, epoch, lease_seconds))
+
+    @cached_property
+    def _lease_group(self) -> GroupCommit[_LeaseRequest, Leased | None]:
+        """Heartbeats that arrive at the same time share a statement."""
+        return GroupCommit(self._renew_leases, max_batch=MAX_LEASES, at_once=LEASE_STATEMENTS)
+
+    async def _renew_leases(self, requests: Sequence[_LeaseRequest]) -> Sequence[Leased | None]:
+        ids, epochs, lease_seconds = (list(column) for column in zip(*requests, strict=True))
+        rows = await fetch_all(
+            self._pool,
+            SQL.renew_leases,
+            ids=ids,
+            epochs=epochs,
+            lease_seconds=lease_seconds,
+            below_share=RENEW_BELOW_SHARE,
+            now=self._clock(),
+        )
+        return [_leased(row) for row in rows]
+
+
+def _leased(row: Any) -> Leased | None:
+    if row.id is None:
+        return None
+    seconds = float("-inf") if row.seconds_left is None else row.seconds_left
+    return Leased(Locked(workspace_of(row), task_of(row)), seconds)
