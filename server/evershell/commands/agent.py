@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from evershell.cli.terminal import Commands, say
 from evershell.conformance.suite import Options, Suite, Verdict
@@ -58,6 +60,8 @@ def agent() -> None:
 def check(command: tuple[str, ...], keys: Path | None, **options: Any) -> None:
     """Prints the table."""
     become_subreaper()
+    # The log lines of the service would stand between the rows.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     given = Options(keys=_keys(keys), **options)
     with tempfile.TemporaryDirectory(prefix="evershell-check-") as folder:
         has_failed = asyncio.run(_print_rows(Suite(_argv(command), given, Path(folder))))

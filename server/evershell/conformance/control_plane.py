@@ -1,46 +1,34 @@
-"""A control plane of one workspace, in memory: it serves RuntimeService and signals the agent.
+"""The control plane of one workspace: the real RuntimeService and core, on the store in memory.
 
-It applies the rules of the core.
+It observes the calls of the agent, refuses them during an outage, and signals the agent.
 """
 
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
 from evershell.agent.v1.agent_service_pb2 import Acknowledgement, CancelTask, Signal
-from evershell.agent.v1.runtime_service_pb2 import (
-    BootstrapRequest,
-    BootstrapResponse,
-    CancelChildRequest,
-    CommitEventsRequest,
-    CommitEventsResponse,
-    GetChildRequest,
-    HeartbeatRequest,
-    HeartbeatResponse,
-    RegisterRequest,
-    RegisterResponse,
-    SubmitChildRequest,
-)
-from evershell.agent.v1.runtime_service_pb2_grpc import (
-    RuntimeServiceServicer,
-    add_RuntimeServiceServicer_to_server,
-)
-from evershell.workspace.v1 import task_pb2
+from evershell.agent.v1.runtime_service_pb2_grpc import add_RuntimeServiceServicer_to_server
 
-from evershell.api import agent_codec
-from evershell.core import agent_rules, task_lifecycle
+from evershell.api.call import Call
+from evershell.api.handlers import Handlers, Methods
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.runtime_servicer import RuntimeServicer
+from evershell.api.status import GRPC_CODES
+from evershell.core import errors, task_lifecycle
 from evershell.core.agent_rules import BreachError
-from evershell.core.change import Change, Locked
-from evershell.core.errors import Failure
-from evershell.core.runtime import Directive
-from evershell.core.task import DEFAULT_MAX_ITERATIONS, AgentEvent, CancelIntent, Phase, Task
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.change import Change
+from evershell.core.children import Children
+from evershell.core.errors import AgentUnreachableError, Failure
+from evershell.core.runtime import AgentIdentity, Runtime
+from evershell.core.task import DEFAULT_MAX_ITERATIONS, CancelIntent, CurrentIteration, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.pod.messages import cancellation_fields, encode_assignment
 from evershell.pod.signal_stream import NotAcknowledgedError, SignalStream
@@ -48,6 +36,7 @@ from evershell.pod.spec import PodSpec
 from evershell.pod.tls import Connector, TlsIdentity, agent_name, listen
 from evershell.pod.tokens import (
     SECRET_BYTES,
+    SLUG_TRAILER,
     TIME_TRAILER,
     accepted_minutes,
     minute_of,
@@ -55,9 +44,8 @@ from evershell.pod.tokens import (
     runtime_token,
     signal_token,
 )
-
-if TYPE_CHECKING:
-    from evershell.agent.v1 import runtime_service_pb2
+from evershell.store.memory.memory_store import MemoryStore
+from evershell.store.memory.subscriptions import MemorySubscriptions
 
 WORKSPACE_ID = "ws_check"
 _SIGNAL_SECONDS = 5.0
@@ -65,11 +53,10 @@ _SIGNAL_SECONDS = 5.0
 LEASE_SECONDS = 600.0
 # The lease length that agents are told. They send about six heartbeats in this time.
 _BEATS_SECONDS = 3.0
+_CALLER = Caller("org_check", "check", CredentialKind.SESSION, frozenset({"workspace:write"}))
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
-
-class Worker(RuntimeServiceServicer):
+class Worker:
     """One of the workers. All workers share the state of the control plane."""
 
     def __init__(self, plane: "ControlPlane") -> None:
@@ -79,8 +66,10 @@ class Worker(RuntimeServiceServicer):
 
     async def start(self) -> None:
         """Serves RuntimeService. After a stop, uses the same address again."""
+        methods = Methods()
+        add_RuntimeServiceServicer_to_server(self._plane.servicer(), cast(grpc.aio.Server, methods))
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        add_RuntimeServiceServicer_to_server(self, self._server)
+        self._server.add_generic_rpc_handlers((Handlers(methods, [_Observed(self._plane)]),))
         port = listen(self._server, self.address, self._plane.tls)
         self.address = f"127.0.0.1:{port}"
         await self._server.start()
@@ -90,67 +79,43 @@ class Worker(RuntimeServiceServicer):
         if self._server is not None:
             await self._server.stop(grace=None)
 
-    async def Bootstrap(self, request: BootstrapRequest, context: Context) -> BootstrapResponse:
-        """Not needed: the agent gets its whole spec on standard input."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
-        raise AssertionError("abort always raises")
 
-    async def Register(self, request: RegisterRequest, context: Context) -> RegisterResponse:
-        """Records the address of the agent."""
-        epoch = await self._plane.enter(context)
-        try:
-            agent_rules.check_address(request.address, on_loopback=True, elsewhere=False)
-        except BreachError as breach:
-            await self._plane.refuse(context, breach)
-        return RegisterResponse(directive=self._plane.register(epoch, request.address))
+class _Observed(Interceptor):
+    """Gives each call to the control plane.
 
-    async def Heartbeat(self, request: HeartbeatRequest, context: Context) -> HeartbeatResponse:
-        """Renews the lease."""
-        epoch = await self._plane.enter(context)
-        try:
-            phase = agent_codec.decode_phase(request.phase)
-        except BreachError as breach:
-            await self._plane.refuse(context, breach)
-        await self._plane.notice(request.task_id, phase)
-        return HeartbeatResponse(directive=self._plane.directive(epoch))
+    It takes the place of a worker's interceptors, which need packages that the extra `agent` does
+    not have.
+    """
 
-    async def CommitEvents(
-        self, request: CommitEventsRequest, context: Context
-    ) -> CommitEventsResponse:
-        """Commits events by the rules of the core."""
-        epoch = await self._plane.enter(context)
-        try:
-            events = agent_codec.decode_commit(request)
-            agent_rules.check_events(events)
-            await self._plane.commit(epoch, request.task_id, events)
-        except (BreachError, Failure) as refusal:
-            await self._plane.refuse(context, refusal)
-        # The answer is lost if an outage has begun meanwhile.
-        await self._plane.abort_in_outage(context)
-        return CommitEventsResponse(directive=self._plane.directive(epoch, is_renewed=False))
+    def __init__(self, plane: "ControlPlane") -> None:
+        self._plane = plane
 
-    async def SubmitChild(self, request: SubmitChildRequest, context: Context) -> task_pb2.Task:
-        """Refused, because there is only one workspace."""
-        return await _no_children(context)
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        async def observed(call: Call) -> Any:
+            call.request = method.parse(cast(bytes, await call.context.read()))
+            return await self._plane.answer(method.name, call)
 
-    async def GetChild(self, request: GetChildRequest, context: Context) -> task_pb2.Task:
-        """There are none."""
-        return await _no_children(context)
-
-    async def CancelChild(self, request: CancelChildRequest, context: Context) -> task_pb2.Task:
-        """There are none."""
-        return await _no_children(context)
+        return observed
 
 
-async def _no_children(context: Context) -> NoReturn:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The check has no other workspace.")
-    raise AssertionError("abort always raises")
+class _NoAgents:
+    """Implements core.ports.Agents for children: there is no other workspace, so none is called."""
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        raise AgentUnreachableError(workspace.id)
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        raise AgentUnreachableError(workspace.id)
+
+    async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
+        raise AgentUnreachableError(workspace.id)
 
 
 class ControlPlane:
     """The workspace, its current task and its agent. The suite and the tests set the faults."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """`clock` is the clock of the tokens."""
         self.lease_seconds = LEASE_SECONDS
         self.lease_length_seconds = _BEATS_SECONDS
         # While this is set, every call is answered with this code.
@@ -160,24 +125,23 @@ class ControlPlane:
         self.workers: list[Worker] = []
         # The certificate of the control plane; None for plain text.
         self.tls: TlsIdentity | None = None
+        self.store = MemoryStore(_now, self._publish)
+        self.store.workspaces[WORKSPACE_ID] = _workspace()
+        self._subscriptions = MemorySubscriptions()
         self._clock = clock
-        self._secrets = token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
+        # The secrets of the runtime tokens and of the signal tokens, by epoch.
+        self._secrets = {self.epoch: _new_secrets()}
         self._tasks = 0
-        self._locked = Locked(_workspace(), None)
         self._changed = asyncio.Event()
         self._channel: grpc.aio.Channel | None = None
         self._stream: SignalStream | None = None
 
     async def serve(self) -> str:
         """Starts another worker. Returns its address."""
-        worker = self.new_worker()
+        worker = Worker(self)
         await worker.start()
         self.workers.append(worker)
         return worker.address
-
-    def new_worker(self) -> Worker:
-        """A worker that has not started."""
-        return Worker(self)
 
     async def stop(self) -> None:
         """Stops the workers."""
@@ -203,11 +167,19 @@ class ControlPlane:
         """Makes `until` check its condition again."""
         self._changed.set()
 
+    def changed(self) -> None:
+        """Called after each change that the store publishes."""
+
+    def _publish(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        self._subscriptions.publish(workspace_id)
+        self.changed()
+        self.wake()
+
     # The agent
 
     def spec(self, files_dir: str, **fields: Any) -> PodSpec:
         """The spec of the agent."""
-        runtime_secret, signal_secret = self._secrets
+        runtime_secret, signal_secret = self._secrets[self.epoch]
         return PodSpec(
             workspace_id=WORKSPACE_ID,
             epoch=self.epoch,
@@ -219,21 +191,26 @@ class ControlPlane:
         )
 
     async def begin_epoch(self) -> None:
-        """Fences the agent. The next agent gets new secrets."""
+        """Fences the agent, and drops its task. The next agent gets new secrets."""
         await self._close_channel()
-        self._secrets = token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
-        workspace = replace(_workspace(), epoch=self.epoch + 1)
-        self._locked = Locked(workspace, None)
+        await self.store.transition(
+            WORKSPACE_ID, lambda locked: Change(locked.workspace.in_new_epoch("", _now()), None)
+        )
+        self._secrets[self.epoch] = _new_secrets()
+
+    @property
+    def _workspace(self) -> Workspace:
+        return self.store.workspaces[WORKSPACE_ID]
 
     @property
     def epoch(self) -> int:
         """The epoch of the agent."""
-        return self._locked.workspace.epoch
+        return self._workspace.epoch
 
     @property
     def address(self) -> str:
         """The address of the agent; empty until it has registered."""
-        return self._locked.workspace.agent_address or ""
+        return self._workspace.agent_address or ""
 
     async def signal(self, signal: Signal, traceparent: str = "") -> Acknowledgement:
         """Signals the agent. Raises NotAcknowledgedError."""
@@ -252,7 +229,7 @@ class ControlPlane:
     @property
     def signal_token(self) -> str:
         """The signal token of the current minute."""
-        return signal_token(self._secrets[1], minute_of(self._clock()))
+        return signal_token(self._secrets[self.epoch][1], minute_of(self._clock()))
 
     def open_channel(self) -> grpc.aio.Channel:
         """A channel to the agent."""
@@ -269,9 +246,9 @@ class ControlPlane:
     @property
     def task(self) -> Task | None:
         """The current task."""
-        return self._locked.task
+        return self.store.tasks.get(self._workspace.current_task_id or "")
 
-    def assign(
+    async def assign(
         self, description: str, task_id: str = "", max_iterations: int = DEFAULT_MAX_ITERATIONS
     ) -> Task:
         """Gives the workspace a task. The next directive assigns it to the agent."""
@@ -281,9 +258,11 @@ class ControlPlane:
             workspace_id=WORKSPACE_ID,
             description=description,
             max_iterations=max_iterations,
-            created_at=datetime.now(UTC),
+            created_at=_now(),
         )
-        self._apply(task_lifecycle.submit(self._locked, task, "check"))
+        await self.store.transition(
+            WORKSPACE_ID, lambda locked: task_lifecycle.submit(locked, task, "check")
+        )
         return task
 
     async def start(self, task: Task, traceparent: str = "") -> bool:
@@ -291,7 +270,7 @@ class ControlPlane:
 
         Raises NotAcknowledgedError.
         """
-        assignment = encode_assignment(task, datetime.now(UTC))
+        assignment = encode_assignment(task, _now())
         return (await self.signal(Signal(start_task=assignment), traceparent)).known
 
     async def cancel(
@@ -301,7 +280,7 @@ class ControlPlane:
 
         Raises NotAcknowledgedError.
         """
-        now = datetime.now(UTC)
+        now = _now()
         is_forced = force_after_seconds is not None
         intent = CancelIntent(
             requested_by="check",
@@ -312,103 +291,103 @@ class ControlPlane:
             force_at=now + timedelta(seconds=force_after_seconds or 0) if is_forced else None,
             force_requested_by="check" if is_forced else None,
         )
+        permission = _CALLER.permission("workspace:write")
+        recorded = await self.store.record_cancellation(permission, WORKSPACE_ID, task_id, intent)
         cancellation: Any = {"reason": intent.reason}
-        if self.task is not None and self.task.id == task_id:
-            self._apply(task_lifecycle.request_cancel(self._locked, intent))
-            assert self.task is not None
-            cancellation = cancellation_fields(self.task, now)
+        if recorded.outcome in ("accepted", "already_requested"):
+            assert recorded.task is not None
+            cancellation = cancellation_fields(recorded.task, now)
         signal = Signal(cancel_task=CancelTask(task_id=task_id, cancellation=cancellation))
         return (await self.signal(signal, traceparent)).known
 
-    def end_open_task(self, reason: str) -> None:
+    async def end_open_task(self, reason: str) -> None:
         """Ends the task of an agent whose pod has ended, as the fleet controller does."""
-        now = datetime.now(UTC) + timedelta(milliseconds=1)
-        self._apply(task_lifecycle.end_open_task(self._locked, reason, now, work_stopped=True))
+        now = _now() + timedelta(milliseconds=1)
+        await self.store.transition(
+            WORKSPACE_ID,
+            lambda locked: task_lifecycle.end_open_task(locked, reason, now, work_stopped=True),
+        )
 
-    # What the workers call
+    # The calls of the agent
 
-    async def enter(self, context: Context) -> int:
-        """Checks the token of a call. Returns the epoch that it names."""
-        await self.abort_in_outage(context)
-        metadata = dict(context.invocation_metadata() or ())
-        token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
-        named = parse_runtime_token(token)
-        workspace_id, epoch, minute = named or ("", 0, 0)
-        expected = runtime_token(workspace_id, epoch, self._secrets[0], minute)
-        if named is None or (epoch == self.epoch and not hmac.compare_digest(token, expected)):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The token is not authentic.")
+    def servicer(self) -> RuntimeServicer:
+        """RuntimeService as a worker serves it, with the current length of a lease."""
+        return RuntimeServicer(
+            Runtime(self.store, _now, self.lease_seconds),
+            self.spec_for,
+            Children(self.store, _NoAgents(), self._subscriptions, _now),
+        )
+
+    def spec_for(self, agent: AgentIdentity) -> PodSpec:
+        """The answer to Bootstrap."""
+        return self.spec("")
+
+    async def answer(self, name: str, call: Call) -> Any:
+        """Answers a call of the agent. `name` is the name of the method."""
+        await self.abort_in_outage(call)
+        try:
+            call.agent = self.identify(name, call.metadata.get("authorization", ""))
+            reply = await self.reply_to(name, call)
+        except Failure as failure:
+            await self._refuse(name, call, failure)
+        if name == "CommitEvents":
+            # The answer is lost if an outage has begun meanwhile.
+            await self.abort_in_outage(call)
+        if name in ("Register", "Heartbeat", "CommitEvents"):
+            reply.directive.lease_length_ms = int(self.lease_length_seconds * 1000)
+        self.wake()
+        return reply
+
+    async def reply_to(self, name: str, call: Call) -> Any:
+        """The reply of RuntimeService. Raises Failure."""
+        return await getattr(self.servicer(), name)(call.request, call.context)
+
+    def identify(self, name: str, authorization: str) -> AgentIdentity:
+        """The agent that the token belongs to. Raises Failure unauthenticated."""
+        token = authorization.removeprefix("Bearer ")
+        workspace_id, epoch, minute = parse_runtime_token(token) or ("", 0, 0)
+        secret, _ = self._secrets.get(epoch, (b"", b""))
+        expected = runtime_token(workspace_id, epoch, secret, minute)
+        if workspace_id != WORKSPACE_ID or not secret or not hmac.compare_digest(token, expected):
+            raise errors.unauthenticated("The token is not authentic.")
         now = self._clock()
         if minute not in accepted_minutes(now):
             message = "The token is expired or not yet valid."
-            trailers = ((TIME_TRAILER, str(int(now))),)
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, message, trailers)
-        return epoch
+            raise Failure("unauthenticated", message, unix_seconds=int(now))
+        return AgentIdentity(workspace_id, epoch)
 
-    async def abort_in_outage(self, context: Context) -> None:
+    async def abort_in_outage(self, call: Call) -> None:
         """Refuses the call during an outage."""
         if self.outage is not None:
-            await context.abort(self.outage, "The database is not available.")
+            await call.context.abort(self.outage, "The database is not available.")
 
-    async def refuse(self, context: Context, refusal: Exception) -> NoReturn:
-        """Refuses a message that breaks a rule."""
-        self.breaches.append(str(refusal))
+    async def _refuse(self, name: str, call: Call, failure: Failure) -> NoReturn:
+        is_breach = isinstance(failure.__cause__, BreachError)
+        if is_breach or name == "CommitEvents":
+            self.breaches.append(str(failure.__cause__ if is_breach else failure))
         self.wake()
-        is_breach = isinstance(refusal, BreachError)
-        code = (
-            grpc.StatusCode.INVALID_ARGUMENT if is_breach else grpc.StatusCode.FAILED_PRECONDITION
-        )
-        await context.abort(code, str(refusal))
+        trailers: list[tuple[str, str]] = [(SLUG_TRAILER, failure.slug)]
+        if "unix_seconds" in failure.details:
+            trailers.append((TIME_TRAILER, str(failure.details["unix_seconds"])))
+        await call.context.abort(GRPC_CODES[failure.slug], failure.message, tuple(trailers))
         raise AssertionError("abort always raises")
 
-    def register(self, epoch: int, address: str) -> "runtime_service_pb2.Directive":
-        """Records the address of the agent."""
-        if epoch == self.epoch:
-            workspace = replace(self._locked.workspace, agent_address=address)
-            self._locked = replace(self._locked, workspace=workspace)
-        self.wake()
-        return self.directive(epoch)
 
-    async def notice(self, task_id: str, phase: Phase) -> None:
-        """Called when the agent reports its task and its phase."""
-        self.wake()
+def _now() -> datetime:
+    return datetime.now(UTC)
 
-    async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:
-        """Commits events by the rules of the core. Raises Failure and BreachError."""
-        now = datetime.now(UTC)
-        self._apply(task_lifecycle.commit(self._locked, epoch, task_id, events, now))
 
-    def directive(self, epoch: int, *, is_renewed: bool = True) -> "runtime_service_pb2.Directive":
-        """What the agent must do."""
-        return agent_codec.encode_directive(
-            Directive(
-                fenced=self._locked.workspace.is_fenced(epoch),
-                task=self.task,
-                lease_seconds=self.lease_seconds if is_renewed else None,
-            ),
-            self.lease_length_seconds,
-            datetime.now(UTC),
-        )
-
-    def committed(self, change: Change) -> None:
-        """Called after a change was committed.
-
-        Its `task` is the current task, or has just ended.
-        """
-
-    def _apply(self, change: Change) -> None:
-        has_ended = change.task is not None and change.task.status.is_terminal
-        self._locked = Locked(change.workspace, None if has_ended else change.task)
-        self.committed(change)
-        self.wake()
+def _new_secrets() -> tuple[bytes, bytes]:
+    return token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
 
 
 def _workspace() -> Workspace:
-    now = datetime.now(UTC)
+    now = _now()
     return Workspace(
         id=WORKSPACE_ID,
-        org_id="org_check",
+        org_id=_CALLER.org_id,
         name="check",
-        status=WorkspaceStatus.IDLE,
+        status=WorkspaceStatus.PROVISIONING,
         created_by_user_id=None,
         created_at=now,
         updated_at=now,

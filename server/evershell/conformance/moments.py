@@ -1,23 +1,21 @@
 """The control plane of the suite: it cancels tasks at given moments, and has outages."""
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from evershell.agent.v1.agent_service_pb2 import Signal
+from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest
 
-from evershell.conformance.control_plane import Context, ControlPlane
-from evershell.core.change import Change
-from evershell.core.task import AgentEvent, IterationCompleted, Phase, Task, TaskEnded
-from evershell.pod.messages import encode_phase
+from evershell.api.call import Call
+from evershell.conformance.control_plane import WORKSPACE_ID, ControlPlane
+from evershell.core.event import EventType
+from evershell.core.task import Phase, Task
+from evershell.pod.messages import PHASES, encode_phase
 from evershell.pod.signal_stream import NotAcknowledgedError
-
-if TYPE_CHECKING:
-    from evershell.agent.v1 import runtime_service_pb2
 
 _WORKERS = 2
 
@@ -48,6 +46,7 @@ class Run:
     # When the task is cancelled; None for never.
     moment: Moment | None = None
     force: bool = False
+    task_id: str = ""
     iterations: list[dict[str, Any]] = field(default_factory=list)
     # The task after its end.
     ended: Task | None = None
@@ -66,7 +65,6 @@ class SuiteControlPlane(ControlPlane):
         # Whether the outage begins with the next commit of an iteration.
         self.has_outage_after_iteration = False
         self.refused_calls = 0
-        self.renewed_at = 0.0
         self.run = Run("")
         # Whether any acknowledgement so far has had a phase.
         self._has_phase = False
@@ -78,9 +76,11 @@ class SuiteControlPlane(ControlPlane):
 
     async def submit(self, run: Run) -> None:
         """Gives the agent a task. If the signal fails, the next directive delivers the task."""
+        task = await self.assign(run.description)
+        run.task_id = task.id
         self.run = run
         try:
-            if not await self.start(self.assign(run.description)):
+            if not await self.start(task):
                 self.breaches.append("the start of a task was not taken")
         except NotAcknowledgedError as error:
             self.breaches.append(f"the start of a task was not acknowledged: {error}")
@@ -98,18 +98,26 @@ class SuiteControlPlane(ControlPlane):
         except NotAcknowledgedError as error:
             self.breaches.append(f"a cancellation was not acknowledged: {error}")
 
-    async def abort_in_outage(self, context: Context) -> None:
+    async def abort_in_outage(self, call: Call) -> None:
         """Counts the calls that are refused."""
         if self.outage is not None:
             self.refused_calls += 1
             self.wake()
-        await super().abort_in_outage(context)
+        await super().abort_in_outage(call)
 
-    async def notice(self, task_id: str, phase: Phase) -> None:
+    async def reply_to(self, name: str, call: Call) -> Any:
+        """Cancels the task before or after the call, if the moment has come."""
+        match name:
+            case "Heartbeat":
+                await self._notice(call.request)
+            case "CommitEvents":
+                return await self._commit(call)
+        return await super().reply_to(name, call)
+
+    async def _notice(self, request: HeartbeatRequest) -> None:
         """Cancels the task if the agent reports the phase in which the task must be cancelled."""
-        self.wake()
-        run, task = self.run, self.task
-        is_current = task is not None and task.id == task_id
+        run, task, phase = self.run, self.task, PHASES.get(request.phase, Phase.NONE)
+        is_current = task is not None and task.id == request.task_id
         if (
             is_current
             and phase is not Phase.NONE
@@ -130,35 +138,35 @@ class SuiteControlPlane(ControlPlane):
             return current == encode_phase(phase) or not self._has_phase
         return False
 
-    async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:
-        """Cancels the task before or after the commit, if the moment has come."""
-        run, task = self.run, self.task
-        if task is None or task.id != task_id or epoch != self.epoch:
+    async def _commit(self, call: Call) -> Any:
+        run, task, agent = self.run, self.task, call.agent
+        kinds = [event.WhichOneof("event") for event in call.request.events]
+        is_current = agent is not None and agent.epoch == self.epoch
+        if task is None or task.id != call.request.task_id or not is_current:
             run.repeats += 1
-            self.wake()
-            return
-        is_end = any(isinstance(event, TaskEnded) for event in events)
+            return await super().reply_to("CommitEvents", call)
+        is_end, has_iteration = "task_ended" in kinds, "iteration_completed" in kinds
         if run.moment is Moment.END and is_end:
             await self._cancel_run()
-        await super().commit(epoch, task_id, events)
-        for event in events:
-            if isinstance(event, IterationCompleted) and event.number > len(run.iterations):
-                run.iterations.append(dict(event.payload))
-        has_iteration = any(isinstance(event, IterationCompleted) for event in events)
+        reply = await super().reply_to("CommitEvents", call)
         here = Moment.BETWEEN if has_iteration else Moment.START
         if run.cancelled_after is None and not is_end and run.moment is here:
             await self._cancel_run()
+            # A repeated commit has no effect, and its reply has the cancellation.
+            reply = await super().reply_to("CommitEvents", call)
         if has_iteration and self.has_outage_after_iteration:
             self.has_outage_after_iteration = False
             self.outage = grpc.StatusCode.UNAVAILABLE
+        return reply
 
-    def committed(self, change: Change) -> None:
-        """Notes the end of the task."""
-        if change.task is not None and change.task.status.is_terminal:
-            self.run.ended = change.task
-
-    def directive(self, epoch: int, *, is_renewed: bool = True) -> "runtime_service_pb2.Directive":
-        """Notes when the lease was renewed."""
-        if is_renewed:
-            self.renewed_at = time.monotonic()
-        return super().directive(epoch, is_renewed=is_renewed)
+    def changed(self) -> None:
+        """Notes the iterations of the task, and its end."""
+        run = self.run
+        run.iterations = [
+            dict(event.payload)
+            for event in self.store.events[WORKSPACE_ID]
+            if event.task_id == run.task_id and event.type is EventType.ITERATION_COMPLETED
+        ]
+        task = self.store.tasks.get(run.task_id)
+        if task is not None and task.status.is_terminal:
+            run.ended = task

@@ -20,7 +20,7 @@ from evershell.agent.v1.agent_service_pb2 import Signal
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
 from evershell.conformance.agent_process import AgentProcess
-from evershell.conformance.control_plane import LEASE_SECONDS
+from evershell.conformance.control_plane import LEASE_SECONDS, WORKSPACE_ID
 from evershell.conformance.moments import Moment, Run, SuiteControlPlane
 from evershell.conformance.record import (
     FailedError,
@@ -249,7 +249,7 @@ class Suite:
     async def _end_pod(self, reason: str) -> NoReturn:
         """Ends the pod and the task as the fleet controller does. Raises FailedError."""
         await self._discard_agent()
-        self._plane.end_open_task(reason)
+        await self._plane.end_open_task(reason)
         ended = self._plane.run.ended
         status = ended.status if ended is not None else "open"
         raise FailedError(f"{reason}; the control plane has ended its pod, and the task {status}")
@@ -380,7 +380,8 @@ class Suite:
             agent = await self._running()
             await plane.submit(Run(self._options.description))
             plane.outage = grpc.StatusCode.UNAVAILABLE
-            left_seconds = plane.renewed_at + _SHORT_LEASE_SECONDS - time.monotonic()
+            left_seconds = await plane.store.lease_seconds_left(WORKSPACE_ID)
+            assert left_seconds is not None
             if not await agent.wait(left_seconds):
                 raise FailedError(
                     f"the agent still ran after its lease of {_SHORT_LEASE_SECONDS:g} s"
@@ -391,7 +392,7 @@ class Suite:
             plane.outage = None
             plane.lease_seconds = LEASE_SECONDS
             await self._discard_agent()
-            plane.end_open_task("the lease is over")
+            await plane.end_open_task("the lease is over")
 
     async def _end_of_pod(self) -> None:
         agent = await self._running()

@@ -57,7 +57,7 @@ async def test_an_agent_whose_bootstrap_token_was_spent_exits(
     control_plane: ControlPlane, start: Start
 ) -> None:
     address = await control_plane.serve()
-    control_plane.is_spent = True
+    await control_plane.spend_bootstrap_token()
     agent = start([address], bootstrap_token=control_plane.bootstrap_token, **NO_SECRETS)
     assert await agent is ExitCode.UNAUTHORIZED
     assert control_plane.calls == ["Bootstrap"]

@@ -120,7 +120,7 @@ async def test_a_task_whose_start_was_lost_arrives_with_the_next_reply(
 ) -> None:
     control_plane.lease_length_seconds = 1.2
     await started(control_plane, start)
-    control_plane.assign("echo here", "t1")
+    await control_plane.assign("echo here", "t1")
     await control_plane.reaches(lambda: control_plane.end("t1"))
     assert control_plane.end("t1").status == TaskStatus.COMPLETED
 
