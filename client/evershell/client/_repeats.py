@@ -1,13 +1,13 @@
 """When a call is made again: after a failure, to resume a stream, or to wait for an end."""
 
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from evershell.workspace.v1 import workspace_service_pb2
 
+from evershell.backoff import backoff
 from evershell.client import _calls
 from evershell.client._calls import LONGEST_SECONDS, Call, Seconds, request, seconds
 from evershell.client._options import Options
@@ -23,7 +23,7 @@ from evershell.client.errors import (
     UnavailableError,
 )
 from evershell.client.events import Event, TaskCompleted, event_of
-from evershell.client.types import CancelOutcome, CancelResult, CancelTasksResult, Task
+from evershell.client.types import CancelOutcome, CancelResult, Task
 
 _log = logging.getLogger("evershell.client")
 
@@ -71,8 +71,7 @@ def backoff_seconds(failures: int, error: CallError) -> float:
     """The time that the service asked for, else an exponential backoff with jitter."""
     if error.retry_after is not None:
         return error.retry_after
-    limit = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10), MAX_BACKOFF_SECONDS)
-    return random.uniform(limit / 2, limit)  # noqa: S311 # jitter, not a secret
+    return backoff(failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, spread=0.5)
 
 
 def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
@@ -296,12 +295,3 @@ def pause_before_look(task: Task, limit: Limit) -> float | None:
             f"Task {task.id} is {task.status} and did not end within {limit.timeout:g} s.", task
         )
     return limit.clip(_PAUSE_SECONDS)
-
-
-def pause_while_remaining(result: CancelTasksResult, last_seconds: float) -> float:
-    """The time to wait before the next call, which cancels what remains.
-
-    It is 0 if the last call has cancelled tasks. Otherwise slow transactions have locked the
-    remaining tasks, and the time grows with each call, up to 1 s.
-    """
-    return 0.0 if result.accepted else min(last_seconds + 0.1, 1.0)

@@ -18,6 +18,7 @@ from evershell.agent.v1.runtime_service_pb2 import (
 )
 from evershell.workspace.v1 import task_pb2
 
+from evershell.backoff import backoff
 from evershell.core.task import TaskStatus
 
 # The shortest and the longest interval between reads of a child.
@@ -84,10 +85,10 @@ class Child:
 
     async def wait(self) -> "Child":
         """The child after its end. Raises ChildRefusedError."""
-        child, seconds = self, _FIRST_LOOK_SECONDS
+        child, looks = self, 0
         while not child.status.is_terminal:
-            await asyncio.sleep(seconds)
-            seconds = min(2 * seconds, _LAST_LOOK_SECONDS)
+            looks += 1
+            await asyncio.sleep(backoff(looks, _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS))
             child = await child.read()
         return child
 

@@ -34,6 +34,7 @@ from evershell.agents.service import Acknowledge, AgentService, TokenVerifier, a
 from evershell.agents.shutdown import ExitCode
 from evershell.agents.step import Limits
 from evershell.agents.tools import ShellTool
+from evershell.backoff import backoff
 from evershell.pod.crash_points import CrashPoints
 from evershell.pod.process import become_subreaper, become_unreadable
 from evershell.pod.sandbox import ToolLimits, ToolSandbox
@@ -218,9 +219,9 @@ async def complete(spec: PodSpec, tls: TlsIdentity | None, log: Log) -> PodSpec:
 
 async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> BootstrapResponse:
     metadata = (("authorization", f"Bearer {spec.bootstrap_token}"),)
-    backoff_seconds = FIRST_BACKOFF_SECONDS
     # The agents begin with different workers.
     order = random.sample([*workers.items()], len(workers))
+    failures = 0
     while True:
         for address, stub in order:
             try:
@@ -231,8 +232,8 @@ async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> B
                 if error.code() in _FINAL:
                     raise BootstrapRefusedError(error.details()) from None
                 log.warning("bootstrap_failed", worker=address, code=error.code().name)
-        await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - no secret
-        backoff_seconds = min(2 * backoff_seconds, MAX_BACKOFF_SECONDS)
+        failures += 1
+        await asyncio.sleep(backoff(failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS))
 
 
 def _merged(own: PodSpec, given: Mapping[str, Any]) -> PodSpec:

@@ -31,6 +31,7 @@ from evershell.agents.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.agents.loop import RejectedError
 from evershell.agents.session import Session
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
+from evershell.backoff import backoff
 from evershell.core import trace
 from evershell.core.task import (
     AgentEvent,
@@ -335,16 +336,15 @@ class RuntimeClient:
         self, attempt: Callable[[RuntimeStub], Awaitable[T]], cancel: CancelFlag | None = None
     ) -> T:
         """Repeats the call. `cancel` is the flag of the task whose end depends on the call."""
-        backoff_seconds = 0.0
+        failures = 0
         while True:
             try:
                 return await self._attempt(attempt)
             except grpc.aio.AioRpcError as error:
-                least = BUSY_BACKOFF_SECONDS if _is_busy(error) else FIRST_BACKOFF_SECONDS
-                backoff_seconds = min(
-                    max(least, 2 * backoff_seconds), self._lease.max_backoff_seconds
-                )
-                await _back_off(backoff_seconds, cancel)
+                failures += 1
+                first = BUSY_BACKOFF_SECONDS if _is_busy(error) else FIRST_BACKOFF_SECONDS
+                seconds = backoff(failures, first, self._lease.max_backoff_seconds)
+                await _pause(seconds, cancel)
 
     async def _attempt(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
         if self._shutdown.is_begun:
@@ -400,9 +400,8 @@ class RuntimeClient:
         return {"metadata": metadata, "timeout": limit_seconds}
 
 
-async def _back_off(seconds: float, cancel: CancelFlag | None) -> None:
-    """Waits for a random part of `seconds`, but only briefly if the task must be interrupted."""
-    seconds = random.uniform(0, seconds)  # noqa: S311 - not a secret
+async def _pause(seconds: float, cancel: CancelFlag | None) -> None:
+    """Waits for this time; for less if the task must be interrupted."""
     if cancel is None:
         await asyncio.sleep(seconds)
     elif cancel.is_force_due:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
 import click
-from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from evershell.cli.terminal import printable
 from evershell.cli.watch import print_event
@@ -288,12 +287,9 @@ def _eventually(probe: Callable[[], T], timeout_seconds: float, message: str) ->
 
     Raises click.ClickException after the timeout.
     """
-    again = Retrying(
-        retry=retry_if_result(lambda result: not result),
-        stop=stop_after_delay(timeout_seconds),
-        wait=wait_fixed(_POLL_SECONDS),
-    )
-    try:
-        return again(probe)
-    except RetryError:
-        _fail(f"{message} within {timeout_seconds:.0f} s")
+    until = time.monotonic() + timeout_seconds
+    while not (result := probe()):
+        if time.monotonic() >= until:
+            _fail(f"{message} within {timeout_seconds:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    return result

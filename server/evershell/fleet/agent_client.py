@@ -8,7 +8,6 @@ it, so a caller waits at most 2 s for an agent that has ended, is frozen or is s
 import asyncio
 import itertools
 import math
-import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -26,6 +25,7 @@ from evershell.agent.v1.agent_service_pb2 import (
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
 from evershell.auth.pod_tokens import PodTokens
+from evershell.backoff import backoff
 from evershell.core import deadline, trace
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.ports import Clock
@@ -225,7 +225,7 @@ class AgentClient:
         key = self._key(workspace)
         until = time.monotonic() + seconds
         longest_attempt = _ATTEMPT_SECONDS
-        for number in itertools.count():
+        for failures in itertools.count(1):
             agent = self._agent(key, is_signal=True)
             attempt_seconds = min(longest_attempt, max(0.0, until - time.monotonic()))
             try:
@@ -244,11 +244,10 @@ class AgentClient:
             else:
                 self._reads.answered(key)
                 return acknowledged
-            longest = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**number)
-            backoff = random.uniform(0, longest)  # noqa: S311 - jitter
-            if time.monotonic() + backoff >= until:
+            pause = backoff(failures, _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
+            if time.monotonic() + pause >= until:
                 break
-            await asyncio.sleep(backoff)
+            await asyncio.sleep(pause)
         log.warning("agent_unreachable", address=key[0], reason=reason)
         if is_lost:
             self._forget_if_current(key, agent)

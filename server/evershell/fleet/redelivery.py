@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_result, wait_random_exponential
 
+from evershell.backoff import backoff
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.ports import Agents
 from evershell.core.task import Task
@@ -83,25 +83,16 @@ class Redelivery:
         self._deliveries.clear()
 
     async def _deliver(self, workspace: Workspace, task: Task) -> bool:
+        failures = 0
         try:
-            # Most agents acknowledge at once, so the retries are set up only after a failure.
-            if not await self._is_delivered(workspace, task):
-                await self._retry(workspace, task)
+            while not await self._is_delivered(workspace, task):
+                failures += 1
+                await asyncio.sleep(backoff(failures, _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS))
         except Exception:
             log.exception("unexpected_error", workspace_id=workspace.id, task_id=task.id)
             return False
         log.info("cancellation_delivered", workspace_id=workspace.id, task_id=task.id)
         return True
-
-    async def _retry(self, workspace: Workspace, task: Task) -> None:
-        await asyncio.sleep(_FIRST_BACKOFF_SECONDS)
-        attempts = AsyncRetrying(
-            retry=retry_if_result(lambda is_delivered: not is_delivered),
-            wait=wait_random_exponential(
-                multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
-            ),
-        )
-        await attempts(self._is_delivered, workspace, task)
 
     async def _is_delivered(self, workspace: Workspace, task: Task) -> bool:
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from evershell.backoff import backoff
 from evershell.pod.process import become_subreaper, has_ended_child, wait_exit
 from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms
 from evershell.stack.log_files import LogFile
@@ -25,8 +26,7 @@ from evershell.telemetry.turns import TurnCount
 
 log = structlog.get_logger()
 
-_RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
-# A program that ran for this long before it ended is restarted without a backoff.
+# A program that ran for this long before it ended is restarted without a pause.
 _STABLE_SECONDS = 10.0
 # Between two checks of the memory, the kernel enforces a limit that is this many times the
 # program's own limit.
@@ -340,14 +340,12 @@ class Supervisor:
             await self._spawn_with_retries(program, failures)
 
     async def _spawn_with_retries(self, program: Program, failures: int) -> None:
-        """Starts the program after a backoff, which grows with the number of failures.
+        """Starts the program after a pause, which grows with the number of failures.
 
         Retries if the program cannot be started, for example for lack of memory.
         """
         while True:
-            await asyncio.sleep(
-                _RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)]
-            )
+            await asyncio.sleep(backoff(failures, first=0.2, longest=2.0, spread=0.0))
             try:
                 await self._spawn(program)
                 return

@@ -161,8 +161,8 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (
             _CLIENT,
-            "2 * backoff_seconds), self._lease.max_backoff_seconds",
-            "2 * backoff_seconds), 10.0",
+            "backoff(failures, first, self._lease.max_backoff_seconds)",
+            "backoff(failures, first, 10.0)",
         ),
     ),
     rule(

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from evershell.backoff import backoff
 from evershell.client import _calls
 from evershell.client._async.plain_calls import AsyncPlainCalls
 from evershell.client._calls import Seconds
@@ -9,7 +10,6 @@ from evershell.client._repeats import (
     CancelWait,
     Limit,
     pause_before_look,
-    pause_while_remaining,
 )
 from evershell.client.errors import CallError
 from evershell.client.events import Event
@@ -228,7 +228,8 @@ class AsyncTaskCalls(AsyncPlainCalls):
         Raises:
             CallError: As for `cancel_tasks`. Raised by the iteration.
         """
-        pause_seconds = 0.0
+        # Calls in a row that cancelled nothing, because slow transactions have locked the tasks.
+        failures = 0
         while True:
             result = await self.cancel_tasks(
                 filter=filter, all=all, reason=reason, force_after=force_after
@@ -236,5 +237,5 @@ class AsyncTaskCalls(AsyncPlainCalls):
             yield result
             if not result.remaining:
                 return
-            pause_seconds = pause_while_remaining(result, pause_seconds)
-            await self._sleep(pause_seconds)
+            failures = 0 if result.accepted else failures + 1
+            await self._sleep(backoff(failures, first=0.1, longest=1.0))

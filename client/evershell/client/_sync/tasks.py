@@ -3,13 +3,13 @@
 
 from collections.abc import Generator, Iterator
 
+from evershell.backoff import backoff
 from evershell.client import _calls
 from evershell.client._calls import Seconds
 from evershell.client._repeats import (
     CancelWait,
     Limit,
     pause_before_look,
-    pause_while_remaining,
 )
 from evershell.client._sync.plain_calls import PlainCalls
 from evershell.client.errors import CallError
@@ -229,7 +229,8 @@ class TaskCalls(PlainCalls):
         Raises:
             CallError: As for `cancel_tasks`. Raised by the iteration.
         """
-        pause_seconds = 0.0
+        # Calls in a row that cancelled nothing, because slow transactions have locked the tasks.
+        failures = 0
         while True:
             result = self.cancel_tasks(
                 filter=filter, all=all, reason=reason, force_after=force_after
@@ -237,5 +238,5 @@ class TaskCalls(PlainCalls):
             yield result
             if not result.remaining:
                 return
-            pause_seconds = pause_while_remaining(result, pause_seconds)
-            self._sleep(pause_seconds)
+            failures = 0 if result.accepted else failures + 1
+            self._sleep(backoff(failures, first=0.1, longest=1.0))

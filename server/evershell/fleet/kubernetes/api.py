@@ -6,7 +6,7 @@ because lightkube offers neither bookmarks nor a time limit for a silent watch.
 
 import asyncio
 import json
-import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -16,8 +16,8 @@ import structlog
 from lightkube import KubeConfig
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.core.exceptions import ConfigError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
 
+from evershell.backoff import backoff
 from evershell.fleet.kubernetes.objects import Object
 from evershell.version import VERSION
 
@@ -157,18 +157,19 @@ class Api:
         params: dict[str, str] | None = None,
         body: Object | None = None,
     ) -> Object:
-        again = AsyncRetrying(
-            retry=retry_if_exception_type(_RetryLaterError),
-            stop=stop_after_delay(limit_seconds),
-            wait=_wait,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        try:
-            return await again(self._attempt, method, path, params, body)
-        except _RetryLaterError as error:
-            log.warning("api_server_unreachable", method=method, path=path, problem=str(error))
-            raise UnreachableError(str(error)) from error
+        until, failures = time.monotonic() + limit_seconds, 0
+        while True:
+            try:
+                return await self._attempt(method, path, params, body)
+            except _RetryLaterError as error:
+                if time.monotonic() >= until:
+                    log.warning(
+                        "api_server_unreachable", method=method, path=path, problem=str(error)
+                    )
+                    raise UnreachableError(str(error)) from error
+                failures += 1
+                pause = backoff(failures, _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
+                await self._sleep(max(error.after_seconds, pause))
 
     async def _attempt(
         self, method: str, path: str, params: dict[str, str] | None, body: Object | None
@@ -235,16 +236,6 @@ def _raise_for_status(status: Object) -> None:
     if code == _TOO_MANY_REQUESTS or code >= httpx2.codes.INTERNAL_SERVER_ERROR:
         raise _RetryLaterError(message)
     raise ApiError(code, message)
-
-
-def _wait(state: RetryCallState) -> float:
-    """The time until the next attempt: a growing random time, or more if the server asks for it."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    backoff = min(
-        _FIRST_BACKOFF_SECONDS * 2 ** min(state.attempt_number - 1, 10), _MAX_BACKOFF_SECONDS
-    )
-    jittered = random.uniform(backoff / 2, backoff)  # noqa: S311 - no secret
-    return max(error.after_seconds if isinstance(error, _RetryLaterError) else 0.0, jittered)
 
 
 def _text(error: Exception) -> str:
