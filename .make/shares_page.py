@@ -244,8 +244,7 @@ def _worker() -> Iterator[Row]:
         "the share of cancellations",
         "the share of cancellations",
         next_one="waits for the next group",
-        tests="tests/unit/store/test_group_commit.py::"
-        "test_the_number_of_statements_in_flight_is_limited",
+        tests="tests/unit/store/test_batch.py::test_the_number_of_statements_in_flight_is_limited",
     )
     yield Row(
         "connections of the metrics port",

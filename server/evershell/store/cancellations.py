@@ -16,7 +16,7 @@ from evershell.core.event import AuditEntry, cancel_requested_payload
 from evershell.core.ports import RecordedCancellation
 from evershell.core.task import CancelIntent
 from evershell.store.audit import audit_json
-from evershell.store.group_commit import GroupCommit
+from evershell.store.batch import Batch
 from evershell.store.part import Part
 from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, connected
 from evershell.store.rows import dump_json, task_of, workspace_of
@@ -44,8 +44,8 @@ class Cancellations(Part):
     """
 
     @cached_property
-    def _cancellation_group(self) -> GroupCommit[Request, RecordedCancellation | None]:
-        return GroupCommit(self._record_all, max_batch=_MAX_BATCH, at_once=_AT_ONCE)
+    def _cancellation_group(self) -> Batch[Request, RecordedCancellation | None]:
+        return Batch(self._record_all, at_most=_MAX_BATCH, at_once=_AT_ONCE)
 
     @cached_property
     def _lock_queues(self) -> WeakValueDictionary[str, asyncio.Lock]:

@@ -4,12 +4,12 @@ from functools import cached_property
 
 from evershell.core import errors
 from evershell.core.event import EventBatch
-from evershell.store.group_commit import SharedReads
 from evershell.store.part import Part
 from evershell.store.pool import fetch_all
 from evershell.store.rows import (
     event_of,
 )
+from evershell.store.shared_reads import SharedReads
 from evershell.store.statements import statements
 
 # A watcher that stops reading keeps its current batch in memory. A single event may have 4 MiB.

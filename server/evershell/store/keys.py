@@ -8,7 +8,7 @@ from typing import Any
 
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.store import service_clock
-from evershell.store.group_commit import GroupCommit
+from evershell.store.batch import Batch
 from evershell.store.pool import Pool, connected, fetch_one
 from evershell.store.statements import statements
 
@@ -26,7 +26,7 @@ class PostgresKeys:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         # Anyone can send unknown keys, so all lookups share one connection, in batches.
-        self._lookups = GroupCommit(self._find_keys, max_batch=_MAX_BATCH, at_once=1)
+        self._lookups = Batch(self._find_keys, at_most=_MAX_BATCH)
 
     async def ensure_org(self, org_id: str, slug: str) -> None:
         """Adds the organization, or changes its slug.

@@ -6,7 +6,7 @@ from typing import Any
 
 from evershell.core.change import Locked
 from evershell.core.ports import RENEW_BELOW_SHARE, Leased
-from evershell.store.group_commit import GroupCommit
+from evershell.store.batch import Batch
 from evershell.store.part import Part
 from evershell.store.pool import fetch_all
 from evershell.store.rows import (
@@ -15,9 +15,7 @@ from evershell.store.rows import (
 )
 from evershell.store.statements import statements
 
-# At most one statement at a time renews leases. Heartbeats wait for it, so that the next statement
-# renews many.
-MAX_LEASES, LEASE_STATEMENTS = 64, 1
+_MAX_LEASES = 64
 SQL = statements("leases")
 
 # A workspace id, an epoch, and the length of a lease in seconds.
@@ -33,9 +31,9 @@ class Leases(Part):
         return await self._lease_group((workspace_id, epoch, lease_seconds))
 
     @cached_property
-    def _lease_group(self) -> GroupCommit[_LeaseRequest, Leased | None]:
-        """Heartbeats that arrive at the same time share a statement."""
-        return GroupCommit(self._renew_leases, max_batch=MAX_LEASES, at_once=LEASE_STATEMENTS)
+    def _lease_group(self) -> Batch[_LeaseRequest, Leased | None]:
+        """Heartbeats wait for the statement in flight, so that the next one renews many leases."""
+        return Batch(self._renew_leases, at_most=_MAX_LEASES)
 
     async def _renew_leases(self, requests: Sequence[_LeaseRequest]) -> Sequence[Leased | None]:
         ids, epochs, lease_seconds = (list(column) for column in zip(*requests, strict=True))

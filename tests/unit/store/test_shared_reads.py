@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from evershell.store.group_commit import SharedReads
+from evershell.store.shared_reads import SharedReads
 from tests.support.waiting import settle
 
 

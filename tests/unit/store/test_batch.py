@@ -1,20 +1,21 @@
-"""GroupCommit: which requests share a statement, and what happens if a member fails or leaves."""
+"""Batch: which items share a group, what happens if one fails or its caller leaves, and the end."""
 
 import asyncio
 from collections.abc import Sequence
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from evershell.core import deadline
 from evershell.core.errors import UnavailableError
-from evershell.store import group_commit
-from evershell.store.group_commit import GroupCommit
+from evershell.store import batch as batch_module
+from evershell.store.batch import Batch
 from tests.support.waiting import eventually_async, settle
 
 
 class Table:
-    """The target of GroupCommit. Doubles each number. A statement ends when the test lets it."""
+    """What handles the items. Doubles each number. A statement ends when the test lets it."""
 
     def __init__(self) -> None:
         self.statements: list[list[int]] = []
@@ -45,11 +46,11 @@ class Table:
         return [2 * request for request in requests]
 
 
-async def start(group: GroupCommit[int, int], *numbers: int) -> list[asyncio.Task[int]]:
+async def start(batch: Batch[int, int], *numbers: int) -> list[asyncio.Task[int]]:
     """Calls with each number, and lets the calls run until they wait."""
 
     async def call(number: int) -> int:
-        return await group(number)
+        return await batch(number)
 
     tasks = [asyncio.create_task(call(number)) for number in numbers]
     await settle()
@@ -59,7 +60,7 @@ async def start(group: GroupCommit[int, int], *numbers: int) -> list[asyncio.Tas
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No statement counts as slow, not even on a busy machine."""
-    monkeypatch.setattr(group_commit, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(batch_module, "_PATIENCE_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -68,8 +69,8 @@ def table() -> Table:
 
 
 async def test_requests_that_come_during_a_statement_share_the_next_one(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    callers = await start(group, 1, 2, 3, 4)
+    batch = Batch(table.commit, at_most=10)
+    callers = await start(batch, 1, 2, 3, 4)
     assert table.statements == [[1]]
     table.may_end.set()
     assert await asyncio.gather(*callers) == [2, 4, 6, 8]
@@ -78,8 +79,8 @@ async def test_requests_that_come_during_a_statement_share_the_next_one(table: T
 
 
 async def test_the_number_of_statements_in_flight_is_limited(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=2, at_once=2)
-    callers = await start(group, *range(9))
+    batch = Batch(table.commit, at_most=2, at_once=2)
+    callers = await start(batch, *range(9))
     assert table.statements == [[0], [1]]
     table.may_end.set()
     assert await asyncio.gather(*callers) == [2 * number for number in range(9)]
@@ -88,13 +89,13 @@ async def test_the_number_of_statements_in_flight_is_limited(table: Table) -> No
 
 
 async def test_a_caller_waits_no_longer_than_his_deadline(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    batch = Batch(table.commit, at_most=10)
 
     async def call_with_deadline() -> int:
         deadline.begin(0.2)
-        return await group(2)
+        return await batch(2)
 
-    (first,) = await start(group, 1)
+    (first,) = await start(batch, 1)
     with pytest.raises(UnavailableError):
         await asyncio.wait_for(call_with_deadline(), 10)
     table.may_end.set()
@@ -108,11 +109,11 @@ async def test_a_group_does_not_inherit_the_deadline_of_a_caller(table: Table) -
         bounds.append(deadline.bounded(60))
         return await table.commit(requests)
 
-    group = GroupCommit(commit, max_batch=10, at_once=1)
+    batch = Batch(commit, at_most=10)
 
     async def call(number: int) -> int:
         deadline.begin(number)
-        return await group(number)
+        return await batch(number)
 
     callers = [asyncio.create_task(call(number)) for number in (20, 30, 40)]
     await settle()
@@ -124,23 +125,23 @@ async def test_a_group_does_not_inherit_the_deadline_of_a_caller(table: Table) -
 async def test_slow_statements_do_not_hold_the_next_requests_back(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "_PATIENCE_SECONDS", 0.1)
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    monkeypatch.setattr(batch_module, "_PATIENCE_SECONDS", 0.1)
+    batch = Batch(table.commit, at_most=10)
     table.may_end.set()
     slow = [asyncio.Event() for _ in range(4)]
     callers = []
     for number, event in enumerate(slow):
         table.stuck[number] = event
-        callers += await start(group, number)
+        callers += await start(batch, number)
         if number < 3:
-            (prompt,) = await start(group, 100 + number)
+            (prompt,) = await start(batch, 100 + number)
             # The watchdog starts the second statement, long before the first returns.
             assert await asyncio.wait_for(prompt, 10) == 200 + 2 * number
             # Requests do not wait for the watchdog again.
-            (next_one,) = await start(group, 50)
+            (next_one,) = await start(batch, 50)
             assert next_one.done()
     assert table.in_flight == 4
-    callers += await start(group, 7, 8, 9)
+    callers += await start(batch, 7, 8, 9)
     await asyncio.wait(callers, timeout=0.3)
     assert not callers[-1].done(), "slow statements may take all connections"
     slow[0].set()
@@ -149,9 +150,9 @@ async def test_slow_statements_do_not_hold_the_next_requests_back(
         event.set()
     await asyncio.gather(*callers)
     assert table.most_in_flight <= 5
-    monkeypatch.setattr(group_commit, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(batch_module, "_PATIENCE_SECONDS", 60.0)
     table.may_end.clear()
-    callers = await start(group, 11, 12, 13)
+    callers = await start(batch, 11, 12, 13)
     assert table.in_flight == 1
     table.may_end.set()
     await asyncio.gather(*callers)
@@ -160,7 +161,7 @@ async def test_slow_statements_do_not_hold_the_next_requests_back(
 async def test_a_deadlock_or_a_timeout_of_one_member_does_not_affect_the_others(
     table: Table,
 ) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    batch = Batch(table.commit, at_most=10)
     for number, cause in enumerate(
         [
             psycopg.errors.DeadlockDetected(),
@@ -170,7 +171,7 @@ async def test_a_deadlock_or_a_timeout_of_one_member_does_not_affect_the_others(
     ):
         table.errors[number] = UnavailableError("the statement failed")
         table.errors[number].__cause__ = cause
-        callers = await start(group, 9, number, 8)
+        callers = await start(batch, 9, number, 8)
         table.may_end.set()
         answers = await asyncio.gather(*callers, return_exceptions=True)
         assert answers == [18, table.errors[number], 16]
@@ -180,9 +181,9 @@ async def test_a_deadlock_or_a_timeout_of_one_member_does_not_affect_the_others(
 async def test_a_caller_who_left_is_not_committed_again_after_the_statement_failed(
     table: Table,
 ) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    batch = Batch(table.commit, at_most=10)
     table.errors[2], table.stuck[2] = psycopg.errors.CheckViolation(), asyncio.Event()
-    callers = await start(group, 1, 2, 3, 4)
+    callers = await start(batch, 1, 2, 3, 4)
     table.may_end.set()
     await settle()
     callers[2].cancel()
@@ -193,9 +194,9 @@ async def test_a_caller_who_left_is_not_committed_again_after_the_statement_fail
 
 
 async def test_a_cancelled_caller_does_not_cancel_a_shared_statement(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    batch = Batch(table.commit, at_most=10)
     table.stuck[2] = asyncio.Event()
-    callers = await start(group, 1, 2, 3)
+    callers = await start(batch, 1, 2, 3)
     table.may_end.set()
     await settle()
     callers[1].cancel()
@@ -207,20 +208,20 @@ async def test_a_cancelled_caller_does_not_cancel_a_shared_statement(table: Tabl
 
 
 async def test_a_request_whose_caller_left_before_it_was_sent_is_dropped(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=2, at_once=1)
-    callers = await start(group, 1, 2, 3, 4)
+    batch = Batch(table.commit, at_most=2)
+    callers = await start(batch, 1, 2, 3, 4)
     callers[1].cancel()
     await settle()
     table.may_end.set()
     await asyncio.wait(callers)
     assert table.statements == [[1], [3, 4]]
-    callers = await start(group, 5)
+    callers = await start(batch, 5)
     assert await callers[0] == 10
 
 
 async def test_a_cancelled_first_caller_lets_the_others_start(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    first, second = await start(group, 1, 2)
+    batch = Batch(table.commit, at_most=10)
+    first, second = await start(batch, 1, 2)
     table.may_end.set()
     first.cancel()
     await settle()
@@ -230,15 +231,116 @@ async def test_a_cancelled_first_caller_lets_the_others_start(table: Table) -> N
 
 
 async def test_a_drain_waits_for_groups_whose_callers_have_left(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    batch = Batch(table.commit, at_most=10)
     table.stuck[2] = asyncio.Event()
-    callers = await start(group, 1, 2)
+    callers = await start(batch, 1, 2)
     table.may_end.set()
     await settle()
     callers[1].cancel()
-    draining = asyncio.create_task(group.drained())
+    draining = asyncio.create_task(batch.drained())
     await settle()
     assert not draining.done()
     table.stuck[2].set()
     await asyncio.wait_for(draining, 10)
     assert table.committed == [1, 2]
+
+
+async def put(batch: Batch[int, int], *numbers: int) -> None:
+    for number in numbers:
+        batch.put(number)
+    await settle()
+
+
+async def test_items_that_come_in_one_turn_of_the_event_loop_share_a_group(table: Table) -> None:
+    batch = Batch(table.commit, at_most=3)
+    await put(batch, 1, 2, 2, 3, 4)
+    assert table.statements == [[1, 2, 3]]
+    await put(batch, 5)
+    table.may_end.set()
+    await batch.drained()
+    assert table.statements == [[1, 2, 3], [4, 5]]
+    assert table.most_in_flight == 1
+
+
+async def test_the_first_item_waits_until_others_are_gathered(table: Table) -> None:
+    table.may_end.set()
+    batch = Batch(table.commit, at_most=10, gather_seconds=0.2)
+    began = asyncio.get_running_loop().time()
+    (caller,) = await start(batch, 1)
+    await put(batch, 2, 3)
+    assert table.statements == []
+    assert await asyncio.wait_for(caller, 10) == 2
+    assert asyncio.get_running_loop().time() - began >= 0.2
+    assert table.statements == [[1, 2, 3]]
+
+
+async def test_an_item_replaces_one_with_the_same_key_that_still_waits(table: Table) -> None:
+    batch = Batch(table.commit, at_most=10)
+    await put(batch, 1)
+    for number in (20, 30, 21):
+        batch.put(number, number // 10)
+    table.may_end.set()
+    await batch.drained()
+    assert table.statements == [[1], [21, 30]]
+
+
+async def test_items_are_handled_again_until_the_database_answers(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "_RETRY_SECONDS", 0.01)
+    table.may_end.set()
+    table.errors[1] = UnavailableError("the database does not answer")
+    batch = Batch(table.commit, at_most=10)
+    await put(batch, 1, 2)
+    assert table.statements == [[1, 2]]
+    # It waits like the others: the database is not asked for each new item.
+    await put(batch, 3)
+    await eventually_async(lambda: len(table.statements) >= 3)
+    table.errors.clear()
+    await eventually_async(lambda: sorted(table.committed) == [1, 2, 3])
+
+
+async def test_after_a_failure_a_newer_item_counts(table: Table) -> None:
+    batch = Batch(table.commit, at_most=10)
+    table.errors[10] = UnavailableError("the database does not answer")
+    batch.put(10, "key")
+    await settle()
+    batch.put(11, "key")
+    table.may_end.set()
+    await eventually_async(lambda: table.committed == [11])
+    assert table.statements == [[10], [11]]
+
+
+async def test_an_item_that_is_refused_is_dropped_alone(table: Table) -> None:
+    dropped: list[int] = []
+    batch = Batch(table.commit, at_most=10, dropped=dropped.append)
+    table.errors[2] = psycopg.errors.CheckViolation()
+    table.may_end.set()
+    with capture_logs() as logs:
+        await put(batch, 1, 2, 3)
+        await batch.drained()
+    assert (table.committed, dropped) == ([1, 3], [2])
+    assert [each["event"] for each in logs] == ["batch_item_refused"]
+
+
+async def test_items_beyond_the_capacity_are_dropped(table: Table) -> None:
+    dropped: list[int] = []
+    batch = Batch(table.commit, at_most=10, capacity=2, dropped=dropped.append)
+    await put(batch, 1)
+    await put(batch, 2, 3, 4, 3)
+    assert dropped == [4]
+
+
+async def test_a_drain_waits_for_nothing_and_gives_up_after_one_failure(table: Table) -> None:
+    table.may_end.set()
+    dropped: list[int] = []
+    batch = Batch(table.commit, at_most=2, gather_seconds=60, dropped=dropped.append)
+    await put(batch, 1, 2, 3)
+    await asyncio.wait_for(batch.drained(), 10)
+    assert (table.statements, dropped) == ([[1, 2], [3]], [])
+    batch = Batch(table.commit, at_most=2, gather_seconds=60, dropped=dropped.append)
+    table.errors[4] = UnavailableError("the database does not answer")
+    await put(batch, 4, 5, 6, 7)
+    await asyncio.wait_for(batch.drained(), 10)
+    assert table.statements[2:] == [[4, 5]]
+    assert sorted(dropped) == [4, 5, 6, 7]

@@ -1,0 +1,285 @@
+"""Handles the items of concurrent callers together, for example in one statement."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import Context
+from typing import Generic, TypeVar
+
+import psycopg
+import structlog
+
+from evershell.core import deadline
+from evershell.core.errors import UnavailableError
+from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# How long a caller waits for its result, beyond `gather_seconds`, if its deadline is not earlier.
+_WAIT_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS
+# How long a group holds back callers. A group that takes longer counts as slow, for example because
+# its connection is broken.
+_PATIENCE_SECONDS = 0.1
+# How many slow groups may be in flight, so that they do not use all connections of the pool.
+_MAX_SLOW = 3
+# The shortest pause after the database did not answer, for items for which no caller waits.
+_RETRY_SECONDS = 0.25
+_CAPACITY = 10_000
+
+# Errors that pool.connected turns into UnavailableError although the database works. One item has
+# caused the error, and the transaction was rolled back.
+_CAUSED_BY_ITEM = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+)
+
+_log = structlog.get_logger()
+
+
+class _Waiting(Generic[Item, Result]):
+    """An item that waits for its group."""
+
+    __slots__ = ("due_at", "item", "key", "result")
+
+    def __init__(
+        self, item: Item, key: Hashable, due_at: float, result: "asyncio.Future[Result] | None"
+    ) -> None:
+        self.item = item
+        self.key = key
+        # The time of the event loop at which its group may start; 0 for now.
+        self.due_at = due_at
+        # None if no caller waits. Done early if the caller was cancelled or has waited too long.
+        self.result = result
+
+
+class Batch(Generic[Item, Result]):
+    """Handles the items of concurrent callers in groups.
+
+    `await batch(item)` waits for the result of the item. `batch.put(item)` returns at once, and the
+    item is handled in the background.
+
+    - Groups: `handle` gets the items of a group, and returns a result for each, in the same order;
+      None if no caller waits. For a statement that is after the commit. A group has at most
+      `at_most` items. At most `at_once` groups are in flight.
+    - The first item of a group waits for `gather_seconds`, and until a group may start. All items
+      that wait then share the group. If `gather_seconds` is 0 and a group may start, a call of
+      `batch(item)` starts at once, alone and in the task of its caller.
+    - Errors: if one item makes its group fail, each item is handled alone, so that only this item
+      gets the error. A caller gets the error of its item. If the database does not answer, items
+      that were `put` are handled again after `gather_seconds`, but not before 0.25 s have passed.
+      After any other error they are dropped.
+    - A slow group does not hold back the callers after it.
+    - If a caller is cancelled, its item is dropped if it still waits. If its group is in flight,
+      the item is handled nevertheless.
+    - End: `drained` handles everything that waits.
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[Sequence[Item]], Awaitable[Sequence[Result] | None]],
+        *,
+        at_most: int,
+        at_once: int = 1,
+        gather_seconds: float = 0.0,
+        capacity: int = _CAPACITY,
+        dropped: Callable[[Item], None] = lambda item: None,
+    ) -> None:
+        """At most `capacity` items of `put` wait. `dropped` gets each item that is not handled."""
+        self._handle = handle
+        self._at_most = at_most
+        self._at_once = at_once
+        self._gather_seconds = gather_seconds
+        self._capacity = capacity
+        self._dropped = dropped
+        self._waiting: OrderedDict[Hashable, _Waiting[Item, Result]] = OrderedDict()
+        # Starts the next group, unless the end of a group does.
+        self._timer: asyncio.TimerHandle | None = None
+        # No group starts earlier, because the database did not answer.
+        self._resume_at = 0.0
+        # The numbers of the groups in flight that are not slow, the oldest first.
+        self._in_flight: dict[int, None] = {}
+        self._last_number = 0
+        self._slow = 0
+        self._groups: set[asyncio.Task[None]] = set()
+        # Runs while a caller waits.
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._is_ending = False
+
+    async def __call__(self, item: Item) -> Result:
+        """Handles the item and returns its result.
+
+        Raises the error of `handle`. Raises UnavailableError if there is no result within the
+        deadline of the caller; the item may be handled or not.
+        """
+        if not self._gather_seconds and len(self._in_flight) < self._at_once:
+            number = self._begin()
+            try:
+                results = await self._handle((item,))
+            finally:
+                self._end(number)
+            assert results is not None
+            return results[0]
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Result] = loop.create_future()
+        self._wait(item, result, result)
+        if self._watchdog is None:
+            self._arm_watchdog()
+        timer = loop.call_later(
+            deadline.bounded(self._gather_seconds + _WAIT_SECONDS), _give_up, result
+        )
+        try:
+            return await result
+        finally:
+            timer.cancel()
+
+    def put(self, item: Item, key: Hashable = None) -> None:
+        """Handles the item in the background. Drops it if too many items wait.
+
+        It replaces an item with the same key that still waits. By default the item is the key.
+        """
+        key = item if key is None else key
+        if (waiting := self._waiting.get(key)) is not None:
+            waiting.item = item
+        elif len(self._waiting) < self._capacity:
+            self._wait(item, key, None)
+        else:
+            self._dropped(item)
+
+    async def drained(self) -> None:
+        """Handles all items that wait, and returns when no group is in flight.
+
+        That includes groups whose callers were all cancelled. If the database does not answer, the
+        items that were `put` are dropped.
+        """
+        self._is_ending = True
+        self._start()
+        while self._groups:
+            await asyncio.wait(self._groups)
+
+    def _wait(self, item: Item, key: Hashable, result: "asyncio.Future[Result] | None") -> None:
+        due_at = 0.0
+        if self._gather_seconds:
+            due_at = asyncio.get_running_loop().time() + self._gather_seconds
+        self._waiting[key] = _Waiting(item, key, due_at, result)
+        if self._timer is None and len(self._in_flight) < self._at_once:
+            # Not at once: all items of this turn of the event loop share the group. An empty
+            # context: the deadline of one caller must not apply to the others.
+            self._timer = asyncio.get_running_loop().call_later(
+                self._gather_seconds, self._start, context=Context()
+            )
+
+    def _begin(self) -> int:
+        self._last_number += 1
+        self._in_flight[self._last_number] = None
+        return self._last_number
+
+    def _end(self, number: int) -> None:
+        if number in self._in_flight:
+            del self._in_flight[number]
+        else:
+            self._slow -= 1
+        self._start()
+
+    def _start(self) -> None:
+        """Starts all groups that may start, or waits until the first one may."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and len(self._in_flight) < self._at_once:
+            due_at = max(next(iter(self._waiting.values())).due_at, self._resume_at)
+            if due_at and not self._is_ending:
+                loop = asyncio.get_running_loop()
+                if due_at > loop.time():
+                    self._timer = loop.call_at(due_at, self._start, context=Context())
+                    return
+            if group := self._take_group():
+                task = asyncio.create_task(self._run(self._begin(), group), context=Context())
+                self._groups.add(task)
+                task.add_done_callback(self._groups.discard)
+
+    def _take_group(self) -> list[_Waiting[Item, Result]]:
+        group: list[_Waiting[Item, Result]] = []
+        while self._waiting and len(group) < self._at_most:
+            _, waiting = self._waiting.popitem(last=False)
+            if waiting.result is None or not waiting.result.done():
+                group.append(waiting)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+            if self._waiting:
+                self._arm_watchdog()
+        return group
+
+    async def _run(self, number: int, group: list[_Waiting[Item, Result]]) -> None:
+        try:
+            await self._handle_group(group)
+        finally:
+            for waiting in group:
+                # Has an effect only if this task was cancelled, at the end of the process.
+                if waiting.result is not None:
+                    waiting.result.cancel()
+            self._end(number)
+
+    async def _handle_group(self, group: list[_Waiting[Item, Result]]) -> None:
+        try:
+            results = await self._handle([waiting.item for waiting in group])
+        except Exception as error:  # noqa: BLE001 - raised in the callers, or logged
+            if len(group) == 1 or not _is_caused_by_item(error):
+                for waiting in group:
+                    self._fail(waiting, error)
+                return
+            for waiting in group:
+                # Skips an item whose caller has left: it could take effect much later.
+                if waiting.result is None or not waiting.result.done():
+                    await self._handle_group([waiting])
+            return
+        if results is not None:
+            for waiting, result in zip(group, results, strict=True):
+                if waiting.result is not None and not waiting.result.done():
+                    waiting.result.set_result(result)
+
+    def _fail(self, waiting: _Waiting[Item, Result], error: Exception) -> None:
+        if waiting.result is not None:
+            if not waiting.result.done():
+                waiting.result.set_exception(error)
+        elif not isinstance(error, UnavailableError):
+            _log.error("batch_item_refused", exc_info=error)
+            self._dropped(waiting.item)
+        elif self._is_ending:
+            for each in (waiting, *self._waiting.values()):
+                self._dropped(each.item)
+            self._waiting.clear()
+        else:
+            pause = max(self._gather_seconds, _RETRY_SECONDS)
+            self._resume_at = asyncio.get_running_loop().time() + pause
+            # An item that came meanwhile with the same key is newer.
+            self._waiting.setdefault(waiting.key, waiting)
+
+    def _arm_watchdog(self) -> None:
+        self._watchdog = asyncio.get_running_loop().call_later(
+            self._gather_seconds + _PATIENCE_SECONDS, self._overtake
+        )
+
+    def _overtake(self) -> None:
+        """Counts the oldest group as slow, so that the callers that wait can start."""
+        self._watchdog = None
+        if len(self._in_flight) >= self._at_once and self._slow < _MAX_SLOW:
+            del self._in_flight[next(iter(self._in_flight))]
+            self._slow += 1
+            self._start()
+        if self._waiting and self._watchdog is None:
+            self._arm_watchdog()
+
+
+def _give_up(result: "asyncio.Future[Result]") -> None:
+    if not result.done():
+        result.set_exception(UnavailableError("The database did not answer in time."))
+
+
+def _is_caused_by_item(error: Exception) -> bool:
+    """Whether the group was rolled back because of one of its items."""
+    if isinstance(error, UnavailableError):
+        return isinstance(error.__cause__, _CAUSED_BY_ITEM)
+    return True
