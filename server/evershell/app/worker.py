@@ -36,7 +36,7 @@ from evershell.app.program import (
 from evershell.app.settings import Settings
 from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.agent_certificates import AgentCertificates
-from evershell.auth.api_keys import ApiKeys, KeyUse
+from evershell.auth.api_keys import ApiKeys
 from evershell.auth.authenticator import Authenticator, HostBinding
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.sealing import SigningKeySealing
@@ -111,8 +111,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys, clock.unix_seconds)
-        key_use = KeyUse(keys.record_use)
-        await stack.enter_async_context(running(key_use.run(), "key-use"))
+        stack.push_async_callback(keys.drained)
         certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
         tls = certificates.control_plane() if certificates else None
         agent_client = await stack.enter_async_context(
@@ -168,7 +167,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         interceptors = chain.interceptors(
             request_log,
             admission,
-            _authentication(settings, keys, key_use, pod_tokens, clock),
+            _authentication(settings, keys, pod_tokens, clock),
             _rate_limits(settings),
             traced_calls,
             Auditing(audit_queue, clock.for_audit),
@@ -214,7 +213,6 @@ def _rooms(parts: WorkerParts) -> Iterator[WorkerRoom]:
 def _authentication(
     settings: Settings,
     keys: PostgresKeys,
-    key_use: KeyUse,
     pod_tokens: PodTokens,
     clock: ServiceClock,
 ) -> Authentication:
@@ -228,7 +226,7 @@ def _authentication(
         HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None
     )
     authenticator = Authenticator(
-        ApiKeys(keys.find_key, key_use.record, clock.unix_seconds), session_tokens
+        ApiKeys(keys.find_key, keys.record_use, clock.unix_seconds), session_tokens
     )
     return Authentication(authenticator, pod_tokens, host_binding, agent_tls=settings.agent_tls)
 

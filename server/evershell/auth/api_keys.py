@@ -3,14 +3,11 @@
 A slow hash would add nothing, because random keys cannot be guessed.
 """
 
-import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
 
-import structlog
 from cachetools import TTLCache
 
 from evershell.core import credentials, errors
@@ -81,52 +78,3 @@ class ApiKeys:
             return None
         known = self._known[digest] = key, key.caller()
         return known
-
-
-STORE_INTERVAL_SECONDS = 60.0
-# Bounds the memory while the database is unavailable. Uses of further keys are not recorded.
-_MAX_KEYS = 100_000
-
-StoreUses = Callable[[Mapping[str, datetime]], Awaitable[None]]
-
-_log = structlog.get_logger()
-
-
-class KeyUse:
-    """Records the time of the last use of each key."""
-
-    def __init__(self, store_uses: StoreUses) -> None:
-        """`store_uses` takes key ids with the time of their last use.
-
-        If it raises, the times are stored a minute later.
-        """
-        self._store_uses = store_uses
-        # In seconds since 1970.
-        self._used: dict[str, float] = {}
-
-    def record(self, key_id: str, now: float) -> None:
-        """Notes that the key was used. `now` is in seconds since 1970."""
-        if len(self._used) < _MAX_KEYS or key_id in self._used:
-            self._used[key_id] = now
-
-    async def run(self) -> None:
-        """Stores the times every minute, until it is cancelled, and then once more."""
-        try:
-            while True:
-                await asyncio.sleep(STORE_INTERVAL_SECONDS)
-                await self.store()
-        finally:
-            await self.store()
-
-    async def store(self) -> None:
-        if not self._used:
-            return
-        used, self._used = self._used, {}
-        try:
-            await self._store_uses(
-                {key_id: datetime.fromtimestamp(at, UTC) for key_id, at in used.items()}
-            )
-        except Exception as error:  # noqa: BLE001 - e.g. a role that may not update keys
-            _log.warning("key_use_not_stored", error=str(error), keys=len(used))
-            # Uses that were recorded in the meantime are newer.
-            self._used = used | self._used

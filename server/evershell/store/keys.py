@@ -1,23 +1,31 @@
 """Organizations and their API keys."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
+import structlog
+
 from evershell.core.caller import ApiKey, KeyTemplate
+from evershell.core.errors import UnavailableError
 from evershell.store import service_clock
 from evershell.store.batch import Batch
 from evershell.store.pool import Pool, connected, fetch_one
 from evershell.store.statements import statements
 
-# The maximum number of keys in one query, which then takes a few milliseconds.
+# The maximum number of keys in one statement, which then takes a few milliseconds.
 _MAX_BATCH = 500
 # The pause after a query for several keys. It limits a worker to a hundred such queries a second,
 # which take about 3 % of its time.
 _PAUSE_SECONDS = 0.01
+# How long the times of use are gathered in memory, and for how many keys.
+_USE_SECONDS, _MAX_USED = 60.0, 100_000
 SQL = statements("keys", **vars(service_clock.SQL))
+
+_log = structlog.get_logger()
 
 
 class PostgresKeys:
@@ -27,6 +35,9 @@ class PostgresKeys:
         self._pool = pool
         # Anyone can send unknown keys, so all lookups share one connection, in batches.
         self._lookups = Batch(self._find_keys, at_most=_MAX_BATCH)
+        self._uses: Batch[tuple[str, float], None] = Batch(
+            self._store_uses, at_most=_MAX_BATCH, gather_seconds=_USE_SECONDS, capacity=_MAX_USED
+        )
 
     async def ensure_org(self, org_id: str, slug: str) -> None:
         """Adds the organization, or changes its slug.
@@ -80,13 +91,28 @@ class PostgresKeys:
             cursor = await connection.execute(SQL.revoke_key, {"now": now, "key_id": key_id})
             return cursor.rowcount == 1
 
-    async def record_use(self, used_at: Mapping[str, datetime]) -> None:
-        """Records when each key, by id, was last used. Keys that do not exist are ignored."""
+    def record_use(self, key_id: str, now: float) -> None:
+        """Stores within about a minute that the key was used. `now` is in seconds since 1970."""
+        self._uses.put((key_id, now), key_id)
+
+    async def drained(self) -> None:
+        """Stores the times of use that are not stored yet."""
+        await self._uses.drained()
+
+    async def _store_uses(self, uses: Sequence[tuple[str, float]]) -> None:
         # In the order of their ids, so that two workers cannot wait for each other's row locks.
-        ids = sorted(used_at)
-        async with connected(self._pool) as connection:
-            times = [used_at[key_id] for key_id in ids]
-            await connection.execute(SQL.record_use, {"ids": ids, "times": times})
+        uses = sorted(uses)
+        parameters = {
+            "ids": [key_id for key_id, _ in uses],
+            "times": [datetime.fromtimestamp(at, UTC) for _, at in uses],
+        }
+        try:
+            async with connected(self._pool) as connection:
+                await connection.execute(SQL.record_use, parameters)
+        except (UnavailableError, psycopg.Error) as error:
+            # psycopg.Error: for example if the role may not update keys yet.
+            _log.warning("key_use_not_stored", error=str(error).strip(), keys=len(uses))
+            raise UnavailableError(str(error)) from error
 
     async def list_orgs(self) -> Sequence[tuple[str, str, int]]:
         """The id, the slug and the number of valid keys of each organization, by slug."""

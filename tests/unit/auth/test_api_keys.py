@@ -1,19 +1,15 @@
 """API keys: known, unknown, revoked and expired keys, the cache of lookups, and their last use."""
 
-import asyncio
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 
-import psycopg
 import pytest
 from cachetools import TTLCache
 
 from evershell.auth import api_keys
-from evershell.auth.api_keys import CACHE_SECONDS, ApiKeys, KeyUse, fingerprint, new_secret
+from evershell.auth.api_keys import CACHE_SECONDS, ApiKeys, fingerprint, new_secret
 from evershell.core.errors import Failure, UnavailableError
-from tests.support.waiting import settle
 from tests.unit.auth.fake_keys import FakeKeys, FakeTimer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -151,69 +147,3 @@ async def test_each_accepted_call_records_the_use_of_its_key(
     with pytest.raises(Failure):
         await keys.authenticate(expired)
     assert len(uses) == 2
-
-
-class StoredUses:
-    """Stands in for the database."""
-
-    def __init__(self) -> None:
-        self.calls: list[Mapping[str, datetime]] = []
-        self.error: Exception | None = None
-        self.called = asyncio.Event()
-
-    async def __call__(self, used_at: Mapping[str, datetime]) -> None:
-        self.called.set()
-        if self.error is not None:
-            raise self.error
-        self.calls.append(used_at)
-
-
-def at(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-async def test_a_failed_call_is_repeated_with_the_newer_times() -> None:
-    uses = StoredUses()
-    use = KeyUse(uses)
-    use.record("key_1", 1.0)
-    use.record("key_2", 1.0)
-    uses.error = UnavailableError("the database is unavailable")
-    await use.store()
-    use.record("key_1", 5.0)
-    uses.error = None
-    await use.store()
-    assert uses.calls == [{"key_1": at(5), "key_2": at(1)}]
-    await use.store()
-    assert len(uses.calls) == 1
-
-
-async def test_a_statement_that_the_database_refuses_is_repeated_at_the_next_interval(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """For example, the service's role may not be allowed to update keys yet."""
-    monkeypatch.setattr(api_keys, "STORE_INTERVAL_SECONDS", 0.01)
-    uses = StoredUses()
-    uses.error = psycopg.errors.InsufficientPrivilege("permission denied for table api_keys")
-    use = KeyUse(uses)
-    running = asyncio.create_task(use.run())
-    use.record("key_1", 1.0)
-    async with asyncio.timeout(5):
-        await uses.called.wait()
-        uses.error = None
-        while not uses.calls:
-            uses.called.clear()
-            await uses.called.wait()
-    assert uses.calls == [{"key_1": at(1)}]
-    running.cancel()
-
-
-async def test_the_times_of_use_are_stored_at_the_end() -> None:
-    uses = StoredUses()
-    use = KeyUse(uses)
-    running = asyncio.create_task(use.run())
-    await settle()
-    use.record("key_1", 2.0)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert uses.calls == [{"key_1": at(2)}]

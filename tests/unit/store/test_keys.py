@@ -7,14 +7,17 @@ from datetime import datetime, timedelta
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from evershell.core import deadline
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.errors import UnavailableError
 from evershell.core.ids import new_key_id
+from evershell.store import keys as keys_module
 from evershell.store.keys import PostgresKeys
 from evershell.store.pool import Pool
 from tests.support.store.examples import NOW
+from tests.support.waiting import eventually_async
 
 SHA256 = hashlib.sha256(b"sk_secret").digest()
 
@@ -100,7 +103,9 @@ async def test_the_use_of_a_key_is_written_at_most_once_a_minute(pool: Pool) -> 
 
     async def last_used(after_seconds: float) -> float:
         used_at = NOW + timedelta(seconds=after_seconds)
-        await keys.record_use({created.id: used_at, "key_unknown": used_at})
+        keys.record_use(created.id, used_at.timestamp())
+        keys.record_use("key_unknown", used_at.timestamp())
+        await keys.drained()
         found = await keys.find_key(SHA256)
         assert found is not None and found.last_used_at is not None
         return (found.last_used_at - NOW).total_seconds()
@@ -110,3 +115,25 @@ async def test_the_use_of_a_key_is_written_at_most_once_a_minute(pool: Pool) -> 
     assert await last_used(60) == 60
     # Another worker's time that arrives late.
     assert await last_used(30) == 60
+
+
+async def test_a_use_that_the_database_refuses_is_stored_later(
+    pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example if the role of the service may not update keys yet."""
+    monkeypatch.setattr(keys_module, "_USE_SECONDS", 0.01)
+    keys = PostgresKeys(pool)
+    await keys.ensure_org("org_a", "acme")
+    created = key()
+    await keys.create_key(created, SHA256)
+    with psycopg.connect(database_url, autocommit=True) as owner, capture_logs() as logs:
+        owner.execute("ALTER TABLE api_keys RENAME COLUMN last_used_at TO away")
+        keys.record_use(created.id, NOW.timestamp())
+        await eventually_async(lambda: "key_use_not_stored" in [each["event"] for each in logs])
+        owner.execute("ALTER TABLE api_keys RENAME COLUMN away TO last_used_at")
+
+        async def is_stored() -> bool:
+            found = await keys.find_key(SHA256)
+            return found is not None and found.last_used_at == NOW
+
+        await eventually_async(is_stored)
