@@ -94,7 +94,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         audit_queue = AuditQueue(
             partial(store_audit_entries, pool.others), metrics.audit_entries_lost
         )
-        await stack.enter_async_context(running(audit_queue.run(), "audit"))
+        stack.push_async_callback(audit_queue.drained)
         rooms: list[WorkerRoom] = []
 
         def publish(workspace_id: str, *, watched: bool, reconcile: bool) -> None:

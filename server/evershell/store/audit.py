@@ -4,8 +4,6 @@ The table has a partition for each month.
 """
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -23,6 +21,7 @@ from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ids import first_audit_id
 from evershell.core.validation import Listed
 from evershell.store import scans
+from evershell.store.batch import Batch
 from evershell.store.part import Part
 from evershell.store.pool import Connection, Connections, connected
 from evershell.store.scans import AFTER_ALL_IDS, listed
@@ -97,8 +96,8 @@ def _entry_of(row: Any) -> AuditEntry:
     return AuditEntry(**{column: getattr(row, column) for column in _COLUMNS})
 
 
-# The pause between two flushes, so that an entry is stored within a second.
-FLUSH_SECONDS = 0.5
+# So that an entry is stored within a second.
+_GATHER_SECONDS = 0.5
 # How long an uncertain entry waits. The call that was given up may still be committing its change
 # and its entry; the database ends its statement within this time.
 UNCERTAIN_SECONDS = 10.0
@@ -111,77 +110,63 @@ _log = structlog.get_logger()
 
 
 class AuditQueue:
-    """Implements api.interceptors.auditing.Queue. Stores while `run` runs."""
+    """Implements api.interceptors.auditing.Queue."""
 
-    def __init__(self, write: Write, lost: Callable[[int], None] = lambda count: None) -> None:
-        """`lost` is called with the number of entries that cannot be stored."""
+    def __init__(self, write: Write, report_lost: Callable[[int], None] = lambda count: None):
+        """`report_lost` is called with the number of entries that cannot be stored."""
         self._write = write
-        self._lost = lost
-        self._lost_since_flush = 0
-        self._entries: deque[AuditEntry] = deque()
-        # Pairs of an entry and the time from which it may be stored, by the monotonic clock.
-        self._uncertain: deque[tuple[float, AuditEntry]] = deque()
+        self._report_lost = report_lost
+        self._lost = 0
+        self._entries: Batch[AuditEntry, None] = Batch(
+            self._store,
+            at_most=_MAX_BATCH,
+            gather_seconds=_GATHER_SECONDS,
+            capacity=_MAX_ENTRIES,
+            dropped=lambda entry: self.lose(),
+        )
+        self._uncertain: dict[str, AuditEntry] = {}
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
         """Stores the entry soon; an `uncertain` one later, unless the call itself has stored it."""
-        if len(self._entries) + len(self._uncertain) >= _MAX_ENTRIES:
-            self.lose()
-        elif uncertain:
-            self._uncertain.append((time.monotonic() + UNCERTAIN_SECONDS, entry))
+        if not uncertain:
+            self._entries.put(entry, entry.id)
+        elif len(self._uncertain) < _MAX_ENTRIES:
+            self._uncertain[entry.id] = entry
+            loop = asyncio.get_running_loop()
+            loop.call_later(UNCERTAIN_SECONDS, self._put_uncertain, entry.id)
         else:
-            self._entries.append(entry)
+            self.lose()
 
     def lose(self) -> None:
         """Counts an entry as lost."""
-        self._lost_since_flush += 1
+        if not self._lost:
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._count_lost)
+        self._lost += 1
 
-    async def run(self) -> None:
-        """Stores entries until it is cancelled, and then stores the remaining ones."""
+    async def drained(self) -> None:
+        """Stores all entries, even uncertain ones."""
+        for entry_id in list(self._uncertain):
+            self._put_uncertain(entry_id)
+        await self._entries.drained()
+        self._count_lost()
+
+    def _put_uncertain(self, entry_id: str) -> None:
+        entry = self._uncertain.pop(entry_id, None)
+        if entry is not None:
+            self._entries.put(entry, entry_id)
+
+    async def _store(self, entries: Sequence[AuditEntry]) -> None:
         try:
-            while True:
-                await asyncio.sleep(FLUSH_SECONDS)
-                await self.flush()
-        finally:
-            self._entries.extend(entry for _, entry in self._uncertain)
-            self._uncertain.clear()
-            if not await self.flush():
-                self._lost_since_flush += len(self._entries)
-            self._report_lost()
+            await self._write(entries)
+        except UnavailableError as error:
+            _log.warning("audit_not_stored", error=str(error), entries=len(entries))
+            raise
 
-    async def flush(self) -> bool:
-        """Stores all entries that may be stored. Returns False if the database did not answer."""
-        self._report_lost()
-        now = time.monotonic()
-        while self._uncertain and self._uncertain[0][0] <= now:
-            self._entries.append(self._uncertain.popleft()[1])
-        while self._entries:
-            batch = [self._entries[index] for index in range(min(_MAX_BATCH, len(self._entries)))]
-            try:
-                await self._store(batch)
-            except UnavailableError as error:
-                _log.warning("audit_not_stored", error=str(error), entries=len(self._entries))
-                return False
-            for _ in batch:
-                self._entries.popleft()
-        return True
-
-    async def _store(self, batch: Sequence[AuditEntry]) -> None:
-        """Stores the batch, without the entries that the database refuses."""
-        try:
-            await self._write(batch)
-        except psycopg.Error as error:
-            if len(batch) > 1:
-                for entry in batch:
-                    await self._store([entry])
-            else:
-                _log.error("audit_entry_refused", error=str(error).strip(), rpc=batch[0].rpc)
-                self.lose()
-
-    def _report_lost(self) -> None:
-        if self._lost_since_flush:
-            _log.error("audit_entries_lost", entries=self._lost_since_flush)
-            self._lost(self._lost_since_flush)
-            self._lost_since_flush = 0
+    def _count_lost(self) -> None:
+        lost, self._lost = self._lost, 0
+        if lost:
+            _log.error("audit_entries_lost", entries=lost)
+            self._report_lost(lost)
 
 
 # Partitions exist for this month and the months after it.

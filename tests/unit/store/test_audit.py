@@ -1,7 +1,6 @@
 """The audit log in PostgreSQL: its queue, its partitions, and what the service's role may do."""
 
 import asyncio
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -47,34 +46,30 @@ class Writes:
 
 async def test_entries_are_stored_within_a_second(pool: Pool) -> None:
     queue = AuditQueue(partial(store_audit_entries, pool))
-    running = asyncio.create_task(queue.run())
     entry = audit_entry(outcome="permission_denied")
     queue.put(entry, uncertain=False)
     queue.put(entry, uncertain=False)
     await eventually_async(lambda: listed(pool), WRITE_SECONDS)
     assert await listed(pool) == [entry]
-    assert audit.FLUSH_SECONDS < 1
+    assert audit._GATHER_SECONDS < 1
     last = audit_entry(outcome="rate_limited")
     queue.put(last, uncertain=True)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await queue.drained()
     assert {each.id for each in await listed(pool)} == {entry.id, last.id}
 
 
 async def test_uncertain_entries_wait_until_the_call_cannot_store_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    writes = Writes()
-    queue = AuditQueue(writes)
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    queue.put(entry := audit_entry(), uncertain=True)
-    now += audit.UNCERTAIN_SECONDS - 0.001
-    await queue.flush()
-    assert writes.batches == []
-    now += 0.001
-    await queue.flush()
-    assert writes.batches == [[entry]]
+    monkeypatch.setattr(audit, "UNCERTAIN_SECONDS", 0.2)
+    monkeypatch.setattr(audit, "_GATHER_SECONDS", 0.0)
+    writes, now = Writes(), asyncio.get_running_loop().time
+    queue, began = AuditQueue(writes), now()
+    queue.put(uncertain := audit_entry(), uncertain=True)
+    queue.put(certain := audit_entry(), uncertain=False)
+    await eventually_async(lambda: len(writes.batches) == 2)
+    assert writes.batches == [[certain], [uncertain]]
+    assert now() - began >= 0.2
 
 
 async def test_entries_are_kept_while_the_database_is_away_up_to_a_limit(
@@ -82,24 +77,32 @@ async def test_entries_are_kept_while_the_database_is_away_up_to_a_limit(
 ) -> None:
     monkeypatch.setattr(audit, "_MAX_ENTRIES", 5)
     monkeypatch.setattr(audit, "_MAX_BATCH", 3)
+    monkeypatch.setattr(audit, "_GATHER_SECONDS", 0.01)
     writes, lost = Writes(), list[int]()
     queue = AuditQueue(writes, lost.append)
     writes.unavailable = True
     entries = [audit_entry() for _ in range(7)]
     with capture_logs() as logs:
-        for entry in entries[:4]:
+        for entry in entries:
             queue.put(entry, uncertain=False)
-        await queue.flush()
-        for entry in entries[4:]:
-            queue.put(entry, uncertain=False)
+        await eventually_async(lambda: "audit_not_stored" in [each["event"] for each in logs])
         writes.unavailable = False
-        await queue.flush()
-    assert writes.batches == [entries[:3], entries[3:5]]
+        await eventually_async(lambda: sum(map(len, writes.batches)) == 5)
+    assert {entry.id for batch in writes.batches for entry in batch} == {
+        entry.id for entry in entries[:5]
+    }
     assert lost == [2]
-    assert [(each["event"], each["entries"]) for each in logs] == [
-        ("audit_not_stored", 4),
-        ("audit_entries_lost", 2),
-    ]
+    assert {"event": "audit_entries_lost", "entries": 2, "log_level": "error"} in logs
+
+
+async def test_the_entries_that_the_database_does_not_take_at_the_end_are_lost() -> None:
+    writes, lost = Writes(), list[int]()
+    queue = AuditQueue(writes, lost.append)
+    writes.unavailable = True
+    queue.put(audit_entry(), uncertain=False)
+    queue.put(audit_entry(), uncertain=True)
+    await queue.drained()
+    assert lost == [2]
 
 
 async def test_an_entry_that_the_database_refuses_does_not_stop_the_queue(pool: Pool) -> None:
@@ -108,12 +111,9 @@ async def test_an_entry_that_the_database_refuses_does_not_stop_the_queue(pool: 
     good = [audit_entry(), audit_entry()]
     for entry in (good[0], audit_entry(reason="a\0b"), good[1]):
         queue.put(entry, uncertain=False)
-    with capture_logs() as logs:
-        await queue.flush()
-        await queue.flush()
+    await queue.drained()
     assert {each.id for each in await listed(pool)} == {each.id for each in good}
     assert lost == [1]
-    assert [each["event"] for each in logs] == ["audit_entry_refused", "audit_entries_lost"]
 
 
 @pytest.fixture
