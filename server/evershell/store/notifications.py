@@ -15,7 +15,7 @@ reconnecting. Subscribers therefore also poll.
 import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import StrEnum
 from typing import ClassVar, Self
@@ -29,6 +29,7 @@ from evershell.core.bounds import SIGN_OF_LIFE_SECONDS
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
 from evershell.store.background import running
+from evershell.store.batch import Batch
 from evershell.store.connections import (
     WORKER_NAME,
     PrimaryConnection,
@@ -52,6 +53,8 @@ class Channel(StrEnum):
 
 # PostgreSQL accepts payloads of less than 8000 bytes (NOTIFY).
 _MAX_PAYLOAD_BYTES = 7_900
+# The workspaces that one transaction notifies of.
+_MAX_BATCH = 1_000
 _RETRY_SECONDS = 0.25
 # How long a listener waits for the answer to a check of its connection before it reconnects. These
 # checks also show that the worker is alive.
@@ -74,13 +77,13 @@ class _Notifications(ABC):
         self._conninfo = conninfo(database_url)
         # Identifies the notifications of this process, which has already acted on them.
         self._origin = uuid4().hex
-        self._queue: defaultdict[Channel, set[str]] = defaultdict(set)
-        self._queued = asyncio.Event()
+        self._changes: Batch[tuple[Channel, str], None] = Batch(self._send, at_most=_MAX_BATCH)
         self._listening = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._running = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        self._running.push_async_callback(self._changes.drained)
         await self._running.enter_async_context(running(self._run(), "notifications"))
         return self
 
@@ -100,9 +103,9 @@ class _Notifications(ABC):
         if reconcile or self._channel is Channel.CHANGES:
             self._receive(workspace_id)
         if watched:
-            self._enqueue(Channel.CHANGES, workspace_id)
+            self._changes.put((Channel.CHANGES, workspace_id))
         if reconcile:
-            self._enqueue(Channel.FLEET, workspace_id)
+            self._changes.put((Channel.FLEET, workspace_id))
 
     async def listening(self) -> None:
         await self._listening.wait()
@@ -115,15 +118,6 @@ class _Notifications(ABC):
         await self._disconnected.wait()
 
     async def _run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(), name="notifications-listen")
-            tasks.create_task(self._send(), name="notifications-send")
-
-    def _enqueue(self, channel: Channel, workspace_id: str) -> None:
-        self._queue[channel].add(workspace_id)
-        self._queued.set()
-
-    async def _listen(self) -> None:
         # The problems of this outage that were logged. Each is logged only once.
         logged: set[str] = set()
         while True:
@@ -155,23 +149,19 @@ class _Notifications(ABC):
             with answered_within(connection, _LISTENER_ANSWER_SECONDS):
                 await connection.execute("SELECT 1")
 
-    async def _send(self) -> None:
-        while True:
-            await self._queued.wait()
-            self._queued.clear()
-            queue, self._queue = self._queue, defaultdict(set)
-            try:
-                async with connected(self._pool) as connection:
-                    for channel, ids in queue.items():
-                        for payload in _payloads(self._origin, ids):
-                            named = {"channel": str(channel), "payload": payload}
-                            await connection.execute(SQL.notify, named, prepare=True)
-            except UnavailableError as error:
-                _log.warning("notifications_not_sent", error=str(error).strip())
-                for channel, ids in queue.items():
-                    for workspace_id in ids:
-                        self._enqueue(channel, workspace_id)
-                await asyncio.sleep(_RETRY_SECONDS)
+    async def _send(self, changes: Sequence[tuple[Channel, str]]) -> None:
+        of_channels: defaultdict[Channel, list[str]] = defaultdict(list)
+        for channel, workspace_id in changes:
+            of_channels[channel].append(workspace_id)
+        try:
+            async with connected(self._pool) as connection:
+                for channel, ids in of_channels.items():
+                    for payload in _payloads(self._origin, ids):
+                        named = {"channel": str(channel), "payload": payload}
+                        await connection.execute(SQL.notify, named, prepare=True)
+        except UnavailableError as error:
+            _log.warning("notifications_not_sent", error=str(error).strip())
+            raise
 
 
 def _payloads(origin: str, ids: Iterable[str]) -> list[str]:

@@ -3,15 +3,17 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
 
 import psycopg
 import structlog
 
+from evershell.backoff import backoff
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
+from evershell.store.batch import Batch
 from evershell.store.pool import Pool, connected
 from evershell.store.statements import statements
 
@@ -22,7 +24,7 @@ RENEW_SECONDS = 20.0
 _CHECK_SECONDS = 1.0
 # A batch holds the locks of its rows for about a millisecond.
 _MAX_BATCH = 100
-# The pause before the next attempt if another transaction had locked the row. It doubles each time.
+# The pause before the next attempt if another transaction had locked the row.
 _FIRST_RETRY_SECONDS = 0.01
 _MAX_RETRY_SECONDS = 1.0
 # How long a subscriber waits for its mark, for example if a transaction holds the row or the
@@ -41,7 +43,7 @@ def is_watched(watched_until: datetime | None, now: datetime) -> bool:
 class _Mark:
     """What this process knows of the mark of one workspace. Times are of the monotonic clock."""
 
-    __slots__ = ("is_set", "is_watched", "retry_seconds", "set_at")
+    __slots__ = ("failures", "is_set", "is_watched", "set_at")
 
     def __init__(self) -> None:
         self.is_watched = True
@@ -49,7 +51,8 @@ class _Mark:
         self.set_at = -math.inf
         # Exists only while subscribers wait for the mark. Most marks are in force already.
         self.is_set: asyncio.Event | None = None
-        self.retry_seconds = _FIRST_RETRY_SECONDS
+        # The number of attempts in a row that did not set the mark.
+        self.failures = 0
 
 
 class WatchedWorkspaces:
@@ -89,9 +92,7 @@ class WatchedWorkspaces:
         self._kept_seconds = mark_seconds - renew_seconds
         # Includes marks whose last subscriber has left since the last check.
         self._marks: dict[str, _Mark] = {}
-        # The workspaces to mark with the next statement.
-        self._due: set[str] = set()
-        self._has_due = asyncio.Event()
+        self._due: Batch[str, None] = Batch(self._set_due_marks, at_most=_MAX_BATCH)
 
     async def watch(self, workspace_id: str) -> None:
         """Returns when the mark is in force, or after _MARK_LIMIT_SECONDS without one."""
@@ -100,7 +101,7 @@ class WatchedWorkspaces:
         if self._is_in_force(mark):
             return
         is_set = mark.is_set = mark.is_set or asyncio.Event()
-        self._request(workspace_id)
+        self._due.put(workspace_id)
         with suppress(TimeoutError):
             async with asyncio.timeout(_MARK_LIMIT_SECONDS):
                 await is_set.wait()
@@ -116,23 +117,17 @@ class WatchedWorkspaces:
         """
         for workspace_id, mark in self._marks.items():
             mark.set_at = -math.inf
-            self._request(workspace_id)
+            self._due.put(workspace_id)
 
     async def run(self) -> None:
-        """Sets and renews the marks until it is cancelled."""
-        check_at = time.monotonic()
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(check_at - time.monotonic()):
-                    await self._has_due.wait()
-            if time.monotonic() >= check_at:
+        """Renews the marks until it is cancelled."""
+        try:
+            while True:
                 self._check()
-                check_at = time.monotonic() + _CHECK_SECONDS
-            await self._set_due_marks()
-
-    def _request(self, workspace_id: str) -> None:
-        self._due.add(workspace_id)
-        self._has_due.set()
+                await asyncio.sleep(_CHECK_SECONDS)
+        finally:
+            self._marks.clear()
+            await self._due.drained()
 
     def _check(self) -> None:
         """Requests the renewals that are due, and forgets the marks that nobody needs."""
@@ -141,20 +136,17 @@ class WatchedWorkspaces:
             if not mark.is_watched:
                 del self._marks[workspace_id]
             elif now >= mark.set_at + self._renew_seconds:
-                self._request(workspace_id)
+                self._due.put(workspace_id)
 
     def _is_in_force(self, mark: _Mark) -> bool:
         return time.monotonic() < mark.set_at + self._kept_seconds
 
-    async def _set_due_marks(self) -> None:
-        """Sets the marks of one batch."""
+    async def _set_due_marks(self, workspace_ids: Sequence[str]) -> None:
         batch = {
             workspace_id: mark
-            for workspace_id in [self._due.pop() for _ in range(min(len(self._due), _MAX_BATCH))]
+            for workspace_id in workspace_ids
             if (mark := self._marks.get(workspace_id)) is not None and mark.is_watched
         }
-        if not self._due:
-            self._has_due.clear()
         if not batch:
             return
         started = time.monotonic()
@@ -163,15 +155,14 @@ class WatchedWorkspaces:
             if workspace_id in marked:
                 self._set(workspace_id, mark, started)
             else:
-                asyncio.get_running_loop().call_later(
-                    mark.retry_seconds, self._request, workspace_id
-                )
-                mark.retry_seconds = min(2 * mark.retry_seconds, _MAX_RETRY_SECONDS)
+                mark.failures += 1
+                pause = backoff(mark.failures, _FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS)
+                asyncio.get_running_loop().call_later(pause, self._due.put, workspace_id)
 
     def _set(self, workspace_id: str, mark: _Mark, started: float) -> None:
         was_in_force = self._is_in_force(mark)
         mark.set_at = started
-        mark.retry_seconds = _FIRST_RETRY_SECONDS
+        mark.failures = 0
         if mark.is_set is not None:
             mark.is_set.set()
             mark.is_set = None
