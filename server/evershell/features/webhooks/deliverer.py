@@ -26,12 +26,12 @@ from evershell.features.webhooks.deliveries import (
     LEASE_SECONDS,
     MAX_OF_RECEIVER,
     MAX_RECEIVERS_OF_ORG,
-    Recorded,
     WebhookDeliveries,
 )
 from evershell.features.webhooks.headers import headers_of
 from evershell.features.webhooks.rules import AttemptResult, ClaimedDelivery, DeliveryKey
 from evershell.features.webhooks.sender import ATTEMPT_SECONDS, Answer, Sender
+from evershell.store.batch import Batch
 
 # The maximum number of concurrent requests to a receiver.
 _AT_ONCE = 8
@@ -45,8 +45,7 @@ _BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
 # A claim looks at a part of the receivers. At most this many claims follow each other without a
 # pause.
 _MAX_ROUNDS = 4
-# The maximum number of attempts to record a result. If all fail, the delivery is claimed and sent
-# again.
+# How often a result is recorded whose row is locked. The delivery is then claimed and sent again.
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
@@ -93,8 +92,11 @@ class Deliverer:
         self._woken = asyncio.Event()
         # The receivers that this process is sending to.
         self._busy: dict[_Receiver, asyncio.Task[None]] = {}
-        self._results: list[AttemptResult] = []
-        self._has_results = asyncio.Event()
+        self._results: Batch[AttemptResult, None] = Batch(
+            self._record, at_most=1_000, gather_seconds=_GATHER_SECONDS
+        )
+        # How often the row of each result was locked.
+        self._tries: Counter[DeliveryKey] = Counter()
         self._counts: Counter[str] = Counter()
 
     def wake(self) -> None:
@@ -104,12 +106,11 @@ class Deliverer:
     async def run(self) -> None:
         """Runs until it is cancelled."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._claim_all(), name="webhooks-claim")
-                tasks.create_task(self._record_all(), name="webhooks-record")
+            await self._claim_all()
         finally:
             for task in self._busy.values():
                 task.cancel()
+            await self._results.drained()
 
     async def _claim_all(self) -> None:
         maintained_at = -_MAINTENANCE_SECONDS
@@ -160,35 +161,26 @@ class Deliverer:
 
     def put(self, result: AttemptResult) -> None:
         """Records the result soon."""
-        self._results.append(result)
-        self._has_results.set()
+        self._results.put(result, result.key)
 
-    async def _record_all(self) -> None:
-        # How many attempts to record each result have failed, for example because its row was
-        # locked.
-        tries: Counter[DeliveryKey] = Counter()
-        while True:
-            await self._has_results.wait()
-            await asyncio.sleep(_GATHER_SECONDS)
-            self._has_results.clear()
-            results, self._results = self._results, []
-            try:
-                recorded = await self._deliveries.record(results)
-            except UnavailableError as error:
-                _log.warning("webhooks_not_recorded", error=str(error).strip())
-                recorded = Recorded(frozenset(), has_more=False)
-            if recorded.has_more:
-                self.wake()
-            for result in results:
-                if result.key in recorded.keys:
-                    del tries[result.key]
-                    continue
-                tries[result.key] += 1
-                if tries[result.key] < _MAX_TRIES:
-                    self.put(result)
-                else:
-                    del tries[result.key]
-            self._report(self._taken_counts())
+    async def _record(self, results: Sequence[AttemptResult]) -> None:
+        try:
+            recorded = await self._deliveries.record(results)
+        except UnavailableError as error:
+            _log.warning("webhooks_not_recorded", error=str(error).strip())
+            raise
+        if recorded.has_more:
+            self.wake()
+        for result in results:
+            if result.key in recorded.keys:
+                del self._tries[result.key]
+                continue
+            self._tries[result.key] += 1
+            if self._tries[result.key] < _MAX_TRIES:
+                self.put(result)
+            else:
+                del self._tries[result.key]
+        self._report(self._taken_counts())
 
     def _taken_counts(self) -> Counts:
         counts, self._counts = Counts(**self._counts), Counter()
