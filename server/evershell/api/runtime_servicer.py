@@ -1,6 +1,5 @@
 """RuntimeService, which agents call. Each method decodes, calls the core, encodes."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,8 +23,6 @@ log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Heartbeats of idle agents are gathered for this long, so that they share a statement.
-_GATHER_SECONDS = 0.1
 # How much of an agent's reported version is logged.
 _MAX_VERSION_CHARACTERS = 64
 
@@ -67,8 +64,6 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     async def Heartbeat(
         self, request: runtime_service_pb2.HeartbeatRequest, context: Context
     ) -> runtime_service_pb2.HeartbeatResponse:
-        if not request.task_id:
-            await asyncio.sleep(-asyncio.get_running_loop().time() % _GATHER_SECONDS)
         async with self._breaches_recorded():
             phase = agent_codec.decode_phase(request.phase)
             directive = await self.runtime.heartbeat(agent(), request.task_id, phase)

@@ -488,7 +488,7 @@ CANCELLING: tuple[Rule, ...] = (
     rule(
         "GetTask shows the request and the phase of the agent",
         "tests/wire/api/test_codec.py tests/unit/core/test_runtime.py "
-        "tests/unit/core/test_workspace_lifecycle.py tests/wire/api/test_heartbeats.py",
+        "tests/unit/core/test_workspace_lifecycle.py",
         (
             "server/evershell/api/codec.py",
             '"cancel_requested_by": intent.requested_by if intent is not None else ""',

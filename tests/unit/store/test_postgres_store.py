@@ -227,6 +227,15 @@ async def test_the_clock_of_the_database_decides(database_url: str, pool: Pool) 
     assert [each.id for each in await store.list_expired_leases()] == [workspace_id]
 
 
+async def test_heartbeats_share_a_statement(pool: Pool) -> None:
+    store = PostgresStore(pool, machine_clock)
+    ids = [await leased(store, 20) for _ in range(5)]
+    before = pool.get_stats()["requests_num"]
+    found = await asyncio.gather(*(store.renew_lease(each, 1, LEASE_SECONDS) for each in ids))
+    assert None not in found
+    assert pool.get_stats()["requests_num"] - before == 1
+
+
 async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: Pool) -> None:
     store = PostgresStore(pool, machine_clock)
     locked, other = await leased(store, 20), await leased(store, 20)
