@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from evershell.workspace.v1 import workspace_service_pb2
+from evershell.workspace.v1 import field_limits, workspace_service_pb2
 
 from evershell.backoff import backoff
 from evershell.client import _calls
@@ -27,10 +27,6 @@ from evershell.client.types import CancelOutcome, CancelResult, Task
 
 _log = logging.getLogger("evershell.client")
 
-FIRST_BACKOFF_SECONDS = 0.2
-MAX_BACKOFF_SECONDS = 5.0
-# The longest `wait` of CancelTask.
-MAX_WAIT_SECONDS = 30.0
 # The pause between two calls of a wait.
 _PAUSE_SECONDS = 0.5
 # Includes DeadlineExceededError, because a connection that breaks silently causes it.
@@ -71,7 +67,7 @@ def backoff_seconds(failures: int, error: CallError) -> float:
     """The time that the service asked for, else an exponential backoff with jitter."""
     if error.retry_after is not None:
         return error.retry_after
-    return backoff(failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, spread=0.5)
+    return backoff(failures, first=0.2, longest=5.0, spread=0.5)
 
 
 def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
@@ -216,7 +212,7 @@ class CancelWait:
     def next_call(self) -> Call[CancelResult]:
         """The call that waits for the end."""
         self._called_at = self._limit.monotonic()
-        wait = self._limit.clip(MAX_WAIT_SECONDS)
+        wait = self._limit.clip(field_limits.CANCEL_TASK_WAIT_MAX)
         if self.result is None:
             return _calls.cancel(
                 self._workspace_id,

@@ -21,9 +21,6 @@ from evershell.workspace.v1 import task_pb2
 from evershell.backoff import backoff
 from evershell.core.task import TaskStatus
 
-# The shortest and the longest interval between reads of a child.
-_FIRST_LOOK_SECONDS = 0.1
-_LAST_LOOK_SECONDS = 1.0
 _NANOS = 1_000_000_000
 
 ChildRequest = SubmitChildRequest | GetChildRequest | CancelChildRequest
@@ -88,7 +85,7 @@ class Child:
         child, looks = self, 0
         while not child.status.is_terminal:
             looks += 1
-            await asyncio.sleep(backoff(looks, _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS))
+            await asyncio.sleep(backoff(looks, first=0.1, longest=1.0))
             child = await child.read()
         return child
 

@@ -14,7 +14,6 @@ from evershell.pod.process import ANY_CHILD, has_ended_child
 _BLOCKING_SECONDS = 0.2
 # The number of scans without a living child after which `kill` is done.
 _LAST_SCANS = 3
-_POLL_SECONDS = 0.005
 # The file exists only if the kernel was built with the option for it. Without the file, all
 # processes of the machine are scanned, which takes a hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
@@ -80,7 +79,7 @@ class Descendants:
             elif time.monotonic() > until:
                 return
             self.kill(spare_pid)
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(0.005)
 
     def _children(self) -> list[int]:
         """The children, newest first."""

@@ -48,7 +48,6 @@ _RESERVED_SUBJECTS = ("system:", "key_", "agent:")
 _REFRESH_SECONDS = 10.0
 # The set is read again when it is older than this.
 _MAX_AGE_SECONDS = 300.0
-_FETCH_TIMEOUT_SECONDS = 3.0
 
 
 class JwkSet:
@@ -99,7 +98,7 @@ class JwkSet:
     def _load(self) -> bytes:
         if self._source.startswith(("http://", "https://")):
             with urllib.request.urlopen(  # noqa: S310 - the scheme is checked
-                self._source, timeout=_FETCH_TIMEOUT_SECONDS
+                self._source, timeout=3.0
             ) as response:
                 content: bytes = response.read()
                 return content

@@ -39,11 +39,8 @@ T = TypeVar("T")
 _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
-_PHASE_SECONDS = 10.0
-_TASK_SECONDS = 60.0
 # The stack itself gives up after 180 s.
 _READY_SECONDS = 200.0
-_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +117,7 @@ def _follow(
     client: Client, workspace_id: str, task: FollowedTask, after: int = 0
 ) -> Iterator[Event]:
     """Prints and yields the events of the task until its end."""
-    for event in client.watch(
-        workspace_id, after=after, task_id=task.task_id, timeout=_TASK_SECONDS
-    ):
+    for event in client.watch(workspace_id, after=after, task_id=task.task_id, timeout=60.0):
         task.events.append((event, time.time()))
         print_event(event)
         yield event
@@ -149,7 +144,7 @@ def _follow_and_cancel(
 def _await_tool_call(client: Client, workspace_id: str, task_id: str) -> None:
     _eventually(
         lambda: client.get_task(workspace_id, task_id).phase is TaskPhase.TOOL_CALL,
-        _PHASE_SECONDS,
+        10.0,
         "no further iteration started",
     )
 
@@ -291,5 +286,5 @@ def _eventually(probe: Callable[[], T], timeout_seconds: float, message: str) ->
     while not (result := probe()):
         if time.monotonic() >= until:
             _fail(f"{message} within {timeout_seconds:.0f} s")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(0.02)
     return result

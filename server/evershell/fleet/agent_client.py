@@ -56,8 +56,6 @@ _LEAST_SECONDS = 0.2
 # may have dropped the first one without notice. It gets the rest of the budget, because the agent
 # may just be slow.
 _ATTEMPT_SECONDS = 0.5
-_FIRST_BACKOFF_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 0.3
 # The default limit of open files is 1,024 on many systems, and a stream takes one file.
 MAX_STREAMS = 500
 _OPTIONS = (
@@ -244,7 +242,7 @@ class AgentClient:
             else:
                 self._reads.answered(key)
                 return acknowledged
-            pause = backoff(failures, _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
+            pause = backoff(failures, first=0.05, longest=0.3)
             if time.monotonic() + pause >= until:
                 break
             await asyncio.sleep(pause)

@@ -22,8 +22,6 @@ log = structlog.get_logger()
 # Until this time after the request, the call that recorded the cancellation may still retry the
 # signal itself.
 FIRST_AFTER = timedelta(seconds=2)
-_FIRST_BACKOFF_SECONDS = 0.5
-_MAX_BACKOFF_SECONDS = 5.0
 # How many agents are signalled at once. An agent that does not answer takes 1.5 s.
 _AT_ONCE = 200
 
@@ -87,7 +85,7 @@ class Redelivery:
         try:
             while not await self._is_delivered(workspace, task):
                 failures += 1
-                await asyncio.sleep(backoff(failures, _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS))
+                await asyncio.sleep(backoff(failures, first=0.5, longest=5.0))
         except Exception:
             log.exception("unexpected_error", workspace_id=workspace.id, task_id=task.id)
             return False

@@ -13,7 +13,6 @@ from evershell.stack.ready import Demo, trust
 
 # How long the stack may take to get ready, in addition to the start of its agent.
 _OTHER_SECONDS = 60.0
-_CALL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _TASK = "echo ready"
 
@@ -31,7 +30,7 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
             httpx.AsyncClient(
                 base_url=settings.rest_url,
                 headers={"authorization": f"Bearer {demo.tokens['full_access']}"},
-                timeout=_CALL_SECONDS,
+                timeout=5.0,
                 verify=trust(settings.tls_cert_file) if settings.tls_cert_file else True,
                 trust_env=False,
             ) as client,

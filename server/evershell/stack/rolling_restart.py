@@ -22,7 +22,6 @@ log = structlog.get_logger()
 
 # How long a restarted program may take until it serves.
 _READY_SECONDS = 30.0
-_POLL_SECONDS = 0.05
 # The new Envoy ends its predecessor. A predecessor that still runs after this time is ended by the
 # supervisor.
 _OVERTIME_SECONDS = 2.0
@@ -152,6 +151,6 @@ async def _until(holds: Callable[[], Awaitable[bool]], name: str) -> None:
     try:
         async with asyncio.timeout(_READY_SECONDS):
             while not await holds():
-                await asyncio.sleep(_POLL_SECONDS)
+                await asyncio.sleep(0.05)
     except TimeoutError as error:
         raise OperatorError(f"{name}: not ready within {_READY_SECONDS:.0f} s") from error

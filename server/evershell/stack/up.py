@@ -43,8 +43,6 @@ from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry.logs import Sink
 
-_POSTGRES_START_SECONDS = 20.0
-_REAP_SECONDS = 1.0
 # The log files of each program, including the current one.
 _LOG_FILES = 5
 # How long the calls that are in flight may take when the stack stops.
@@ -89,7 +87,7 @@ async def up(settings: Settings) -> None:
                 _announce(*starting.result())
                 while not stopping.done():
                     supervisor.reap()
-                    await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
+                    await asyncio.wait((stopping,), timeout=1.0)
             _print("Stopping.")
         finally:
             for task in (starting, restarting):
@@ -250,7 +248,7 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
         )
     )
     try:
-        await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
+        await postgres.wait_ready(url, timeout_seconds=20.0)
     except TimeoutError as error:
         raise OperatorError(
             f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."

@@ -26,7 +26,8 @@ from evershell.store.statements import statements
 # If the URL names several hosts: after a server that accepts writes has answered, how long to wait
 # for the next answer. That server may be a former primary, so the newest one is chosen.
 _OTHERS_SECONDS = 0.5
-_ANSWER_SECONDS = 1.5
+# How long a session outside the pool waits for an answer.
+ANSWER_SECONDS = 1.5
 # PgBouncer's answer to session settings.
 _REFUSED_SETTING = "unsupported startup parameter"
 SQL = statements("connections")
@@ -38,8 +39,6 @@ COMMAND_NAME = "evershell command"
 WORKER_NAME = "evershell worker"
 # The name of the sessions in which a worker serves calls.
 CALLS_NAME = "evershell calls"
-_COMMAND_CONNECT_SECONDS = 10
-_POOLER_RETRY_SECONDS = 0.25
 # How long one attempt to connect may take.
 _CONNECT_TIMEOUT_SECONDS = 5
 # How long sent data may stay unacknowledged before the kernel closes the connection.
@@ -157,7 +156,7 @@ class PrimaryConnection(AsyncConnection[Any]):
     async def _open(cls, servers: _Servers, conninfo: str, kwargs: dict[str, Any]) -> Self:
         connection = await super().connect(conninfo, **kwargs)
         try:
-            with answered_within(connection, _ANSWER_SECONDS):
+            with answered_within(connection, ANSWER_SECONDS):
                 row = await (await connection.execute(SQL.timeline)).fetchone()
             assert row is not None
             connection._servers, connection._timeline = servers, int(row[0], 16)
@@ -194,7 +193,7 @@ async def connect_to_session(conninfo: str) -> PrimaryConnection:
             raise PoolerError from error
         raise
     try:
-        with answered_within(connection, _ANSWER_SECONDS):
+        with answered_within(connection, ANSWER_SECONDS):
             row = await (await connection.execute(SQL.session_pid)).fetchone()
         _refuse_pooler(connection, row)
     except BaseException:
@@ -237,7 +236,7 @@ async def warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
     The session may have started before the defaults were stored.
     """
     names = list(session_settings.SETTINGS)
-    with answered_within(connection, _ANSWER_SECONDS):
+    with answered_within(connection, ANSWER_SECONDS):
         cursor = await connection.execute(SQL.settings_in_force, {"names": names})
         in_force = dict(await cursor.fetchall())
     missing = {
@@ -280,7 +279,7 @@ async def _connected_to_pooler(pooler: str) -> PrimaryConnection:
             return await PrimaryConnection.connect(pooler, autocommit=True)
         except psycopg.OperationalError as error:
             _log.warning("pooler_unreachable", error=str(error).strip())
-            await asyncio.sleep(_POOLER_RETRY_SECONDS)
+            await asyncio.sleep(0.25)
 
 
 def primary_conninfo(database_url: str) -> str:
@@ -292,9 +291,7 @@ def primary_conninfo(database_url: str) -> str:
     if _has_standbys(server):
         server = asyncio.run(primary_of(server))
     # A pooler would refuse the session options, so they are added only after the check.
-    with psycopg.connect(
-        server, autocommit=True, connect_timeout=_COMMAND_CONNECT_SECONDS
-    ) as connection:
+    with psycopg.connect(server, autocommit=True, connect_timeout=10) as connection:
         _refuse_pooler(connection, connection.execute(SQL.session_pid).fetchone())
     return conninfo(server, session_settings.UNLIMITED)
 

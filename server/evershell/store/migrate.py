@@ -25,7 +25,6 @@ from evershell.store.statements import statements
 
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
-_LOCK_RETRY_SECONDS = 0.1
 # Every database that this service has migrated has a record of this migration.
 _FIRST_MIGRATION = "0001_initial"
 _NAMED_TABLES = 3
@@ -68,7 +67,7 @@ def _lock(guard: psycopg.Connection[Any]) -> None:
     that creates the index would therefore never end.
     """
     while guard.execute(SQL.try_lock, {"key": _LOCK_KEY}).fetchone() != (True,):
-        time.sleep(_LOCK_RETRY_SECONDS)
+        time.sleep(0.1)
 
 
 def check_writable(connection: psycopg.Connection[Any]) -> None:

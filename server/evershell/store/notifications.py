@@ -31,6 +31,7 @@ from evershell.core.ports import Clock
 from evershell.store.background import running
 from evershell.store.batch import Batch
 from evershell.store.connections import (
+    ANSWER_SECONDS,
     WORKER_NAME,
     PrimaryConnection,
     answered_within,
@@ -56,9 +57,6 @@ _MAX_PAYLOAD_BYTES = 7_900
 # The workspaces that one transaction notifies of.
 _MAX_BATCH = 1_000
 _RETRY_SECONDS = 0.25
-# How long a listener waits for the answer to a check of its connection before it reconnects. These
-# checks also show that the worker is alive.
-_LISTENER_ANSWER_SECONDS = 1.5
 SQL = statements("notifications")
 
 _log = structlog.get_logger()
@@ -123,7 +121,7 @@ class _Notifications(ABC):
         while True:
             try:
                 async with await connect_to_session(self._conninfo) as connection:
-                    with answered_within(connection, _LISTENER_ANSWER_SECONDS):
+                    with answered_within(connection, ANSWER_SECONDS):
                         await connection.execute(f"LISTEN {self._channel}")
                     logged.clear()
                     self._disconnected.clear()
@@ -146,7 +144,8 @@ class _Notifications(ABC):
                 if origin != self._origin:
                     for workspace_id in ids:
                         self._receive(workspace_id)
-            with answered_within(connection, _LISTENER_ANSWER_SECONDS):
+            # Also shows that the worker is alive.
+            with answered_within(connection, ANSWER_SECONDS):
                 await connection.execute("SELECT 1")
 
     async def _send(self, changes: Sequence[tuple[Channel, str]]) -> None:

@@ -24,9 +24,6 @@ RENEW_SECONDS = 20.0
 _CHECK_SECONDS = 1.0
 # A batch holds the locks of its rows for about a millisecond.
 _MAX_BATCH = 100
-# The pause before the next attempt if another transaction had locked the row.
-_FIRST_RETRY_SECONDS = 0.01
-_MAX_RETRY_SECONDS = 1.0
 # How long a subscriber waits for its mark, for example if a transaction holds the row or the
 # database does not answer. It then reads without the mark, and reads again once there is one.
 _MARK_LIMIT_SECONDS = 0.25
@@ -156,7 +153,8 @@ class WatchedWorkspaces:
                 self._set(workspace_id, mark, started)
             else:
                 mark.failures += 1
-                pause = backoff(mark.failures, _FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS)
+                # Another transaction has locked the row, or the database does not answer.
+                pause = backoff(mark.failures, first=0.01, longest=1.0)
                 asyncio.get_running_loop().call_later(pause, self._due.put, workspace_id)
 
     def _set(self, workspace_id: str, mark: _Mark, started: float) -> None:

@@ -35,7 +35,6 @@ from evershell.core.trace import TraceContext
 # How long a program waits at its end for the collector to accept the last spans.
 _FLUSH_MILLISECONDS = 1_000
 Inner = TypeVar("Inner")
-_WARNING_SECONDS = 60.0
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     # Warns when the queue of spans is full.
@@ -132,7 +131,7 @@ class _Rarely(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         now = self._monotonic()
-        if self._passed_at is not None and now - self._passed_at < _WARNING_SECONDS:
+        if self._passed_at is not None and now - self._passed_at < 60.0:
             return False
         self._passed_at = now
         record.levelno, record.levelname = logging.WARNING, "WARNING"

@@ -21,7 +21,7 @@ LATER = NOW + timedelta(seconds=1) + FIRST_AFTER
 
 @pytest.fixture(autouse=True)
 def without_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redelivery, "_FIRST_BACKOFF_SECONDS", 0)
+    monkeypatch.setattr(redelivery, "backoff", lambda *_, **__: 0.0)
 
 
 @pytest.fixture

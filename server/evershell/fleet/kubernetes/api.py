@@ -24,7 +24,6 @@ from evershell.version import VERSION
 log = structlog.get_logger()
 
 _ATTEMPT_SECONDS = 5.0
-_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 2.0
 # The API server ends a watch after this time. It sends a bookmark shortly before, so a watch that
 # stays silent for longer is dead.
 _WATCH_SECONDS = 60
@@ -168,7 +167,7 @@ class Api:
                     )
                     raise UnreachableError(str(error)) from error
                 failures += 1
-                pause = backoff(failures, _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
+                pause = backoff(failures, first=0.1, longest=2.0)
                 await self._sleep(max(error.after_seconds, pause))
 
     async def _attempt(

@@ -42,7 +42,6 @@ _REAP_SECONDS = 2.0
 
 # How long bwrap may take until it runs the agent's program. It takes a few milliseconds.
 _PROGRAM_SECONDS = 5.0
-_PROGRAM_POLL_SECONDS = 0.002
 
 
 class LocalPods:
@@ -190,7 +189,7 @@ class LocalPods:
             while not processes.is_of(agent.pid, workspace.id, workspace.epoch):
                 if not agent.is_running():
                     raise OSError(errno.EIO, "its sandbox could not be built; see its log")
-                await asyncio.sleep(_PROGRAM_POLL_SECONDS)
+                await asyncio.sleep(0.002)
 
     def _environment(self, workspace: Workspace) -> dict[str, str]:
         return {

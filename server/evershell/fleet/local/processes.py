@@ -23,7 +23,6 @@ from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE, wait_exit
 _KILLED_SECONDS = 10.0
 # How many scans in a row must find no descendant: a process may start another one during a scan.
 _LAST_SCANS = 2
-_POLL_SECONDS = 0.005
 # Added to the niceness of agents and tools. Under load, each gets a ninth of the processor share of
 # a program of the service. With a smaller share, agents and tools would starve next to a busy
 # program of another user.
@@ -137,7 +136,7 @@ async def kill_descendants(pid: int, spare: Callable[[], Collection[int]] = tupl
             with suppress(psutil.Error):
                 process.kill()
         scans = 0 if alive else scans + 1
-        await asyncio.sleep(_POLL_SECONDS if alive else 0)
+        await asyncio.sleep(0.005 if alive else 0)
     return True
 
 

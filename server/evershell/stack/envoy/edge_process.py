@@ -19,8 +19,6 @@ from evershell.stack.envoy import config as envoy
 
 # How long a process still answers on its open connections after its successor has taken over.
 DRAIN_SECONDS = 4
-_ADMIN_SECONDS = 1.0
-_POLL_SECONDS = 0.05
 # Envoy multiplies the base id by ten and stores it in 32 bits.
 _BASE_IDS = 2**28
 
@@ -111,7 +109,7 @@ class EdgeProcess:
             await self._ask("POST", "/drain_listeners")
             while time.monotonic() < until and await self._count_calls():
                 end_waits()
-                await asyncio.sleep(_POLL_SECONDS)
+                await asyncio.sleep(0.05)
 
     async def _count_calls(self) -> int:
         stats = await self._ask(
@@ -123,7 +121,7 @@ class EdgeProcess:
         # The socket uses plain text. By default, httpx would read the certificates of all
         # authorities each time.
         transport = httpx.AsyncHTTPTransport(uds=str(self.settings.admin_socket), verify=False)
-        async with httpx.AsyncClient(transport=transport, timeout=_ADMIN_SECONDS) as client:
+        async with httpx.AsyncClient(transport=transport, timeout=1.0) as client:
             return (await client.request(method, f"http://admin{path}")).text
 
     def _command(self) -> list[str]:
