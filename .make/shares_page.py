@@ -10,7 +10,7 @@ from evershell.api.interceptors.shares import RETRY_SECONDS, SHARES, Kind
 from evershell.app.settings import Settings
 from evershell.core import agent_rules
 from evershell.features.webhooks import deliverer, deliveries, sender
-from evershell.fleet import controller, due, redelivery
+from evershell.fleet import due, work
 from evershell.pod import sandbox
 from evershell.stack.envoy import config
 from evershell.store import (
@@ -340,7 +340,7 @@ def _database() -> Iterator[Row]:
 def _fleet() -> Iterator[Row]:
     yield Row(
         "signals of cancellations",
-        f"{redelivery._AT_ONCE} at once",
+        f"{work.SIGNALS} at once",
         next_one="waits",
         tests="tests/unit/fleet/test_redelivery.py::"
         "test_a_bounded_number_of_agents_is_signalled_at_once",
@@ -348,22 +348,29 @@ def _fleet() -> Iterator[Row]:
     controlled = "tests/unit/fleet/test_controller.py::"
     yield Row(
         "limits that are reached, cancelled tasks of workspaces that wake",
-        f"{due._AT_ONCE} at once of each kind",
+        f"{work.FEW} at once of each kind",
         next_one="waits; one whose workspace is locked for the next scan",
         tests=controlled
         + "test_few_limits_are_applied_at_once_and_a_locked_workspace_delays_no_other",
     )
     yield Row(
         "steps of workspaces: starts, stops, ends of agents that are lost or overdue",
-        "one for each workspace",
-        next_one="waits for a connection to the database, then for the next scan",
+        f"{work.STEPS} at once of each kind, one for each workspace",
+        next_one="waits",
         tests=controlled + "test_many_pods_that_end_slowly_do_not_delay_those_of_others",
     )
     yield Row(
         "removals of workspaces",
-        f"{controller._REMOVALS_AT_ONCE} at once",
+        f"{work.FEW} at once",
         next_one="waits",
         tests=controlled + "test_few_workspaces_are_removed_at_once_and_the_pods_of_others_end",
+    )
+    yield Row(
+        "rows of a kind of work that a scan reads",
+        f"{due.PAGE_SIZE}, each second",
+        next_one="is read by the next scan",
+        tests="tests/unit/fleet/test_due.py::test_rows_that_stay_due_hide_no_others "
+        "tests/unit/fleet/test_starvation.py::test_many_of_a_kind_delay_no_other",
     )
 
 

@@ -24,6 +24,7 @@ from evershell.store.pool import Connection, Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.contracts.test_store_webhooks import webhook
 from tests.support.store.audit import audit_entry
+from tests.support.store.due import UNSETTLED, due_ids
 from tests.support.store.examples import (
     NOW,
     ORG,
@@ -74,7 +75,7 @@ async def test_a_removed_workspace_is_found_only_as_deleted(
     deleted = await delete(store, busy.id)
     ended = await store.get_task(busy.id, running.id)
     assert ended is not None and ended.status == "cancelled"
-    assert [each.id for each in await store.list_unsettled()] == [busy.id]
+    assert await due_ids(store, *UNSETTLED) == [busy.id]
     assert published.to_reconcile[-1] == busy.id
     assert await store.find_deleted_workspace(busy.id, ORG) is None
     assert await store.remove_workspace(busy.id) is True
@@ -86,7 +87,7 @@ async def test_a_removed_workspace_is_found_only_as_deleted(
     assert await store.get_task(busy.id, running.id) is None
     assert await store.transition(busy.id, unchanged) is None
     assert await store.renew_lease(busy.id, busy.epoch, 20) is None
-    assert await store.list_unsettled() == []
+    assert await due_ids(store, *UNSETTLED) == []
     assert await store.list_workspaces(permission(), None, 10) == []
     recorded = await store.record_cancellation(permission(), busy.id, running.id, intent())
     assert recorded.outcome == "workspace_not_found"

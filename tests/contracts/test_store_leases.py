@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from evershell.core.change import unchanged
+from evershell.core.due import Kind
 from evershell.core.ports import Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from evershell.store.memory.memory_store import MemoryStore
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from tests.support.store.due import UNSETTLED, due
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -26,6 +28,7 @@ from tests.support.store.examples import (
 from tests.support.world import FakeClock
 
 LEASE_SECONDS = 30.0
+LATE = NOW + timedelta(hours=1)
 
 
 @pytest.fixture
@@ -58,6 +61,10 @@ async def leased(store: Store) -> Workspace:
     idle = workspace()
     await store.create_workspace(idle)
     return await lease(store, idle.id)
+
+
+async def unsettled(store: Store) -> list[Workspace]:
+    return [each.workspace for each in await due(store, *UNSETTLED)]
 
 
 async def renew(store: Store, workspace_id: str, epoch: int = 1) -> tuple[Workspace, Task | None]:
@@ -157,7 +164,7 @@ async def test_unsettled_workspaces_are_listed(store: Store, status: WorkspaceSt
     )
     has_pod_to_end = status is WorkspaceStatus.SUSPENDED
     listed = [placed] * (is_moving or has_pod_to_end) + [unplaced] * is_moving
-    assert await store.list_unsettled() == sorted(listed, key=lambda each: each.id)
+    assert await unsettled(store) == sorted(listed, key=lambda each: each.id)
 
 
 @pytest.mark.parametrize("changes", [{"task_unnamed_since": NOW}, {"agent_breach": "why"}])
@@ -165,13 +172,14 @@ async def test_a_workspace_whose_agent_strays_is_unsettled(
     store: Store, changes: dict[str, Any]
 ) -> None:
     busy, _ = await with_task(store)
-    assert await store.list_unsettled() == []
+    assert await due(store, Kind.OVERDUE, now=LATE) == []
     change = await store.transition(
         busy.id,
         lambda locked: replace(unchanged(locked), workspace=replace(locked.workspace, **changes)),
     )
     assert change is not None
-    assert await store.list_unsettled() == [change.workspace]
+    (found,) = await due(store, Kind.OVERDUE, now=LATE)
+    assert found.workspace == change.workspace
 
 
 @pytest.mark.parametrize("status", WorkspaceStatus)
@@ -183,13 +191,12 @@ async def test_leases_that_have_run_out_are_listed(
     await set_status(store, first.id, status)
     clock.advance(LEASE_SECONDS)
     await lease(store, second.id)
-    assert await store.list_expired_leases() == []
+    assert await due(store, Kind.LEASE, now=clock()) == []
     wants_pod = status in WANTS_POD
     assert await store.lease_seconds_left() == (0 if wants_pod else LEASE_SECONDS)
     clock.advance(1)
-    assert await store.list_expired_leases() == (
-        [replace(first, status=status)] if wants_pod else []
-    )
+    expired = [each.workspace for each in await due(store, Kind.LEASE, now=clock())]
+    assert expired == ([replace(first, status=status)] if wants_pod else [])
     assert await store.lease_seconds_left() == (-1 if wants_pod else LEASE_SECONDS - 1)
     assert await store.lease_seconds_left(first.id) == -1
     assert await store.lease_seconds_left(second.id) == LEASE_SECONDS - 1

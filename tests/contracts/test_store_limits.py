@@ -9,8 +9,10 @@ import pytest
 
 from evershell.core import task_lifecycle, task_limits, task_tree
 from evershell.core.change import Change, Locked, unchanged
+from evershell.core.due import Kind
 from evershell.core.ports import Store
 from evershell.core.task import OpenIteration, Task, TaskLimits, TaskStarted, Usage
+from tests.support.store.due import due, due_ids
 from tests.support.store.examples import (
     NOW,
     ORG,
@@ -67,11 +69,11 @@ async def test_a_duration_is_reached_when_it_has_passed(store: Store) -> None:
     await store.create_workspace(waiting)
     new = replace(task(waiting.id), limits=MINUTE)
     await store.transition(waiting.id, lambda locked: task_lifecycle.submit(locked, new, USER))
-    assert await store.list_limits_reached(DUE - JUST, 9) == []
-    assert await store.list_limits_reached(DUE, 9) == [first.workspace_id]
+    assert await due_ids(store, Kind.TASK_LIMIT, now=DUE - JUST) == []
+    assert await due_ids(store, Kind.TASK_LIMIT, now=DUE) == [first.workspace_id]
     both = [first.workspace_id, later.workspace_id]
-    assert await store.list_limits_reached(DUE + timedelta(days=9), 9) == both
-    assert await store.list_limits_reached(DUE + timedelta(days=9), 1) == both[:1]
+    assert await due_ids(store, Kind.TASK_LIMIT, now=DUE + timedelta(days=9)) == both
+    assert await due_ids(store, Kind.TASK_LIMIT, now=DUE + timedelta(days=9), limit=1) == both[:1]
 
 
 async def test_what_is_cancelled_or_has_ended_is_not_due(store: Store) -> None:
@@ -80,7 +82,7 @@ async def test_what_is_cancelled_or_has_ended_is_not_due(store: Store) -> None:
     assert at is not None
     await complete(store, at, ended.id)
     await store.record_cancellation(permission(), cancelled.workspace_id, None, intent())
-    assert await store.list_limits_reached(DUE, 9) == []
+    assert await due_ids(store, Kind.TASK_LIMIT, now=DUE) == []
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
     requested = intent(force_after_seconds=force_after)
     await store.record_cancellation(permission(), new.workspace_id, None, requested)
     for _ in range(2):
-        found = await store.list_limits_reached(DUE, 9)
+        found = await due_ids(store, Kind.TASK_LIMIT, now=DUE)
         assert found == ([new.workspace_id] if is_due else [])
         await store.transition(
             new.workspace_id, lambda locked: task_lifecycle.apply_limits(locked, DUE)
@@ -142,17 +144,17 @@ async def end(store: Store, ended: Task) -> None:
 
 
 async def trees(store: Store) -> list[tuple[str, int, int, int | None]]:
-    """The root, the tokens and the cost of each tree that is listed."""
-    found = await store.list_limited_trees(NOW)
-    assert all(workspace.id == root.workspace_id for workspace, root in found)
-    usages = ((root.id, root.usage) for _, root in found)
-    return [
-        (root_id, usage.input_tokens, usage.output_tokens, usage.cost_nanos)
-        for root_id, usage in usages
-    ]
+    """The root, the tokens and the cost of each tree that is due."""
+    found = []
+    for each in await due(store, Kind.TREE_LIMIT):
+        assert each.task is not None and each.workspace.id == each.task.workspace_id
+        used = each.task.used
+        found.append((each.task.id, used.input_tokens, used.output_tokens, used.cost_nanos))
+    return found
 
 
-TREE = TaskLimits(max_total_tokens=1_000, include_descendants=True)
+# Each task of such a tree that has used a token of each kind has reached the limit.
+TREE = TaskLimits(max_total_tokens=2, include_descendants=True)
 
 
 async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
@@ -165,11 +167,11 @@ async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
     assert leaf.in_limited_tree and not leaf.limits.include_descendants
     assert await store.get_task(leaf.workspace_id, leaf.id) == leaf
     # A tree without such limits, and its child.
-    other = await started(store, TaskLimits(max_total_tokens=1_000))
+    other = await started(store, TaskLimits(max_total_tokens=2))
     await started(store, TaskLimits(), parent=other)
     for each, amount, total in ((root, 1, 1), (child, 10, 11), (leaf, 100, 111)):
         await used(store, each, amount, amount * 7)
-        # The tree is listed after the end of the root too, as long as a descendant is open.
+        # The tree is due after the end of the root too, as long as a descendant is open.
         assert await trees(store) == [(root.id, total, total, total * 7)]
         if each is not leaf:
             await end(store, each)
@@ -204,22 +206,22 @@ async def test_the_cost_of_a_tree_may_be_more_than_64_bits(store: Store) -> None
 
 
 @pytest.mark.parametrize("has_root_ended", [False, True])
-async def test_a_tree_that_is_cancelled_at_its_limit_is_listed_no_more(
+async def test_a_tree_that_is_cancelled_at_its_limit_is_no_longer_due(
     store: Store, has_root_ended: bool
 ) -> None:
-    root = await started(store, replace(TREE, max_total_tokens=2, force_after_seconds=5))
+    root = await started(store, replace(TREE, force_after_seconds=5))
     children = [await started(store, TaskLimits(), parent=root) for _ in range(2)]
     await used(store, children[0], 1, 0)
     if has_root_ended:
         await end(store, root)
     # A caller has cancelled one of them, without a deadline.
     await store.record_cancellation(permission(), children[1].workspace_id, None, intent())
-    ((workspace, listed),) = await store.list_limited_trees(NOW)
-    reached = task_limits.reached(listed, NOW)
+    (found,) = await due(store, Kind.TREE_LIMIT)
+    assert found.task is not None
+    reached = task_limits.reached(found.task, NOW)
     assert reached is not None
-    recorded = await store.cancel_tree(
-        task_limits.service_permission(workspace.org_id), workspace.id, root.id, reached.intent
-    )
+    by = task_limits.service_permission(ORG)
+    recorded = await store.cancel_tree(by, root.workspace_id, root.id, reached.intent)
     assert recorded.recorded is not has_root_ended
     assert recorded.descendants_cancelled == 1
     assert await trees(store) == []
@@ -232,9 +234,34 @@ async def test_a_tree_that_is_cancelled_at_its_limit_is_listed_no_more(
     )
 
 
-async def test_a_tree_whose_tasks_are_all_cancelled_is_not_listed(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("limits", "cost_nanos", "is_due"),
+    [
+        ({"max_total_tokens": 4}, 7, True),
+        ({"max_total_tokens": 5}, 7, False),
+        ({"max_cost_nanos": 14}, 7, True),
+        ({"max_cost_nanos": 15}, 7, False),
+        ({"max_cost_nanos": 15}, None, True),
+        ({"max_total_tokens": 5}, None, False),
+        ({"max_duration_seconds": 60}, 7, True),
+        ({"max_duration_seconds": 60.001}, 7, False),
+    ],
+)
+async def test_a_tree_is_due_when_it_reaches_a_limit(
+    store: Store, limits: dict[str, Any], cost_nanos: int | None, is_due: bool
+) -> None:
+    root = await started(store, TaskLimits(include_descendants=True, **limits))
+    for each in (root, await started(store, TaskLimits(), parent=root)):
+        await used(store, each, 1, cost_nanos)
+    found = await due(store, Kind.TREE_LIMIT, now=NOW + timedelta(seconds=60))
+    assert [each.task and each.task.id for each in found] == [root.id] * is_due
+
+
+async def test_a_tree_whose_tasks_are_all_cancelled_is_not_due(store: Store) -> None:
     root = await started(store, TREE)
     child = await started(store, TaskLimits(), parent=root)
+    await used(store, child, 1, 0)
+    assert len(await trees(store)) == 1
     await store.cancel_tree(permission(), root.workspace_id, root.id, intent())
     assert await trees(store) == []
     await end(store, root)

@@ -6,12 +6,14 @@ from typing import Any
 
 from evershell.core import task_lifecycle
 from evershell.core.caller import Permission
+from evershell.core.due import Kind
 from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.task_filter import ListFilter, OrgListFilter
 from evershell.core.validation import Page
 from evershell.core.workspace import AgentCard, WorkspaceStatus
+from tests.support.store.due import BOUNDS
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -106,8 +108,10 @@ async def test_open_cancellations_are_listed_with_their_workspaces(store: Store)
     for each in (busy, ended):
         await store.record_cancellation(permission(), each.id, None, intent())
     await complete(store, ended, finished.id)
-    ((listed, cancelled),) = await store.list_cancellations()
-    assert (listed, cancelled) == (
+    work = await store.due(NOW, {Kind.CANCELLATION: None}, 9, BOUNDS)
+    (listed,) = work.rows[Kind.CANCELLATION]
+    assert (work.open_cancellations, work.oldest_cancellation) == (1, intent().requested_at)
+    assert (listed.workspace, listed.task) == (
         replace(busy, last_seq=2),
         replace(submitted, cancel=intent()),
     )

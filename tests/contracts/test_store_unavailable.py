@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from evershell.core.change import Hold, unchanged
+from evershell.core.due import Kind
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
@@ -15,6 +16,7 @@ from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.faulty_store import METHODS, FaultyStore
 from tests.support.store.audit import audit_entry
+from tests.support.store.due import due
 from tests.support.store.examples import NOW, first_call, intent, permission, workspace
 
 _HOLD = Hold(org_id="org_1", held_by="user_1", held_since=NOW, reason="")
@@ -55,13 +57,9 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
         permission(), AuditFilter(), None, 1
     ),
     "list_wanted_pods": lambda store: store.list_wanted_pods("", 1),
-    "list_unsettled": lambda store: store.list_unsettled(),
-    "list_expired_leases": lambda store: store.list_expired_leases(),
+    "due": lambda store: due(store, Kind.START),
     "lease_seconds_left": lambda store: store.lease_seconds_left(),
     "worker_silences": lambda store: store.worker_silences(),
-    "list_cancellations": lambda store: store.list_cancellations(),
-    "list_limits_reached": lambda store: store.list_limits_reached(NOW, 1),
-    "list_limited_trees": lambda store: store.list_limited_trees(NOW),
     "count_workspaces": lambda store: store.count_workspaces(),
 }
 

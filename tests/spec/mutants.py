@@ -385,8 +385,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "lifecycle",
         "no_pod_outlives_its_workspace",
         "a workspace is removed without a check of the pods of earlier epochs",
-        "        atomic { true -> pod[0] = GONE; pod[1] = GONE };\n        /* server/evershell/fleet/controller.py: _remove */",
-        "        /* server/evershell/fleet/controller.py: _remove */",
+        "        atomic { true -> pod[0] = GONE; pod[1] = GONE };\n        /* server/evershell/fleet/steps.py: remove */",
+        "        /* server/evershell/fleet/steps.py: remove */",
     ),
     Mutant(
         "lifecycle",

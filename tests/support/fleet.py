@@ -11,10 +11,12 @@ from unittest.mock import patch
 
 from evershell.core import task_lifecycle
 from evershell.core.bounds import Bounds
+from evershell.core.ports import UNDELIVERED
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet.controller import Controller
 from evershell.fleet.due import SCAN_SECONDS
+from evershell.fleet.parts import Parts
 from evershell.telemetry.backlog import Backlog
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
@@ -134,6 +136,16 @@ class Fleet:
     # How many times `next_scan` was called. Each call moves the time further ahead.
     scans: int = 0
 
+    def __post_init__(self) -> None:
+        publish = self.world.store.publish
+
+        def publish_undelivered(workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+            publish(workspace_id, watched=watched, reconcile=reconcile)
+            if workspace_id == UNDELIVERED:
+                self.changes.queue.put_nowait({workspace_id})
+
+        self.world.store.publish = publish_undelivered
+
     async def add(
         self,
         status: WorkspaceStatus,
@@ -159,19 +171,18 @@ class Fleet:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Runs the controller as the leader until the block ends."""
-        controller = Controller(
-            self.world.store,
-            self.pods,
-            self.world.agents,
-            BOUNDS,
-            RUN_ID,
-            self.world.clock,
-            self.last_outage_at,
-            self.backlog,
+        parts = Parts(
+            store=self.world.store,
+            pods=self.pods,
+            agents=self.world.agents,
+            clock=self.world.clock,
+            bounds=BOUNDS,
+            run_id=RUN_ID,
             suspend_after=self.suspend_after,
+            backlog=self.backlog,
             leads=lambda: self.leads,
         )
-        leading = asyncio.create_task(controller.run(self.changes))
+        leading = asyncio.create_task(Controller(parts, self.last_outage_at).run(self.changes))
         try:
             await settle()
             yield

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
 
 from evershell.api.health import liveness_served
-from evershell.app.jobs import Parts, background
+from evershell.app import jobs
 from evershell.app.pod_backends import pods_of
 from evershell.app.program import (
     database,
@@ -26,6 +26,7 @@ from evershell.features.parts import LeaderParts
 from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller
 from evershell.fleet.leading import lead
+from evershell.fleet.parts import Parts
 from evershell.pod.crash_points import CrashPoints
 from evershell.store.leadership import Leadership, Term
 from evershell.store.notifications import FleetSubscriptions
@@ -102,26 +103,18 @@ async def controller(
 
         def new_controller(term: Term) -> Controller:
             parts = Parts(
-                settings=settings,
                 store=store,
+                pods=pods,
+                agents=agents,
                 clock=clock,
-                metrics=metrics,
+                bounds=bounds,
+                run_id=run_id,
+                suspend_after=timedelta(minutes=minutes) if minutes else None,
                 backlog=backlog,
                 leads=term.is_current,
             )
-            return Controller(
-                store,
-                pods,
-                agents,
-                bounds,
-                run_id,
-                clock,
-                clock(),
-                backlog,
-                suspend_after=timedelta(minutes=minutes) if minutes else None,
-                background=[*background(parts), *measuring],
-                leads=term.is_current,
-            )
+            background = jobs.background(parts, settings, metrics)
+            return Controller(parts, clock(), [*background, *measuring])
 
         leadership = Leadership(settings.session_url)
 

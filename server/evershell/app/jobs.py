@@ -8,30 +8,18 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from evershell.app.settings import Settings
-from evershell.core.ports import Clock, Store
 from evershell.fleet.counts import count
 from evershell.fleet.local.file_limit import FileLimit
+from evershell.fleet.parts import Parts
 from evershell.fleet.periodic import repeat
 from evershell.fleet.retention import Retention
-from evershell.telemetry.backlog import Backlog
 from evershell.telemetry.metrics import Metrics
 
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What jobs need during one term of leadership."""
-
-    settings: Settings
-    store: Store
-    clock: Clock
-    metrics: Metrics
-    # None without METRICS_PORT.
-    backlog: Backlog | None
-    # Whether the term still lasts.
-    leads: Callable[[], bool]
+# Makes one run of a job.
+Run: TypeAlias = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +33,15 @@ class Job:
     pause_seconds: float
     # Returns the function for one run, or None if the settings switch the job off. The function may
     # raise UnavailableError.
-    of: Callable[[Parts], Callable[[], Awaitable[None]] | None]
+    of: Callable[[Parts, Settings, Metrics], Run | None]
 
 
-def _count(parts: Parts) -> Callable[[], Awaitable[None]] | None:
+def _count(parts: Parts, settings: Settings, metrics: Metrics) -> Run | None:
     return None if parts.backlog is None else partial(count, parts.store, parts.backlog)
 
 
-def _limit_files(parts: Parts) -> Callable[[], Awaitable[None]] | None:
-    settings, backlog = parts.settings, parts.backlog
+def _limit_files(parts: Parts, settings: Settings, metrics: Metrics) -> Run | None:
+    backlog = parts.backlog
     if not settings.workspace_files_mb or settings.pod_backend != "local":
         return None
     return FileLimit(
@@ -66,12 +54,12 @@ def _limit_files(parts: Parts) -> Callable[[], Awaitable[None]] | None:
     ).sweep
 
 
-def _remove_old_tasks(parts: Parts) -> Callable[[], Awaitable[None]] | None:
-    kept = timedelta(days=parts.settings.task_retention_days)
+def _remove_old_tasks(parts: Parts, settings: Settings, metrics: Metrics) -> Run | None:
+    kept = timedelta(days=settings.task_retention_days)
     if not kept:
         return None
-    removed = parts.metrics.removed_tasks
-    return Retention(parts.store, parts.clock, kept, removed, leads=parts.leads).sweep
+    store, clock = parts.store, parts.clock
+    return Retention(store, clock, kept, metrics.removed_tasks, leads=parts.leads).sweep
 
 
 JOBS = (
@@ -98,7 +86,9 @@ JOBS = (
 )
 
 
-def background(parts: Parts) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
+def background(
+    parts: Parts, settings: Settings, metrics: Metrics
+) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
     """The jobs that the settings switch on. Each runs until it is cancelled."""
-    made = ((job, job.of(parts)) for job in JOBS)
+    made = ((job, job.of(parts, settings, metrics)) for job in JOBS)
     return [partial(repeat, job.name, run, job.pause_seconds) for job, run in made if run]

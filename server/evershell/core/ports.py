@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
+from evershell.core.bounds import Bounds
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
+from evershell.core.due import DueWork, Kind, Place
 from evershell.core.event import AuditEntry, AuditFilter, EventBatch
 from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
@@ -353,15 +355,15 @@ class Fleet(Protocol):
         Sorted by id, starting after `after_id`.
         """
 
-    async def list_unsettled(self) -> Sequence[Workspace]:
-        """The workspaces for which the controller must act now, or may have to soon.
+    async def due(
+        self, now: datetime, wanted: Mapping[Kind, Place | None], limit: int, bounds: Bounds
+    ) -> DueWork:
+        """At most `limit` rows of each wanted kind, the longest due first.
 
-        Each of them awaits the controller, or its agent broke a rule or does not name the current
-        task.
+        `wanted` has the place after which the rows of the kind begin; None stands for the first
+        row. Leaves out tasks and trees that are being cancelled already, unless their limit sets an
+        earlier force deadline.
         """
-
-    async def list_expired_leases(self) -> Sequence[Workspace]:
-        """The workspaces with a pod whose lease has run out, by the clock of the service."""
 
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
         """How long the lease of the workspace still lasts, by the clock of the service.
@@ -375,23 +377,6 @@ class Fleet(Protocol):
 
         A worker gives a sign of life every second, from the event loop that answers its calls.
         Leaves out workers that have ended. The time is 0 if the database does not know it.
-        """
-
-    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        """All tasks with a recorded intent that have not ended, each with its workspace."""
-
-    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
-        """The workspaces whose task has reached its `max_duration`, the longest overdue first.
-
-        Leaves out tasks that apply_limits would not change.
-        """
-
-    async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
-        """The roots of the open trees whose limits include the descendants, with their workspaces.
-
-        `usage` has the tokens and the cost of the whole tree. Leaves out a tree in which every open
-        task is being cancelled already, unless a limit that is reached at `now` would set an
-        earlier force deadline.
         """
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:

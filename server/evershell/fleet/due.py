@@ -1,25 +1,21 @@
-"""Decides which workspaces the controller reads, and when. Makes the changes that need no pod.
+"""What is due, and when the controller reads it.
 
-Every second, the controller reads what is due: the workspaces whose state requires a step (by
-index), the running tasks that are cancelled, and the leases that have run out. It reads everything
-else once a minute, a page at a time. A notification only makes a step happen earlier: the reads
-find everything without it.
+Every second, the controller reads what is due: a page of each kind of work (core/due.py), by index.
+It compares all other pods with their workspaces once a minute, a page at a time. A notification
+only makes a step happen earlier: the reads find everything without it.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
 
-from evershell.core import task_lifecycle, task_limits
 from evershell.core.bounds import LATE_SECONDS, Bounds
-from evershell.core.change import Change, Locked
-from evershell.core.errors import UnavailableError
+from evershell.core.due import Due, DueWork, Kind, Place
 from evershell.core.ports import Clock, Store
-from evershell.core.task import CancelIntent, Task
+from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 
 log = structlog.get_logger()
@@ -28,9 +24,8 @@ log = structlog.get_logger()
 SCAN_SECONDS = 1.0
 # How long it takes to read every workspace with a pod once.
 SWEEP_SECONDS = 60.0
+# How many rows of a kind a scan reads.
 PAGE_SIZE = 500
-# How many workspaces are changed at once.
-_AT_ONCE = 4
 
 
 class Overdue:
@@ -70,19 +65,7 @@ class Overdue:
             log.warning(event, silent_seconds=[round(each, 1) for each in silences])
 
 
-@dataclass(frozen=True, slots=True)
-class DueWork:
-    """What was due at a scan."""
-
-    # Workspaces whose agent seems to have exceeded a bound.
-    overdue: Sequence[Workspace]
-    # Other workspaces whose state may require a step.
-    unsettled: Sequence[Workspace]
-    # All cancelled tasks that have not ended, with their workspaces.
-    cancellations: Sequence[tuple[Workspace, Task]]
-
-
-class Due:
+class DueReader:
     """Reads what is due.
 
     Leases are only ever extended. So after a read, no lease can run out before the earliest end
@@ -93,29 +76,59 @@ class Due:
     def __init__(
         self,
         store: Store,
+        clock: Clock,
+        bounds: Bounds,
         overdue: Overdue,
-        lease_seconds: float,
         monotonic: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
         self._store = store
+        self._clock = clock
+        self._bounds = bounds
         self._overdue = overdue
-        self._lease_seconds = lease_seconds
         self._monotonic = monotonic
         self._read_leases_at = float("-inf")
+        # The place of the last row that was read, for each kind with more rows than a page. The
+        # next read continues there, so that rows which stay due hide no others.
+        self._places: dict[Kind, Place] = {}
 
-    async def read(self) -> DueWork:
-        """What is due now. Raises UnavailableError."""
+    async def read(self, kinds: Collection[Kind]) -> DueWork:
+        """A page of each of these kinds. Raises UnavailableError."""
         await self.read_workers()
-        cancellations = await self._store.list_cancellations()
-        unsettled = await self._store.list_unsettled()
-        suspects = (
-            *(each for each in unsettled if self._overdue.reason(each, None)),
-            *(each for each, task in cancellations if self._overdue.violation(each, task)),
-            *await self._expired_leases(),
-        )
-        overdue = {each.id: each for each in suspects}
-        others = [each for each in unsettled if each.id not in overdue]
-        return DueWork(list(overdue.values()), others, cancellations)
+        wanted = {kind: self._places.get(kind) for kind in kinds}
+        if not await self._may_leases_be_over():
+            wanted.pop(Kind.LEASE, None)
+        found = await self._page(wanted)
+        for kind in wanted:
+            rows = found.rows.get(kind, ())
+            if len(rows) < PAGE_SIZE:
+                self._places.pop(kind, None)
+            else:
+                self._places[kind] = rows[-1].place
+        overdue = [
+            each
+            for each in found.rows.get(Kind.OVERDUE, ())
+            if self._overdue.violation(each.workspace, each.task)
+        ]
+        return replace(found, rows={**found.rows, Kind.OVERDUE: overdue})
+
+    def is_round_over(self, kind: Kind) -> bool:
+        """Whether the reads have reached the last row of the kind, so that the next one begins
+        with the first row.
+        """
+        return kind not in self._places
+
+    async def every(self, kind: Kind) -> AsyncIterator[Sequence[Due]]:
+        """All rows of the kind, page by page. Raises UnavailableError."""
+        place: Place | None = None
+        while True:
+            page = (await self._page({kind: place})).rows.get(kind, ())
+            yield page
+            if len(page) < PAGE_SIZE:
+                return
+            place = page[-1].place
+
+    async def _page(self, wanted: Mapping[Kind, Place | None]) -> DueWork:
+        return await self._store.due(self._clock(), wanted, PAGE_SIZE, self._bounds)
 
     async def read_workers(self) -> None:
         """Postpones the bounds if a worker or the database does not answer well now.
@@ -127,16 +140,17 @@ class Due:
         if self._monotonic() - asked_at > LATE_SECONDS:
             self._overdue.note_outage()
 
-    async def _expired_leases(self) -> Sequence[Workspace]:
+    async def _may_leases_be_over(self) -> bool:
         now = self._monotonic()
         if now < self._read_leases_at:
-            return ()
+            return False
         first_seconds = await self._store.lease_seconds_left()
         if first_seconds is not None and first_seconds < 0:
-            return await self._store.list_expired_leases()
-        known_seconds = self._lease_seconds if first_seconds is None else first_seconds
-        self._read_leases_at = now + min(known_seconds, self._lease_seconds)
-        return ()
+            return True
+        lease_seconds = self._bounds.lease_seconds
+        known_seconds = lease_seconds if first_seconds is None else first_seconds
+        self._read_leases_at = now + min(known_seconds, lease_seconds)
+        return False
 
 
 class Sweep:
@@ -173,63 +187,3 @@ class Sweep:
                 self._next_at = now + self._interval_seconds
                 self._pages = 0
             yield page
-
-
-async def enforce_limits(store: Store, clock: Clock) -> bool:
-    """Cancels the tasks and the trees that have reached a limit. Returns whether there were any.
-
-    An agent's commit also checks the limits of its task. This function finds, by index, the tasks
-    of agents that commit nothing, and the trees whose limits include descendants. Raises
-    UnavailableError.
-    """
-    due = await store.list_limits_reached(clock(), PAGE_SIZE)
-    await _apply(store, clock, due, task_lifecycle.apply_limits, "limit_reached")
-    return await _cancel_trees(store, clock()) or bool(due)
-
-
-async def _cancel_trees(store: Store, now: datetime) -> bool:
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def cancel(workspace: Workspace, root: Task, intent: CancelIntent) -> None:
-        permission = task_limits.service_permission(workspace.org_id)
-        try:
-            async with slots:
-                recorded = await store.cancel_tree(permission, workspace.id, root.id, intent)
-        except UnavailableError:
-            # One of the workspaces is locked. The next scan finds the tree again.
-            log.warning("limit_of_tree_not_applied", task_id=root.id)
-            return
-        count = recorded.recorded + recorded.descendants_cancelled
-        log.info("limit_of_tree_reached", task_id=root.id, reason=intent.reason, cancelled=count)
-
-    reached = [
-        (workspace, root, limit.intent)
-        for workspace, root in await store.list_limited_trees(now)
-        if (limit := task_limits.reached(root, now))
-    ]
-    await asyncio.gather(*(cancel(*each) for each in reached))
-    return bool(reached)
-
-
-async def end_unstarted(store: Store, clock: Clock, workspace_ids: Sequence[str]) -> None:
-    """Ends the cancelled tasks of workspaces that are being woken. Raises UnavailableError."""
-    await _apply(store, clock, workspace_ids, task_lifecycle.end_unstarted, "unstarted_task_ended")
-
-
-async def _apply(
-    store: Store,
-    clock: Clock,
-    workspace_ids: Sequence[str],
-    decide: Callable[[Locked, datetime], Change],
-    event: str,
-) -> None:
-    """Changes each of the workspaces, and logs `event` for each one that has changed."""
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def apply(workspace_id: str) -> None:
-        async with slots:
-            change = await store.transition(workspace_id, lambda locked: decide(locked, clock()))
-        if change is not None and change.events and change.task is not None:
-            log.info(event, workspace_id=workspace_id, task_id=change.task.id)
-
-    await asyncio.gather(*map(apply, workspace_ids))

@@ -5,97 +5,97 @@ commit or heartbeat. Redelivery reaches it earlier, and delivers a force deadlin
 has recorded.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 
 from evershell.backoff import backoff
+from evershell.core.due import Due
 from evershell.core.errors import AgentUnreachableError
-from evershell.core.ports import Agents
-from evershell.core.task import Task
-from evershell.core.workspace import Workspace
+from evershell.core.ports import Agents, Clock
+from evershell.core.task import CancelIntent, Task
 
 log = structlog.get_logger()
 
 # Until this time after the request, the call that recorded the cancellation may still retry the
 # signal itself.
 FIRST_AFTER = timedelta(seconds=2)
-# How many agents are signalled at once. An agent that does not answer takes 1.5 s.
-_AT_ONCE = 200
 
 # The task id and the force deadline. An earlier force deadline must be delivered too.
 DeliveryKey = tuple[str, datetime | None]
 
 
+@dataclass(slots=True)
+class _Delivery:
+    failures: int
+    # None once the agent has acknowledged.
+    next_at: datetime | None
+
+
 class Redelivery:
-    """The deliveries of one leader. At most one runs for each DeliveryKey."""
+    """What one leader knows of the deliveries. The controller makes the attempts."""
 
     def __init__(
-        self, agents: Agents, attempted: Callable[[str], None] = lambda result: None
+        self, agents: Agents, clock: Clock, attempted: Callable[[str], None] = lambda result: None
     ) -> None:
         """`attempted` is called after each attempt with its result.
 
         The result is `acknowledged`, `unknown` (to the agent) or `unreachable`.
         """
         self._agents = agents
+        self._clock = clock
         self._attempted = attempted
-        # The deliveries that run or were acknowledged.
-        self._deliveries: dict[DeliveryKey, asyncio.Task[bool]] = {}
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._deliveries: dict[DeliveryKey, _Delivery] = {}
+        # The deliveries that the reads have found since they began with the first cancellation.
+        self._found: set[DeliveryKey] = set()
 
-    def follow(
-        self,
-        open_cancellations: Sequence[tuple[Workspace, Task]],
-        now: datetime,
-        *,
-        at_once: bool = False,
-    ) -> None:
-        """Starts the deliveries that are due, and cancels those that are no longer needed.
+    def due(
+        self, cancellations: Sequence[Due], *, at_once: bool = False, is_last: bool = False
+    ) -> Iterator[Due]:
+        """The cancellations that must be delivered now.
 
-        `open_cancellations` are all recorded cancellations of tasks that have not ended. With
-        `at_once`, all of them are due, because nobody has signalled some of them.
+        With `at_once`, new cancellations are due too, because nobody has signalled some of them.
+        After the last page of all cancellations (`is_last`), forgets those that were not found.
         """
-        current: set[DeliveryKey] = set()
-        for workspace, task in open_cancellations:
-            assert task.cancel is not None
-            force_at, due = task.cancel.force_at, task.cancel.requested_at + FIRST_AFTER
+        now = self._clock()
+        for each in cancellations:
+            if each.workspace.is_waking:
+                continue
+            key, cancel = delivery_key(each), _cancel_of(each.task)
+            first_at = now if at_once else cancel.requested_at + FIRST_AFTER
             # Due no later than the force deadline: shortly after it, the agent is overdue
             # (core/bounds.py) and its pod is ended.
-            key = (task.id, force_at)
-            is_due = at_once or now >= (due if force_at is None else min(due, force_at))
-            if not is_due and key not in self._deliveries:
-                continue
-            current.add(key)
+            new_at = first_at if cancel.force_at is None else min(first_at, cancel.force_at)
+            self._found.add(key)
             delivery = self._deliveries.get(key)
-            if delivery is None or _has_failed(delivery):
-                self._deliveries[key] = asyncio.create_task(self._deliver(workspace, task))
-        for key in self._deliveries.keys() - current:
-            self._deliveries.pop(key).cancel()
+            next_at = new_at if delivery is None else delivery.next_at
+            if next_at is not None and next_at <= now:
+                self._deliveries.setdefault(key, _Delivery(0, now))
+                yield each
+        if is_last:
+            for key in self._deliveries.keys() - self._found:
+                del self._deliveries[key]
+            self._found.clear()
 
-    def stop(self) -> None:
-        """Cancels all deliveries, because this process no longer leads."""
-        for delivery in self._deliveries.values():
-            delivery.cancel()
-        self._deliveries.clear()
+    async def deliver(self, due: Due) -> None:
+        """Makes one attempt."""
+        delivery = self._deliveries.get(delivery_key(due))
+        if delivery is None or due.task is None:
+            return
+        if await self._is_delivered(due):
+            delivery.next_at = None
+            log.info("cancellation_delivered", workspace_id=due.workspace.id, task_id=due.task.id)
+            return
+        delivery.failures += 1
+        pause = backoff(delivery.failures, first=0.5, longest=5.0, spread=0.0)
+        delivery.next_at = self._clock() + timedelta(seconds=pause)
 
-    async def _deliver(self, workspace: Workspace, task: Task) -> bool:
-        failures = 0
+    async def _is_delivered(self, due: Due) -> bool:
+        assert due.task is not None
         try:
-            while not await self._is_delivered(workspace, task):
-                failures += 1
-                await asyncio.sleep(backoff(failures, first=0.5, longest=5.0))
-        except Exception:
-            log.exception("unexpected_error", workspace_id=workspace.id, task_id=task.id)
-            return False
-        log.info("cancellation_delivered", workspace_id=workspace.id, task_id=task.id)
-        return True
-
-    async def _is_delivered(self, workspace: Workspace, task: Task) -> bool:
-        try:
-            async with self._slots:
-                is_known = await self._agents.cancel_task(workspace, task)
+            is_known = await self._agents.cancel_task(due.workspace, due.task)
         except AgentUnreachableError:
             self._attempted("unreachable")
             return False
@@ -103,6 +103,13 @@ class Redelivery:
         return is_known
 
 
-def _has_failed(delivery: asyncio.Task[bool]) -> bool:
-    """Whether the delivery ended without an acknowledgement. It is then started again."""
-    return delivery.done() and (delivery.cancelled() or not delivery.result())
+def delivery_key(due: Due) -> DeliveryKey:
+    """Identifies the delivery of a cancellation that is due."""
+    assert due.task is not None
+    return due.task.id, _cancel_of(due.task).force_at
+
+
+def _cancel_of(task: Task | None) -> CancelIntent:
+    assert task is not None
+    assert task.cancel is not None
+    return task.cancel

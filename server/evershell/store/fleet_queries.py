@@ -1,14 +1,12 @@
-"""What the fleet controller reads: whatever is due, by index, and all pods, page by page."""
+"""What the fleet controller reads beside what is due (due.py): pods, leases, workers, counts."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
-from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.connections import CALLS_NAME, WORKER_NAME
 from evershell.store.part import Part
 from evershell.store.pool import fetch_all, fetch_one
-from evershell.store.rows import task_of, workspace_of
+from evershell.store.rows import workspace_of
 from evershell.store.statements import statements
 
 SQL = statements("fleet_queries")
@@ -21,13 +19,6 @@ class FleetQueries(Part):
         rows = await fetch_all(self._pool, SQL.list_wanted_pods, after_id=after_id, limit=limit)
         return [workspace_of(row) for row in rows]
 
-    async def list_unsettled(self) -> Sequence[Workspace]:
-        return [workspace_of(row) for row in await fetch_all(self._pool, SQL.list_unsettled)]
-
-    async def list_expired_leases(self) -> Sequence[Workspace]:
-        rows = await fetch_all(self._pool, SQL.list_expired_leases, now=self._clock())
-        return [workspace_of(row) for row in rows]
-
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
         query = SQL.first_lease_seconds_left if workspace_id is None else SQL.lease_seconds_left
         row = await fetch_one(self._pool, query, now=self._clock(), workspace_id=workspace_id)
@@ -38,14 +29,6 @@ class FleetQueries(Part):
             self._pool, SQL.worker_silences, worker=WORKER_NAME, calls=CALLS_NAME
         )
         return [row.seconds for row in rows]
-
-    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        rows = await fetch_all(self._pool, SQL.list_cancellations)
-        return [(workspace_of(row), task) for row in rows if (task := task_of(row))]
-
-    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
-        rows = await fetch_all(self._pool, SQL.list_limits_reached, now=now, limit=limit)
-        return [row.workspace_id for row in rows]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         rows = await fetch_all(self._pool, SQL.count_workspaces)

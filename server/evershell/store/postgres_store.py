@@ -6,6 +6,7 @@ from evershell.store.audit import AuditLog
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
 from evershell.store.deletions import Deletions
+from evershell.store.due import DueQueries
 from evershell.store.events import Events
 from evershell.store.fleet_queries import FleetQueries
 from evershell.store.holds import Holds
@@ -29,6 +30,7 @@ class PostgresStore(
     Holds,
     AuditLog,
     FleetQueries,
+    DueQueries,
     Deletions,
     OldTasks,
 ):

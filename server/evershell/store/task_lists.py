@@ -1,19 +1,16 @@
 """Lists of the tasks of a workspace, of a tree, and of an organization."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import datetime
+from dataclasses import asdict
 from typing import Any
 
 from evershell.core.caller import Permission
-from evershell.core.task import Task, Usage
+from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS, Listed
-from evershell.core.workspace import Workspace
 from evershell.store import scans
 from evershell.store.part import Part
 from evershell.store.pool import fetch_all, fetch_one
-from evershell.store.rows import task_of, workspace_of
+from evershell.store.rows import task_of
 from evershell.store.scans import AFTER_ALL_IDS, listed
 from evershell.store.statements import statements
 
@@ -21,7 +18,7 @@ SQL = statements("task_lists", **vars(scans.SQL), max_characters=MAX_PAGE_CHARAC
 
 
 class TaskLists(Part):
-    """Implements the lists of tasks of core.ports.Workspaces, and Fleet.list_limited_trees."""
+    """Implements the lists of tasks of core.ports.Workspaces."""
 
     async def list_tasks(
         self,
@@ -61,13 +58,6 @@ class TaskLists(Part):
             found += [_task_of(row) for row in await fetch_all(pool, SQL.find_root, **parameters)]
         return found
 
-    async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
-        return [
-            (workspace_of(row), replace(root, usage=_usage_of_tree(root, row), open_iteration=None))
-            for row in await fetch_all(self._pool, SQL.list_limited_trees, now=now)
-            if (root := task_of(row))
-        ]
-
 
 def _query_of(wanted: OrgListFilter) -> str:
     """The query that reads the fewest rows."""
@@ -86,21 +76,6 @@ def _task_of(row: Any) -> Task:
     task = task_of(row)
     assert task is not None, "no outer join"
     return task
-
-
-def _usage_of_tree(root: Task, below: Any) -> Usage:
-    """The usage that counts for the limits of a tree. The cost is unknown if one task's cost is.
-
-    The numbers may exceed 64 bits, because agents may report any number of tokens.
-    """
-    used = root.used
-    own, others = used.cost_nanos, below.below_cost_nanos
-    return replace(
-        used,
-        input_tokens=used.input_tokens + below.below_input_tokens,
-        output_tokens=used.output_tokens + below.below_output_tokens,
-        cost_nanos=None if own is None or others is None else own + int(others),
-    )
 
 
 def _values_of(wanted: ListFilter) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The backlog of the leading fleet controller, for Prometheus."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter
@@ -17,7 +17,8 @@ class Backlog(Collector):
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
         # Each of these is None if it is not known yet, or if this controller does not lead.
-        self._requested: list[datetime] | None = None
+        # The number of open cancellations, and when the oldest was recorded.
+        self._open: tuple[int, datetime | None] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
         # In bytes: the size of the largest workspace, the size of all workspaces, and the limit of
@@ -37,9 +38,9 @@ class Backlog(Collector):
     def redelivered(self, result: str) -> None:
         self._redeliveries.labels(result).inc()
 
-    def set_open_cancellations(self, requested: Iterable[datetime]) -> None:
-        """Sets the times at which the open cancellations were recorded."""
-        self._requested = list(requested)
+    def set_open_cancellations(self, count: int, oldest: datetime | None) -> None:
+        """Sets their number, and the time at which the oldest was recorded."""
+        self._open = count, oldest
 
     def set_workspace_counts(self, counts: Mapping[WorkspaceStatus, int]) -> None:
         self._workspaces = counts
@@ -56,18 +57,17 @@ class Backlog(Collector):
 
     def clear(self) -> None:
         """Exports nothing until the next scan, because this controller no longer leads."""
-        self._requested = self._workspaces = self._holds = None
+        self._open = self._workspaces = self._holds = None
         self._oldest_end = self._files = None
 
     def collect(self) -> Iterator[Metric]:
         """Computes the ages at each scrape, so that they grow during an outage of the database."""
-        requested, workspaces = self._requested, self._workspaces
-        if requested is not None:
-            oldest = self._age_seconds(min(requested)) if requested else 0.0
+        workspaces = self._workspaces
+        if self._open is not None:
+            count, oldest_at = self._open
+            oldest = 0.0 if oldest_at is None else self._age_seconds(oldest_at)
             description = "Recorded cancellations whose tasks have not ended, read every second."
-            yield GaugeMetricFamily(
-                "evershell_cancellations_open", description, value=len(requested)
-            )
+            yield GaugeMetricFamily("evershell_cancellations_open", description, value=count)
             yield GaugeMetricFamily(
                 "evershell_cancellations_oldest_seconds",
                 "Age of the oldest cancellation whose task has not ended; 0 if there is none.",

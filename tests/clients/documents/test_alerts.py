@@ -39,7 +39,7 @@ def exported() -> set[str]:
     metrics.watch_log(lambda: 0)
     metrics.watch_clock(lambda: 0.0, lambda: 0.0)
     backlog = metrics.backlog(lambda: NOW)
-    backlog.set_open_cancellations([])
+    backlog.set_open_cancellations(0, None)
     backlog.set_workspace_counts({})
     backlog.set_hold_count(0)
     DeliveryMetrics(metrics.registry)

@@ -19,6 +19,7 @@ from evershell.core.runtime import Runtime
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from evershell.fleet.controller import Controller
+from evershell.fleet.parts import Parts
 from evershell.store.memory.subscriptions import MemorySubscriptions
 from evershell.store.publish import Publish
 from tests.faults.invariants.agent import Agent, Surrounded
@@ -165,16 +166,16 @@ class Product:
         """Starts a leading controller unless one already leads."""
         if self._leading is None:
             self.changes = Changes()
-            controller = Controller(
-                self.store,
-                self.pods,
-                self.wire,
-                BOUNDS,
-                self.run_id,
-                self.clock,
-                self.clock(),
+            parts = Parts(
+                store=self.store,
+                pods=self.pods,
+                agents=self.wire,
+                clock=self.clock,
+                bounds=BOUNDS,
+                run_id=self.run_id,
                 suspend_after=SUSPEND_AFTER,
             )
+            controller = Controller(parts, self.clock())
             self._leading = asyncio.create_task(controller.run(self.changes))
             self.leading_since = self.clock()
 

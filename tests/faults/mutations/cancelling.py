@@ -16,12 +16,12 @@ _SCHEMA = f"{_STORE}migrations/0001_initial.sql"
 # A mutant in which a controller forgets the limits that were reached before it led.
 _FORGETS_LIMITS = (
     f"{_FLEET}controller.py",
-    "        has_reached_limits = await enforce_limits(self._store, self._clock)\n",
-    "        reached = set(await self._store.list_limits_reached(self._clock(), 500))\n"
-    '        before = self.__dict__.setdefault("before", reached)\n'
-    "        has_reached_limits = not reached <= before\n"
-    "        if has_reached_limits:\n"
-    "            await enforce_limits(self._store, self._clock)\n",
+    "            for due in rows:\n                self._begin(due)\n        again",
+    "            if kind is Kind.TASK_LIMIT:\n"
+    "                ids = {each.workspace.id for each in rows}\n"
+    '                before = self.__dict__.setdefault("before", ids)\n'
+    "                rows = [each for each in rows if each.workspace.id not in before]\n"
+    "            for due in rows:\n                self._begin(due)\n        again",
 )
 
 CANCELLING: tuple[Rule, ...] = (
@@ -123,17 +123,17 @@ CANCELLING: tuple[Rule, ...] = (
             "last_outage_at + recovery",
         ),
         (
-            "server/evershell/fleet/controller.py",
-            "        await self._due.read_workers()\n        current",
+            f"{_FLEET}steps.py",
+            "        await self._reader.read_workers()\n        current",
             "        current",
         ),
         (
-            "server/evershell/fleet/controller.py",
-            "        await self._due.read_workers()\n        return",
+            f"{_FLEET}steps.py",
+            "        await self._reader.read_workers()\n        return",
             "        return",
         ),
         (
-            "server/evershell/fleet/controller.py",
+            f"{_FLEET}controller.py",
             "if time.monotonic() - scan_at > LATE_SECONDS:",
             "if time.monotonic() - scan_at > 1e9:",
         ),
@@ -318,20 +318,29 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/fleet/test_redelivery.py",
         (
             f"{_FLEET}redelivery.py",
-            "            is_due = at_once or",
-            "            is_due = False and",
+            "            if next_at is not None and",
+            "            if False and",
         ),
+        (f"{_FLEET}redelivery.py", "        if await self._is_delivered(due):", "        if True:"),
+    ),
+    rule(
+        "no kind of work delays another one",
+        "tests/unit/fleet/test_starvation.py tests/unit/fleet/test_due.py "
+        "tests/contracts/test_store_due.py",
+        (f"{_FLEET}work.py", "FEW = 4", "FEW = 10_000"),
+        (f"{_STORE}due.sql", "        LIMIT %(limit)s\n", ""),
         (
-            f"{_FLEET}redelivery.py",
-            "return delivery.done() and (delivery.cancelled() or not delivery.result())",
-            "return False",
+            f"{_STORE}due.sql",
+            "            AND (since, coalesce(task_id, workspace_id)) > (after_since, after_id)\n",
+            "",
         ),
+        (f"{_FLEET}due.py", "self._places[kind] = rows[-1].place", "pass"),
     ),
     rule(
         "a lost agent's work ends before its task",
         "tests/unit/fleet/test_controller.py tests/unit/fleet/test_due.py",
         (
-            f"{_FLEET}controller.py",
+            f"{_FLEET}steps.py",
             "        stopped = await self._end_pod(workspace, 0)\n",
             "        stopped = True\n",
         ),
@@ -646,9 +655,9 @@ CANCELLING: tuple[Rule, ...] = (
             "    limited = unchanged(locked)\n    task",
         ),
         (
-            f"{_FLEET}controller.py",
-            "has_reached_limits = await enforce_limits(self._store, self._clock)",
-            "has_reached_limits = False",
+            f"{_FLEET}limits.py",
+            'change = await self._change(due, task_lifecycle.apply_limits, "limit_reached")',
+            "change = None",
         ),
     ),
     rule(

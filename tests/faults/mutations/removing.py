@@ -8,7 +8,7 @@ _CONTRACT = "tests/contracts/test_store_retention.py"
 _MACHINE = "tests/faults/invariants/test_invariants.py::test_trees_on_postgres"
 _DELETE = "server/evershell/store/functions/remove_workspace.sql"
 _CORE = "server/evershell/core/"
-_CONTROLLER = "server/evershell/fleet/controller.py"
+_STEPS = "server/evershell/fleet/steps.py"
 _DELETIONS = (
     "tests/faults/invariants/test_invariants.py::test_invariants_hold_with_deletions_in_memory"
 )
@@ -77,7 +77,7 @@ REMOVING: tuple[Rule, ...] = (
         "a deleted workspace is removed after its task, its pod and its files",
         "tests/unit/core/test_workspace_lifecycle.py tests/unit/fleet/test_controller.py",
         _FORGETS_POD,
-        (_CONTROLLER, "await self._pods.remove(workspace.id) and await", "await"),
+        (_STEPS, "await self._pods.remove(workspace.id) and await", "await"),
         (
             f"{_CORE}workspace_lifecycle.py",
             "    if not begun.workspace.awaits_removal:\n",
@@ -89,9 +89,9 @@ REMOVING: tuple[Rule, ...] = (
         _DELETIONS,
         _FORGETS_POD,
         (
-            _CONTROLLER,
-            "elif workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING):",
-            "elif workspace.status is WorkspaceStatus.STOPPING:",
+            _STEPS,
+            "if workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING):",
+            "if workspace.status is WorkspaceStatus.STOPPING:",
         ),
     ),
     rule(

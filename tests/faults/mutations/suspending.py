@@ -13,7 +13,7 @@ SUSPENDING: tuple[Rule, ...] = (
         "only a workspace that has been idle for long is suspended",
         f"{_UNIT} tests/unit/fleet/test_suspension.py",
         (f"{_CORE}workspace_lifecycle.py", "or workspace.updated_at > idle_since", ""),
-        (f"{_FLEET}controller.py", "            and self._clock() >= workspace.updated_at", ""),
+        (f"{_FLEET}steps.py", "            and self._clock() >= workspace.updated_at", ""),
     ),
     rule(
         "a forced end suspends the workspace, even if it is interrupted",
@@ -44,9 +44,9 @@ SUSPENDING: tuple[Rule, ...] = (
         "the pod of a suspended workspace ends, even if a controller ends in between",
         f"{_UNIT} tests/contracts/test_store_leases.py",
         (
-            f"{_STORE}fleet_queries.sql",
-            "    OR (status = 'suspended' AND run_id IS NOT NULL)\n",
-            "",
+            f"{_STORE}due.sql",
+            "status = 'suspended' AND run_id IS NOT NULL\n",
+            "false\n",
         ),
         (
             f"{_CORE}workspace_lifecycle.py",

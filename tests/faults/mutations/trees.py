@@ -96,12 +96,12 @@ TREES: tuple[Rule, ...] = (
         "a limit of a tree counts all its tasks, also after the end of the root",
         "tests/contracts/test_store_limits.py tests/unit/fleet/test_controller.py",
         (f"{_CORE}task_tree.py", "        in_limited_tree=above.in_limited_tree,\n", ""),
-        (f"{_STORE}task_lists.py", "used.input_tokens + below.below_input_tokens", "0"),
-        (f"{_STORE}task_lists.sql", "WHERE has_uncancelled\n", "WHERE true\n"),
+        (f"{_STORE}due.py", "int(row.tree_input_tokens)", "0"),
+        (f"{_STORE}due.sql", "    has_uncancelled\n    OR", "    true\n    OR"),
         (
-            "server/evershell/fleet/due.py",
-            "*(cancel(*each) for each in reached)",
-            "*(cancel(*each) for each in reached if not each[1].status.is_terminal)",
+            "server/evershell/fleet/limits.py",
+            "if root is None or reached is None:",
+            "if root is None or reached is None or root.status.is_terminal:",
         ),
     ),
 )

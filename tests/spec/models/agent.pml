@@ -183,7 +183,7 @@ active proctype heartbeat()
 active proctype faults()
 {
     do
-    /* server/evershell/store/fleet_queries.py: list_expired_leases */
+    /* server/evershell/store/due.py: due */
     :: atomic { up && !runs && !lease_over -> lease_over = true }
     /* server/evershell/agents/lease.py: wait_over */
     /* environment: the agent dies, or ends itself because it cannot renew its lease */

@@ -167,7 +167,7 @@ active proctype controller()
 {
     byte task = NOBODY;
     do
-    /* server/evershell/fleet/redelivery.py: follow */
+    /* server/evershell/fleet/redelivery.py: due */
     :: atomic { current != NOBODY && intent[current] && !signalled[current] -> signalled[current] = true }
     /* server/evershell/core/bounds.py: violation */
     :: atomic { current != NOBODY && intent[current] && !locked ->

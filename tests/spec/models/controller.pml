@@ -116,13 +116,13 @@ proctype controller(byte own)
     bool stopped;
     (term == own);
     do
-    /* server/evershell/fleet/controller.py: _reconcile_agent, _end_overdue */
+    /* server/evershell/fleet/steps.py: _reconcile_agent, _end_overdue */
     :: atomic { term == own && workspace == UP && (ended(epoch) || (status == OPEN && intent)) ->
         seen = epoch };
         if
-        /* server/evershell/fleet/controller.py: _require_term */
+        /* server/evershell/fleet/steps.py: _require_term */
         :: atomic { term != own -> break }
-        /* server/evershell/fleet/controller.py: _fail, _end_pod */
+        /* server/evershell/fleet/steps.py: _fail, _end_pod */
         :: atomic { term == own -> end_pods() }
         fi;
         if
@@ -146,18 +146,18 @@ proctype controller(byte own)
             :: else
             fi;
             stopped = false; seen = 0 }
-    /* server/evershell/fleet/controller.py: _needs_start, _reconcile_start */
+    /* server/evershell/fleet/steps.py: _needs_start, _reconcile_start */
     :: atomic { term == own && workspace == PROVISIONING && pod[epoch] != RUNNING -> seen = epoch };
         if
-        /* server/evershell/fleet/controller.py: _require_term */
+        /* server/evershell/fleet/steps.py: _require_term */
         :: atomic { term != own -> break }
-        /* server/evershell/fleet/controller.py: _end_pod */
+        /* server/evershell/fleet/steps.py: _end_pod */
         :: atomic { term == own -> end_pods() }
         fi;
         if
-        /* server/evershell/fleet/controller.py: _require_term */
+        /* server/evershell/fleet/steps.py: _require_term */
         :: atomic { term != own -> break }
-        /* server/evershell/fleet/controller.py: _reconcile_start */
+        /* server/evershell/fleet/steps.py: _reconcile_start */
         :: atomic { term == own && (epoch != seen || workspace != PROVISIONING) -> seen = 0 }
         /* server/evershell/fleet/pods.py: start */
         :: atomic { term == own && epoch == seen && workspace == PROVISIONING ->

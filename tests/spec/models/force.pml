@@ -111,7 +111,7 @@ active proctype agent()
 active proctype controller()
 {
     do
-    /* server/evershell/fleet/redelivery.py: follow */
+    /* server/evershell/fleet/redelivery.py: due */
     :: atomic { !is_over && intent && !(signals & (1 << force_at)) -> signals = signals | (1 << force_at) }
     /* server/evershell/core/bounds.py: violation */
     :: atomic { !is_over && intent && force_at != NEVER ->

@@ -122,7 +122,7 @@ proctype controller()
     byte seen;
     byte since;
     do
-    /* server/evershell/fleet/controller.py: _is_idle_too_long */
+    /* server/evershell/fleet/steps.py: _is_idle_too_long */
     :: atomic { workspace == IDLE && pod[epoch] == RUNNING -> seen = epoch; since = changes };
         /* server/evershell/core/workspace_lifecycle.py: suspend */
         atomic {
@@ -132,9 +132,9 @@ proctype controller()
             fi;
             not_idle = not_idle || (workspace == SUSPENDED && open);
             since = 0; seen = 0 }
-    /* server/evershell/fleet/controller.py: _end_suspended */
+    /* server/evershell/fleet/steps.py: _end_suspended */
     :: atomic { workspace == SUSPENDED && placed -> seen = epoch };
-        /* server/evershell/fleet/controller.py: _end_pod */
+        /* server/evershell/fleet/steps.py: _end_pod */
         atomic { true -> pod[seen] = GONE };
         /* server/evershell/core/workspace_lifecycle.py: finish_suspension */
         atomic {
@@ -143,11 +143,11 @@ proctype controller()
             :: else
             fi;
             seen = 0 }
-    /* server/evershell/fleet/due.py: end_unstarted */
+    /* server/evershell/fleet/limits.py: end_unstarted */
     :: atomic { workspace == PROVISIONING && open && intent -> changes++; end_task(COMPLETED) }
-    /* server/evershell/fleet/controller.py: _end_overdue */
+    /* server/evershell/fleet/steps.py: _end_overdue */
     :: atomic { workspace == BUSY && open && intent -> seen = epoch };
-        /* server/evershell/fleet/controller.py: _fail, _end_pod */
+        /* server/evershell/fleet/steps.py: _fail, _end_pod */
         atomic { true -> pod[seen] = GONE };
         /* server/evershell/core/workspace_lifecycle.py: lose_agent */
         atomic {
@@ -163,18 +163,18 @@ proctype controller()
             seen = 0 }
     /* server/evershell/core/workspace_lifecycle.py: place */
     :: atomic { workspace == PROVISIONING && !placed -> placed = true }
-    /* server/evershell/fleet/controller.py: _reconcile_start */
+    /* server/evershell/fleet/steps.py: _reconcile_start */
     :: atomic { workspace == PROVISIONING && placed && pod[epoch] != RUNNING -> seen = epoch };
-        /* server/evershell/fleet/controller.py: _end_pod */
+        /* server/evershell/fleet/steps.py: _end_pod */
         atomic { true -> pod[0] = GONE };
-        /* server/evershell/fleet/controller.py: _reconcile_start */
+        /* server/evershell/fleet/steps.py: _reconcile_start */
         atomic {
             if
             :: workspace == PROVISIONING && epoch == seen -> pod[seen] = RUNNING
             :: else
             fi;
             seen = 0 }
-    /* server/evershell/fleet/controller.py: _reconcile_stop */
+    /* server/evershell/fleet/steps.py: _reconcile_stop */
     :: atomic { workspace == DELETING && placed -> pod[0] = GONE; pod[epoch] = GONE };
         /* server/evershell/core/workspace_lifecycle.py: finish_stop */
         atomic {
@@ -183,11 +183,11 @@ proctype controller()
             :: else
             fi;
             placed = false }
-    /* server/evershell/fleet/controller.py: _remove */
+    /* server/evershell/fleet/steps.py: remove */
     :: atomic { workspace == DELETING && !placed };
-        /* server/evershell/fleet/controller.py: _end_pod */
+        /* server/evershell/fleet/steps.py: _end_pod */
         atomic { true -> pod[0] = GONE; pod[1] = GONE };
-        /* server/evershell/fleet/controller.py: _remove */
+        /* server/evershell/fleet/steps.py: remove */
         atomic {
             outlived = outlived || pod[0] == RUNNING || pod[1] == RUNNING;
             lost_task = lost_task || open;

@@ -8,6 +8,7 @@ import pytest
 
 from evershell.core import task_lifecycle, task_limits, tasks
 from evershell.core.change import Change, Locked
+from evershell.core.due import Kind
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, Origin
 from evershell.core.prices import PriceList, Prices
@@ -20,6 +21,7 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.tasks import SubmitTask
+from tests.support.store.due import due_ids
 from tests.support.world import NOW, World, caller, intent, iteration, locked_busy
 from tests.unit.core.committing import types
 
@@ -225,11 +227,11 @@ async def test_the_limits_of_a_submission_are_those_of_the_task(world: World) ->
     world.clock.advance(30)
     await world.commit(idle.id, task.id, TaskStarted())
     world.clock.advance(59)
-    assert await world.store.list_limits_reached(world.clock(), 9) == []
+    assert await due_ids(world.store, Kind.TASK_LIMIT, now=world.clock()) == []
     world.clock.advance(1)
-    assert await world.store.list_limits_reached(world.clock(), 9) == [idle.id]
+    assert await due_ids(world.store, Kind.TASK_LIMIT, now=world.clock()) == [idle.id]
     await world.commit(idle.id, task.id, iteration(1))
-    assert await world.store.list_limits_reached(world.clock(), 9) == []
+    assert await due_ids(world.store, Kind.TASK_LIMIT, now=world.clock()) == []
     requested = [
         event
         for event in await world.events(idle.id)

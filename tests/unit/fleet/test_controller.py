@@ -16,8 +16,8 @@ from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.task import Task, TaskLimits, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.fleet import controller, due
-from evershell.fleet.controller import END_GRACE_SECONDS
+from evershell.fleet import work
+from evershell.fleet.steps import END_GRACE_SECONDS
 from evershell.telemetry.metrics import Metrics
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
@@ -437,12 +437,12 @@ async def test_few_workspaces_are_removed_at_once_and_the_pods_of_others_end(fle
     fleet.pods.remove = remove_slowly  # type: ignore[method-assign]
     async with fleet.running():
         await fleet.next_scan()
-        assert len(begun) == controller._REMOVALS_AT_ONCE
+        assert len(begun) == work.FEW
         await fleet.world.cancel(busy.id, caller(org_id="org_b"), force_after_seconds=1)
         fleet.world.clock.now += timedelta(seconds=1.1) + FORCE_MARGIN
         await fleet.next_scan()
         assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
-        assert len(begun) == controller._REMOVALS_AT_ONCE
+        assert len(begun) == work.FEW
         go_on.set()
         await fleet.next_scan()
     assert sorted(begun) == sorted(each.id for each in removed)
@@ -550,7 +550,7 @@ async def test_few_limits_are_applied_at_once_and_a_locked_workspace_delays_no_o
     fleet: Fleet,
 ) -> None:
     """Many tasks of one organization reach a limit while another organization has cancelled one."""
-    reached = [await limited(fleet, max_duration_seconds=60) for _ in range(10)]
+    reached = [await limited(fleet, max_duration_seconds=40) for _ in range(10)]
     busy, running = await fleet.add_busy(org_id="org_b")
     (locked, _), transition, open_now, most = reached[0], fleet.world.store.transition, 0, 0
 
@@ -571,9 +571,9 @@ async def test_few_limits_are_applied_at_once_and_a_locked_workspace_delays_no_o
     fleet.world.agents.cancelled.clear()
     fleet.world.store.transition = transition_slowly  # type: ignore[method-assign, assignment]
     async with fleet.running():
-        fleet.world.clock.advance(60)
+        fleet.world.clock.advance(40)
         await fleet.next_scan()
-        assert most == due._AT_ONCE
+        assert most == work.FEW
         assert running.id in fleet.world.agents.cancelled
         for at, new in reached:
             is_cancelled = (await fleet.world.task(at.id, new.id)).cancel is not None

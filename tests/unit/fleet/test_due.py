@@ -4,9 +4,9 @@ It ends the pods of such agents, and only theirs.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -14,16 +14,18 @@ import pytest
 from evershell.core import workspace_lifecycle
 from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, FORCE_RECOVERY_MARGIN
 from evershell.core.change import Change, unchanged
+from evershell.core.due import DueWork, Kind
 from evershell.core.errors import UnavailableError
-from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.task import Phase, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet import due
-from evershell.fleet.due import SWEEP_SECONDS, Due, Overdue, Sweep
+from evershell.fleet.due import SWEEP_SECONDS, DueReader, Overdue, Sweep
 from tests.support.fleet import BOUNDS, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, World
 
 IDLE, FAILED = WorkspaceStatus.IDLE, WorkspaceStatus.FAILED
+ENDS = (Kind.OVERDUE, Kind.LEASE)
 
 
 class Monotonic:
@@ -41,9 +43,9 @@ def world() -> World:
     return World()
 
 
-def scans_of(world: World) -> Due:
-    overdue = Overdue(BOUNDS, world.clock, NOW - timedelta(hours=1))
-    return Due(world.store, overdue, BOUNDS.lease_seconds, Monotonic(world))
+def scans_of(world: World, overdue: Overdue | None = None) -> DueReader:
+    overdue = overdue or Overdue(BOUNDS, world.clock, NOW - timedelta(hours=1))
+    return DueReader(world.store, world.clock, BOUNDS, overdue, Monotonic(world))
 
 
 async def lease(world: World, workspace: Workspace, seconds: float) -> None:
@@ -65,14 +67,15 @@ def reads(world: World) -> list[float]:
     return noted
 
 
-async def overdue_ids(scans: Due) -> list[str]:
-    return [each.id for each in (await scans.read()).overdue]
+async def overdue_ids(scans: DueReader) -> list[str]:
+    rows = (await scans.read(ENDS)).rows
+    return [each.workspace.id for kind in ENDS for each in rows.get(kind, ())]
 
 
 async def test_an_idle_workspace_is_not_due(world: World) -> None:
     await lease(world, await world.add(), 6)
-    found = await scans_of(world).read()
-    assert (found.overdue, found.unsettled, found.cancellations) == ([], [], [])
+    found = await scans_of(world).read([*Kind])
+    assert not any(found.rows.values())
 
 
 async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> None:
@@ -126,9 +129,20 @@ async def test_each_bound_is_found_at_the_next_scan(world: World) -> None:
     assert found[6.1] == {forced.id, unnamed.id}
     assert found[30] == {forced.id, unnamed.id}
     assert found[30.1] == {forced.id, unnamed.id, starting.id}
-    read = await scans.read()
-    assert read.unsettled == []
-    assert [task.id for _, task in read.cancellations] == [running.id]
+    cancelled = (await scans.read([Kind.CANCELLATION])).rows[Kind.CANCELLATION]
+    assert [each.task and each.task.id for each in cancelled] == [running.id]
+
+
+async def test_rows_that_stay_due_hide_no_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due, "PAGE_SIZE", 2)
+    ids = sorted([(await world.add(WorkspaceStatus.STOPPING)).id for _ in range(5)])
+    scans, pages = scans_of(world), []
+    for _ in range(4):
+        rows = (await scans.read([Kind.STOP])).rows[Kind.STOP]
+        pages.append([each.workspace.id for each in rows])
+    assert pages == [ids[:2], ids[2:4], ids[4:], ids[:2]]
 
 
 async def test_the_first_sweep_reads_everything_and_later_ones_a_page_at_a_time(
@@ -257,13 +271,13 @@ async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + timedelta(seconds=7)
-    list_cancellations = fleet.world.store.list_cancellations
+    read = fleet.world.store.due
 
-    async def fail_once() -> Sequence[tuple[Workspace, Task]]:
-        fleet.world.store.list_cancellations = list_cancellations  # type: ignore[method-assign]
+    async def fail_once(*_: Any) -> DueWork:
+        fleet.world.store.due = read  # type: ignore[method-assign]
         raise UnavailableError("frozen")
 
-    fleet.world.store.list_cancellations = fail_once  # type: ignore[method-assign]
+    fleet.world.store.due = fail_once  # type: ignore[method-assign, assignment]
     async with fleet.running():
         fleet.changes.queue.put_nowait(set())
         await settle()
@@ -304,8 +318,8 @@ async def test_a_worker_that_fell_silent_since_the_scan_is_noticed(fleet: Fleet)
 
 async def test_a_database_that_is_slow_counts_as_an_outage(world: World) -> None:
     overdue = Overdue(BOUNDS, world.clock, NOW - timedelta(hours=1))
-    scans = Due(world.store, overdue, BOUNDS.lease_seconds, Monotonic(world))
-    await scans.read()
+    scans = scans_of(world, overdue)
+    await scans.read([*Kind])
     assert overdue.last_outage_at == NOW - timedelta(hours=1)
 
     async def slow() -> list[float]:
@@ -313,7 +327,7 @@ async def test_a_database_that_is_slow_counts_as_an_outage(world: World) -> None
         return [0.0]
 
     world.store.worker_silences = slow  # type: ignore[method-assign]
-    await scans.read()
+    await scans.read([*Kind])
     assert overdue.last_outage_at == world.clock.now
 
 
@@ -438,14 +452,15 @@ async def test_a_pod_whose_task_ended_during_the_scan_is_not_ended(fleet: Fleet)
     busy, running = await fleet.add_busy()
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.advance(3)
-    list_cancellations = fleet.world.store.list_cancellations
+    read = fleet.world.store.due
 
-    async def list_then_end() -> Sequence[tuple[Workspace, Task]]:
-        listed = await list_cancellations()
+    async def read_then_end(*arguments: Any) -> DueWork:
+        found = await read(*arguments)
+        assert found.rows[Kind.OVERDUE]
         await fleet.world.end(busy.id, running.id)
-        return listed
+        return found
 
-    fleet.world.store.list_cancellations = list_then_end  # type: ignore[method-assign]
+    fleet.world.store.due = read_then_end  # type: ignore[method-assign, assignment]
     await fleet.scan()
     assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (
         WorkspaceStatus.IDLE,
@@ -457,14 +472,15 @@ async def test_a_pod_whose_lease_was_renewed_during_the_scan_is_not_ended(fleet:
     """A controller that was frozen continues with outdated rows."""
     idle = await fleet.add(WorkspaceStatus.IDLE, lease_expires_at=NOW)
     fleet.world.clock.advance(3)
-    list_expired = fleet.world.store.list_expired_leases
+    read = fleet.world.store.due
 
-    async def list_then_renew() -> Sequence[Workspace]:
-        listed = await list_expired()
+    async def read_then_renew(*arguments: Any) -> DueWork:
+        found = await read(*arguments)
+        assert found.rows[Kind.LEASE]
         await fleet.world.store.renew_lease(idle.id, 1, 60)
-        return listed
+        return found
 
-    fleet.world.store.list_expired_leases = list_then_renew  # type: ignore[method-assign]
+    fleet.world.store.due = read_then_renew  # type: ignore[method-assign, assignment]
     await fleet.scan()
     assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.calls) == (
         WorkspaceStatus.IDLE,

@@ -7,6 +7,7 @@ from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fleet import RUN_ID, Fleet
+from tests.support.store.due import UNSETTLED, due_ids
 from tests.support.world import NOW, USER, intent, task
 
 IDLE, SUSPENDED = WorkspaceStatus.IDLE, WorkspaceStatus.SUSPENDED
@@ -55,7 +56,7 @@ async def test_a_suspended_workspace_costs_nothing(fleet: Fleet) -> None:
     at = await fleet.add(SUSPENDED, run_id=None, pod=False)
     await fleet.scan()
     assert fleet.pods.calls == [] and await fleet.world.workspace(at.id) == at
-    assert await fleet.world.store.list_unsettled() == []
+    assert await due_ids(fleet.world.store, *UNSETTLED) == []
 
 
 async def test_a_task_wakes_a_workspace_whose_pod_has_not_ended(fleet: Fleet) -> None:

@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle
 from evershell.core.change import KEY_KEPT, Change, KeyTakenError, Locked, unchanged
+from evershell.core.due import Kind
 from evershell.core.event import EventType
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import (
@@ -24,6 +25,7 @@ from evershell.core.task import (
 from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
+from tests.support.store.due import due_ids
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -222,9 +224,9 @@ async def test_the_clock_of_the_database_decides(database_url: str, pool: Pool) 
     left = await store.lease_seconds_left(workspace_id)
     # It had 5 s left before.
     assert left is not None and 5 < left <= LEASE_SECONDS
-    assert await store.list_expired_leases() == []
+    assert await due_ids(store, Kind.LEASE, now=machine_clock()) == []
     await expire(database_url, workspace_id, seconds_left=-0.001)
-    assert [each.id for each in await store.list_expired_leases()] == [workspace_id]
+    assert await due_ids(store, Kind.LEASE, now=machine_clock()) == [workspace_id]
 
 
 async def test_heartbeats_share_a_statement(pool: Pool) -> None:

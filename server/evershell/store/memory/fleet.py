@@ -2,16 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import takewhile
 
-from evershell.core import errors, task_lifecycle
+from evershell.core import errors
+from evershell.core.bounds import Bounds
+from evershell.core.due import DueWork, Kind, Place
 from evershell.core.event import Event
 from evershell.core.ports import Removed
-from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.store.memory.cancellations import would_change
+from evershell.store.memory.due import due
 from evershell.store.memory.state import State
 
 
@@ -21,16 +21,10 @@ class Fleet(State):
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         return [each for each in self._wanted() if each.id > after_id][:limit]
 
-    async def list_unsettled(self) -> Sequence[Workspace]:
-        return [
-            each
-            for each in self._sorted()
-            if each.awaits_controller or (each.task_unnamed_since or each.agent_breach) is not None
-        ]
-
-    async def list_expired_leases(self) -> Sequence[Workspace]:
-        lefts = [(each, self._seconds_left(each)) for each in self._wanted()]
-        return [each for each, left in lefts if left is not None and left < 0]
+    async def due(
+        self, now: datetime, wanted: Mapping[Kind, Place | None], limit: int, bounds: Bounds
+    ) -> DueWork:
+        return due(self.workspaces, self.tasks, now, wanted, limit, bounds)
 
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
         if workspace_id is not None:
@@ -42,46 +36,6 @@ class Fleet(State):
     async def worker_silences(self) -> Sequence[float]:
         """The process that holds the store is its only worker, and it answers now."""
         return [0.0]
-
-    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        current = [(each, self._locked(each).task) for each in self._sorted()]
-        return [
-            (each, task) for each, task in current if task is not None and task.cancel is not None
-        ]
-
-    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
-        found = []
-        for each in self.workspaces.values():
-            locked = self._locked(each)
-            task = locked.task
-            if task is None or task.started_at is None or task.limits.max_duration_seconds is None:
-                continue
-            reached_at = task.started_at + timedelta(seconds=task.limits.max_duration_seconds)
-            if reached_at <= now and task_lifecycle.apply_limits(locked, now).task != task:
-                found.append((reached_at, each.id))
-        return [workspace_id for _, workspace_id in sorted(found)][:limit]
-
-    async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
-        trees: dict[str, list[Task]] = {}
-        for each in self.tasks.values():
-            if each.in_limited_tree:
-                trees.setdefault(each.root_id, []).append(each)
-        found = []
-        for root_id, tasks in trees.items():
-            root, usage = self.tasks[root_id], [each.used for each in tasks]
-            force_after = root.limits.force_after_seconds
-            force_at = None if force_after is None else now + timedelta(seconds=force_after)
-            if any(not each.status.is_terminal and would_change(each, force_at) for each in tasks):
-                costs = [each.cost_nanos for each in usage if each.cost_nanos is not None]
-                used = replace(
-                    root.usage,
-                    cost_nanos=sum(costs) if len(costs) == len(usage) else None,
-                    input_tokens=sum(each.input_tokens for each in usage),
-                    output_tokens=sum(each.output_tokens for each in usage),
-                )
-                root = replace(root, usage=used, open_iteration=None)
-                found.append((self.workspaces[root.workspace_id], root))
-        return found
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         return Counter(each.status for each in self.workspaces.values())

@@ -1,0 +1,64 @@
+"""What is done with each kind of work, and how much of it at once."""
+
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+from evershell.core.due import Due, Kind
+from evershell.fleet.due import PAGE_SIZE
+from evershell.fleet.limits import Limits
+from evershell.fleet.redelivery import Redelivery, delivery_key
+from evershell.fleet.steps import Steps
+
+# How many limits are applied at once, how many unstarted tasks are ended, and how many workspaces
+# are removed.
+FEW = 4
+# How many agents are signalled at once. An agent that does not answer takes 1.5 s.
+SIGNALS = 200
+# How many steps of a kind run at once. Most of their time they wait for pods.
+STEPS = PAGE_SIZE
+
+
+def _of_workspace(due: Due) -> Hashable:
+    return due.workspace.id
+
+
+def _of_place(due: Due) -> Hashable:
+    return due.kind, due.place[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done with a kind of work."""
+
+    # May raise UnavailableError and NotLeadingError.
+    do: Callable[[Due], Awaitable[None]]
+    # How many are done at once. The others wait.
+    share: int
+    # At most one work with the same key is in hand.
+    key: Callable[[Due], Hashable] = _of_place
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it may start or end pods. A workspace has one such step at a time."""
+        return self.key is _of_workspace
+
+
+def table(steps: Steps, limits: Limits, redelivery: Redelivery) -> Mapping[Kind, Work]:
+    """The work of one term of leadership."""
+
+    def step(do: Callable[[Due], Awaitable[None]], share: int = STEPS) -> Work:
+        return Work(do, share, _of_workspace)
+
+    return {
+        Kind.OVERDUE: step(steps.reconcile),
+        Kind.LEASE: step(steps.reconcile),
+        Kind.TASK_LIMIT: Work(limits.apply, FEW),
+        Kind.TREE_LIMIT: Work(limits.cancel_tree, FEW),
+        Kind.UNSTARTED: Work(limits.end_unstarted, FEW),
+        Kind.CANCELLATION: Work(redelivery.deliver, SIGNALS, delivery_key),
+        Kind.START: step(steps.reconcile),
+        Kind.STOP: step(steps.reconcile),
+        Kind.SUSPENSION: step(steps.reconcile),
+        Kind.REMOVAL: step(steps.remove, FEW),
+        Kind.CHECK: step(steps.reconcile),
+    }
