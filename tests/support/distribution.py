@@ -48,9 +48,8 @@ def build_later(folder: Path) -> Path:
         f'VERSION = "{major}.{minor}.{int(patch) + 1}"\n'
     )
     migrations = source / "server" / "evershell" / "store" / "migrations"
-    last = max(path.stem for path in migrations.glob("*.sql"))
     (migrations / "9999_of_a_later_version.sql").write_text(
-        f"-- depends: {last}\nALTER TABLE workspaces ADD COLUMN of_a_later_version text;\n"
+        "ALTER TABLE workspaces ADD COLUMN of_a_later_version text;\n"
     )
     return build(folder / "dist", source)[0]
 

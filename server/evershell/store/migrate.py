@@ -9,12 +9,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from typing import Any
-from urllib.parse import urlencode
 
 import psycopg
-import yoyo
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from evershell.core.errors import OperatorError
 from evershell.store.audit import add_partitions
@@ -27,7 +24,19 @@ from evershell.store.statements import statements
 _LOCK_KEY = 0x6576_6D69
 # Every database that this service has migrated has a record of this migration.
 _FIRST_MIGRATION = "0001_initial"
+# The line of a migration that PostgreSQL refuses in a transaction, such as one that creates an
+# index while workers write. It can be repeated, and each statement ends with its line.
+_NOT_TRANSACTIONAL = "-- transactional: false\n"
 _NAMED_TABLES = 3
+# Version 0.1.0 keeps its records with the library yoyo, and named the table like this. It finds a
+# migration by the hash of its name, and starts on a database that has both tables.
+_CREATE_RECORDS = """
+CREATE TABLE _yoyo_migration (
+    migration_hash varchar(64) PRIMARY KEY, migration_id varchar(255), applied_at_utc timestamp
+);
+CREATE TABLE _yoyo_version (version int PRIMARY KEY, installed_at_utc timestamp);
+INSERT INTO _yoyo_version VALUES (2, now() AT TIME ZONE 'UTC')
+"""
 SQL = statements("migrate")
 
 
@@ -40,14 +49,11 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
     service has never migrated it.
     """
     try:
-        # yoyo's own lock is a row, which a killed process does not remove. PostgreSQL releases this
-        # advisory lock with the session, so the process that holds it may remove such a row.
-        server = primary_conninfo(database_url)
-        with psycopg.connect(server, autocommit=True) as guard:
+        with psycopg.connect(primary_conninfo(database_url), autocommit=True) as guard:
             check_writable(guard)
             _lock(guard)
             _check_owner(guard)
-            _apply(server)
+            _apply(guard)
             _replace_functions(guard, _definitions())
             # If the role lacks the privilege, the default partition takes the later entries.
             with suppress(psycopg.errors.InsufficientPrivilege):
@@ -98,34 +104,48 @@ def _check_owner(connection: psycopg.Connection[Any]) -> None:
 
 def _was_migrated(connection: psycopg.Connection[Any]) -> bool:
     """Whether this service has migrated the current schema before."""
-    row = connection.execute(SQL.find_migrations).fetchone()
-    if row is None or row[0] is None:
+    if not _has_records(connection):
         return False
     first = {"migration_id": _FIRST_MIGRATION}
     return connection.execute(SQL.has_migration, first).fetchone() is not None
 
 
-def _apply(database_url: str) -> None:
-    source = resources.files("evershell.store") / "migrations"
-    with resources.as_file(source) as folder, yoyo.get_backend(_yoyo_url(database_url)) as backend:
-        backend.break_lock()
-        with backend.lock():
-            for migration in backend.to_apply(yoyo.read_migrations(str(folder))):
-                # yoyo's own function uses several transactions. A process that is killed between
-                # them leaves a migration that nothing can continue. The function also needs the
-                # name of the operating system's user, who may have none in a container.
-                migration.load()
-                # A migration that is not transactional can be repeated. It creates an index without
-                # a lock that stops writes.
-                is_whole = migration.use_transactions
-                with backend.transaction() if is_whole else backend.disable_transactions():
-                    migration.process_steps(backend, "apply")
-                    backend.mark_one(migration, log=False)
+def _has_records(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute(SQL.find_migrations).fetchone() != (None,)
+
+
+def _apply(guard: psycopg.Connection[Any]) -> None:
+    """Applies the missing migrations in the order of their names, each with its record."""
+    if not _has_records(guard):
+        guard.execute(_CREATE_RECORDS)
+    applied = {name for (name,) in guard.execute(SQL.list_migrations)}
+    for name, text in sorted(_sources("migrations").items()):
+        if name in applied:
+            continue
+        if _NOT_TRANSACTIONAL in text:
+            # PostgreSQL runs several statements that it gets at once in one transaction.
+            for statement in text.split(";\n"):
+                if statement.strip():
+                    guard.execute(statement.encode())
+            _record(guard, name)
+        else:
+            with guard.transaction():
+                guard.execute(text.encode())
+                _record(guard, name)
+
+
+def _record(guard: psycopg.Connection[Any], name: str) -> None:
+    guard.execute(SQL.record_migration, {"migration_id": name})
 
 
 def _definitions() -> dict[str, str]:
     """The CREATE OR REPLACE FUNCTION statements of this version, by the names of the functions."""
-    folder = resources.files("evershell.store") / "functions"
+    return _sources("functions")
+
+
+def _sources(folder_name: str) -> dict[str, str]:
+    """The files of SQL in a folder, by their names."""
+    folder = resources.files("evershell.store") / folder_name
     files = (file for file in folder.iterdir() if file.name.endswith(".sql"))
     return {file.name.removesuffix(".sql"): file.read_text() for file in files}
 
@@ -170,16 +190,3 @@ def _create_function(
     with connection.transaction():
         connection.execute(definition.encode())
         connection.execute(comment)
-
-
-def _yoyo_url(database_url: str) -> str:
-    """The same database as a URL for yoyo.
-
-    yoyo passes every query parameter to psycopg.connect.
-    """
-    parameters = {
-        key: str(value)
-        for key, value in conninfo_to_dict(database_url).items()
-        if value is not None
-    }
-    return f"postgresql+psycopg:///?{urlencode(parameters)}"

@@ -4,7 +4,8 @@
 SELECT pg_try_advisory_lock(%(key)s);
 
 -- name: list_tables
--- The tables and views in the current schema, except those that belong to extensions or to yoyo.
+-- The tables and views in the current schema, except those that belong to extensions and
+-- those of the records of migrations.
 SELECT relname FROM pg_class
 WHERE relnamespace = current_schema()::regnamespace
     AND relkind IN ('r', 'p', 'v', 'm', 'f')
@@ -23,6 +24,17 @@ SELECT to_regclass(quote_ident(current_schema()) || '._yoyo_migration');
 
 -- name: has_migration
 SELECT FROM _yoyo_migration WHERE migration_id = %(migration_id)s;
+
+-- name: list_migrations
+SELECT migration_id FROM _yoyo_migration;
+
+-- name: record_migration
+INSERT INTO _yoyo_migration
+VALUES (
+    encode(sha256(convert_to(%(migration_id)s, 'UTF8')), 'hex'),
+    %(migration_id)s,
+    now() AT TIME ZONE 'UTC'
+);
 
 -- name: stored_functions
 SELECT oid::regprocedure::text, obj_description(oid, 'pg_proc') FROM pg_proc

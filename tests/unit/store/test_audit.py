@@ -133,7 +133,7 @@ def partitions(owner: "Connection[tuple[object, ...]]") -> list[str]:
 
 
 def unusable_tables(owner: "Connection[tuple[object, ...]]") -> list[object]:
-    """The tables that the service may not use, except the tables of the audit log and of yoyo."""
+    """The tables that the service may not use, except those of audit log and migrations."""
     found = owner.execute(
         "SELECT relname FROM pg_class "
         "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') "

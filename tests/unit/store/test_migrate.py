@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from yoyo.backends.base import DatabaseBackend
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
@@ -135,41 +135,33 @@ def test_concurrent_migrations_succeed(empty_database_url: str) -> None:
     assert applied(empty_database_url) == MIGRATIONS
 
 
-def test_the_lock_of_a_killed_migration_is_ignored(empty_database_url: str) -> None:
-    migrate(empty_database_url)
-    with psycopg.connect(empty_database_url) as connection:
-        connection.execute("INSERT INTO yoyo_lock (locked, pid) VALUES (1, 1)")
-    migrate(empty_database_url)
-
-
+@pytest.mark.parametrize("interrupted", MIGRATIONS)
 def test_a_migration_that_is_interrupted_is_applied_later(
-    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+    interrupted: str, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mark = DatabaseBackend.mark_one
+    record = migration._record
 
-    def interrupt(backend: Any, applied: Any, log: bool = True) -> None:
-        if applied.id == MIGRATIONS[-1]:
+    def interrupt(guard: "psycopg.Connection[Any]", name: str) -> None:
+        if name == interrupted:
             raise InterruptedError
-        mark(backend, applied, log=log)
+        record(guard, name)
 
     with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-        patched.setattr(DatabaseBackend, "mark_one", interrupt)
+        patched.setattr(migration, "_record", interrupt)
         migrate(empty_database_url)
+    assert applied(empty_database_url) == MIGRATIONS[: MIGRATIONS.index(interrupted)]
     migrate(empty_database_url)
     assert applied(empty_database_url) == MIGRATIONS
 
 
-def test_a_user_without_a_name_can_migrate(
-    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a container, the user may be only a number."""
-
-    def unknown() -> str:
-        raise OSError("No username set in the environment")
-
-    monkeypatch.setattr("getpass.getuser", unknown)
+def test_the_previous_version_finds_its_migrations(empty_database_url: str) -> None:
+    """Version 0.1.0 looks for these hashes, and for version 2 of its tables (yoyo)."""
     migrate(empty_database_url)
-    assert applied(empty_database_url) == MIGRATIONS
+    with psycopg.connect(empty_database_url) as connection:
+        found = connection.execute("SELECT migration_id, migration_hash FROM _yoyo_migration")
+        assert dict(found) == {name: sha256(name.encode()).hexdigest() for name in MIGRATIONS}
+        version = connection.execute("SELECT max(version) FROM _yoyo_version").fetchone()
+        assert version == (2,)
 
 
 def tables(url: str) -> set[str]:

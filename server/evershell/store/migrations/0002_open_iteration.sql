@@ -1,4 +1,3 @@
--- depends: 0001_initial
 -- What the agent has reported of the iteration that runs (OpenIteration in core/task.py), and whether
 -- the task ended during an iteration that is not on record.
 ALTER TABLE tasks ADD COLUMN open_iteration jsonb;

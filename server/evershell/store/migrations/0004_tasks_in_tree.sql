@@ -1,4 +1,3 @@
--- depends: 0003_service_time_seen
 -- transactional: false
 
 -- The descendants of a task, newest first, so that a page of them reads no more than it shows. Only
