@@ -27,8 +27,8 @@ from evershell.app.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
-# Settings that `up` and the tests set. Operators do not set them.
-INTERNAL = ("run_id", "pod_namespace", "pod_end_seconds", "log_max_bytes", "crash_points_dir")
+# `up` sets it for its programs. Operators do not set it.
+INTERNAL = ("run_id",)
 # The first setting of each section. A section ends where the next one begins.
 SECTIONS = {
     "state_dir": "State and database",
@@ -50,7 +50,8 @@ CONFIGURATION = """\
 
 All settings of the service are environment variables. The commands `up`, `serve`, `fleet`, `edge`
 and `migrate` of `evershell` read them once, when they start. A value that is not valid stops the
-program with a message that names the variable. Restart the program to apply a change.
+program with a message that names the variable, and so does a variable that an earlier version had:
+the message then says what to do instead. Restart the program to apply a change.
 
 <!-- not run: starts a stack, which runs until Ctrl-C -->
 ```sh

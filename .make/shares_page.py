@@ -7,12 +7,14 @@ from pathlib import Path
 
 from evershell.api.interceptors import auditing, reading
 from evershell.api.interceptors.shares import RETRY_SECONDS, SHARES, Kind
+from evershell.app.pod_backends import TOOL_PROCESSES
 from evershell.app.settings import Settings
 from evershell.core import agent_rules
 from evershell.features.webhooks import deliverer, deliveries, sender
 from evershell.fleet import due, work
 from evershell.pod import sandbox
 from evershell.stack.envoy import config
+from evershell.stack.up import LOG_MAX_BYTES
 from evershell.store import (
     cancellations,
     events,
@@ -406,7 +408,7 @@ def _webhooks() -> Iterator[Row]:
 
 def _logs() -> Iterator[Row]:
     rate = _number(r"max_tokens: (\d+)", (_EDGE / "unsolicited_calls.yaml").read_text())
-    size = Settings.model_fields["log_max_bytes"].default >> 20
+    size = LOG_MAX_BYTES >> 20
     log = "tests/wire/edge/test_access_log.py::"
     yield Row(
         "lines of the edge for calls without a credential",
@@ -440,31 +442,21 @@ def _logs() -> Iterator[Row]:
 
 
 def _agents() -> Iterator[Row]:
-    fields = Settings.model_fields
-    setting = {name: fields[name].default for name in ("tool_processes", "tool_memory_mb")}
+    memory_mb = Settings.model_fields["tool_memory_mb"].default
     attack = "tests/faults/long/attacks/test_sandbox.py::test_an_attack_is_refused"
     yield Row(
         "processes of a tool call",
         _NONE,
-        other=f"{setting['tool_processes']} a tool call (`TOOL_PROCESSES`)",
+        other=f"{TOOL_PROCESSES} a tool call",
         next_one="cannot be started",
         tests=attack,
     )
     yield Row(
         "memory of a tool call",
         "the machine's",
-        other=f"{setting['tool_memory_mb']:,} MiB a tool call (`TOOL_MEMORY_MB`)",
+        other=f"{memory_mb:,} MiB a tool call (`TOOL_MEMORY_MB`)",
         next_one="is killed",
         tests=attack,
-    )
-    yield Row(
-        "files of a workspace",
-        "the disk",
-        other="`WORKSPACE_FILES_MB`, by default none; on Kubernetes its volume",
-        next_one="the task is cancelled, and those of other workspaces are not",
-        tests="tests/unit/fleet/test_file_limit.py::"
-        "test_a_task_is_cancelled_at_the_limit_and_those_of_other_workspaces_are_not "
-        "tests/stack/long/test_file_limit.py::test_a_task_that_fills_its_workspace_is_cancelled",
     )
     yield Row(
         "open files",

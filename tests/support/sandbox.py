@@ -23,7 +23,7 @@ def skip_without_sandbox() -> None:
 def working_sandbox(state_dir: Path) -> Sandbox:
     """Returns a sandbox for pods. Skips the test if the sandbox does not work on this machine."""
     skip_without_sandbox()
-    found = choose("sandbox", state_dir, None)
+    found = choose("sandbox", state_dir)
     assert isinstance(found, Sandbox)
     return found
 

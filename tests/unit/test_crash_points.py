@@ -1,4 +1,4 @@
-"""Programs have no crash points unless the setting is set.
+"""Programs have no crash points unless a test has set their folder.
 
 tests/stack/long/test_crash_points.py shows that an armed crash point kills its program.
 """
@@ -17,6 +17,7 @@ from evershell.api.server import Server
 from evershell.app import fleet, worker
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
+from evershell.pod import crash_points
 from evershell.pod.crash_points import CrashPoints
 from evershell.pod.spec import PodSpec
 from evershell.telemetry.metrics import Metrics
@@ -24,32 +25,27 @@ from tests.support.waiting import eventually_async
 
 
 @pytest.mark.parametrize("is_set", [False, True])
-async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
+async def test_a_worker_wraps_nothing_unless_the_folder_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     wrapped = record_wrapped(monkeypatch, worker)
-    settings = Settings(
-        state_dir=tmp_path,
-        database_url="postgresql:///nowhere",
-        crash_points_dir=tmp_path if is_set else None,
-    )
+    monkeypatch.setattr(crash_points, "FOLDER", str(tmp_path) if is_set else "")
+    settings = Settings(state_dir=tmp_path, database_url="postgresql:///nowhere")
     settings.signing_key_path.write_text(new_key())
-    async with worker.worker(settings, Metrics()) as server:
+    async with worker.worker(settings, Metrics(), 0) as server:
         assert isinstance(server, Server)
     armed = {"commit_events", "record_cancellation", "record_answer", "cancel_task", "start_task"}
     assert wrapped == (armed if is_set else set())
 
 
 @pytest.mark.parametrize("is_set", [False, True])
-async def test_a_controller_wraps_nothing_unless_the_setting_is_set(
+async def test_a_controller_wraps_nothing_unless_the_folder_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     wrapped = record_wrapped(monkeypatch, fleet)
+    monkeypatch.setattr(crash_points, "FOLDER", str(tmp_path) if is_set else "")
     settings = Settings(
-        state_dir=tmp_path,
-        database_url="postgresql:///nowhere",
-        pod_isolation="none",
-        crash_points_dir=tmp_path if is_set else None,
+        state_dir=tmp_path, database_url="postgresql:///nowhere", pod_isolation="none"
     )
     settings.signing_key_path.write_text(new_key())
     async with fleet.controller(settings, Metrics()):
@@ -58,7 +54,7 @@ async def test_a_controller_wraps_nothing_unless_the_setting_is_set(
 
 
 @pytest.mark.parametrize("is_set", [False, True])
-async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
+async def test_an_agent_wraps_nothing_unless_the_folder_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     wrapped = record_wrapped(monkeypatch, program)

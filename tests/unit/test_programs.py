@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 
+from evershell.app import removed_settings
 from evershell.app.settings import Settings
 from evershell.app.worker import worker
 from evershell.cli.main import main
+from evershell.commands.environment import read_settings
 from evershell.core.errors import OperatorError
 from evershell.telemetry import turns
 from evershell.telemetry.metrics import Metrics
@@ -29,6 +32,29 @@ def test_a_program_without_its_key_or_its_database_fails_with_a_message(tmp_path
     without_key = run("fleet", tmp_path, DATABASE_URL="postgresql:///nowhere")
     assert without_key.returncode == 1
     assert without_key.stderr.startswith(f"Error: {tmp_path / 'control-plane.jwk'} cannot be read")
+
+
+def test_a_removed_setting_is_refused_with_what_to_do_instead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TOOL_PROCESSES", "")
+    read_settings()
+    monkeypatch.setenv("RUNTIME_PORT", "50151")
+    monkeypatch.setenv("pod_namespace", "agents")
+    with pytest.raises(ClickException) as refused:
+        read_settings()
+    assert refused.value.message == (
+        "Some settings no longer exist. POD_NAMESPACE: Pods are in the namespace of the service "
+        "account, or of the kubeconfig. RUNTIME_PORT: Choose SERVER_PORT: the port for agents is "
+        "100 above it."
+    )
+    # `up` starts the program, perhaps an `up` of the version that has these settings.
+    monkeypatch.setenv("RUN_ID", "run_1")
+    read_settings()
+
+
+def test_no_setting_is_removed_and_exists() -> None:
+    assert not removed_settings._INSTEAD.keys() & {name.upper() for name in Settings.model_fields}
 
 
 @pytest.mark.parametrize("program", ["serve", "up"])
@@ -53,7 +79,7 @@ async def test_an_invalid_url_of_the_database_is_not_printed(
     monkeypatch.setenv("DATABASE_URL", "postgresql:///nowhere")
     monkeypatch.setenv(name, "postgresql://user:pass word@host")
     with pytest.raises(OperatorError) as raised:
-        async with worker(Settings.read(), Metrics()):
+        async with worker(Settings.read(), Metrics(), 0):
             pass
     assert str(raised.value) == f"{name} is not a valid URL of PostgreSQL."
 

@@ -17,7 +17,6 @@ POD_IMAGE_PULL_SECRET: {{ . | quote }}
 {{- end }}
 # Agents have their own port, which accepts only agents with their certificates.
 AGENT_TLS: "on"
-RUNTIME_PORT: "50151"
 RUNTIME_SERVICE: workers:50151
 EDGE_WORKERS: edge-workers:50051
 LISTEN_HOST: 0.0.0.0

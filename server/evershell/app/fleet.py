@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from evershell.api.health import liveness_served
 from evershell.app import jobs
@@ -27,6 +28,7 @@ from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller
 from evershell.fleet.leading import lead
 from evershell.fleet.parts import Parts
+from evershell.pod import crash_points
 from evershell.pod.crash_points import CrashPoints
 from evershell.store.leadership import Leadership, Term
 from evershell.store.notifications import FleetSubscriptions
@@ -95,8 +97,8 @@ async def controller(
             pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_tasks
         )
         agents = MeasuredAgents(agent_client, metrics)
-        if settings.crash_points_dir is not None:
-            points = CrashPoints(settings.crash_points_dir)
+        if crash_points.FOLDER:
+            points = CrashPoints(Path(crash_points.FOLDER))
             pods = points.armed(pods, end="pod_end", remove="file_removal")
             store = points.armed(store, remove_workspace="row_removal")
         minutes = settings.idle_suspend_minutes

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 from evershell.app.settings import Settings
 from evershell.fleet.counts import count
-from evershell.fleet.local.file_limit import FileLimit
 from evershell.fleet.parts import Parts
 from evershell.fleet.periodic import repeat
 from evershell.fleet.retention import Retention
@@ -40,20 +39,6 @@ def _count(parts: Parts, settings: Settings, metrics: Metrics) -> Run | None:
     return None if parts.backlog is None else partial(count, parts.store, parts.backlog)
 
 
-def _limit_files(parts: Parts, settings: Settings, metrics: Metrics) -> Run | None:
-    backlog = parts.backlog
-    if not settings.workspace_files_mb or settings.pod_backend != "local":
-        return None
-    return FileLimit(
-        settings.state_dir / "pods",
-        settings.workspace_files_mb,
-        parts.store,
-        parts.clock,
-        backlog.set_files if backlog else lambda *_: None,
-        leads=parts.leads,
-    ).sweep
-
-
 def _remove_old_tasks(parts: Parts, settings: Settings, metrics: Metrics) -> Run | None:
     kept = timedelta(days=settings.task_retention_days)
     if not kept:
@@ -69,13 +54,6 @@ JOBS = (
         "for the [metrics](monitoring.md#metrics), with `METRICS_PORT`",
         pause_seconds=60,
         of=_count,
-    ),
-    Job(
-        name="file_limit",
-        what="measures the [files of each workspace](lifetime.md#files-of-a-workspace), with "
-        "`WORKSPACE_FILES_MB` and local pods",
-        pause_seconds=30,
-        of=_limit_files,
     ),
     Job(
         name="retention",

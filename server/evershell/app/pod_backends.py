@@ -23,6 +23,7 @@ from evershell.fleet.local.agent_modules import compile_agent_modules
 from evershell.fleet.local.fork_server import ForkServer
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.pods import Pods
+from evershell.pod import crash_points
 from evershell.pod.process import become_subreaper
 from evershell.pod.spec import PodSpec
 
@@ -30,6 +31,13 @@ log = structlog.get_logger()
 
 # A shorter key would also match unrelated text, which would then be redacted.
 _MIN_KEY_CHARACTERS = 8
+# How long the controller waits, beyond the grace of a pod, for the cluster to confirm that the pod
+# is gone.
+_END_SECONDS = 20.0
+# In a sandbox, the number of processes of a tool call, and the size of each file that it writes.
+# They stop a tool that has gone wrong, and no tool that works comes close to them.
+TOOL_PROCESSES = 512
+_TOOL_FILE_MB = 4096
 
 
 @asynccontextmanager
@@ -47,7 +55,7 @@ async def pods_of(
     if not settings.agent_command or "evershell.agents" in settings.agent_command:
         await asyncio.to_thread(compile_agent_modules, settings.model)
     pod_isolation = await asyncio.to_thread(
-        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+        isolation.choose, settings.pod_isolation, settings.state_dir
     )
     log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
     become_subreaper()
@@ -99,11 +107,11 @@ async def _kubernetes_pods(
     command = shlex.split(settings.agent_command)
     template = PodTemplate(settings, command or ["python3", "-P", "-m", "evershell.agents"])
     opening = KubernetesPods.open(
-        settings.pod_namespace,
+        "",
         template,
         _first_spec_for(settings, pod_tokens, certificates, FILES_DIR, AGENT_PORT),
         start_seconds=settings.pod_start_seconds,
-        end_seconds=settings.pod_end_seconds,
+        end_seconds=_END_SECONDS,
     )
     async with AsyncExitStack() as stack:
         try:
@@ -145,12 +153,12 @@ def spec_for(
             keys=_agent_keys(settings),
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
-            crash_points_dir=str(settings.crash_points_dir or ""),
+            crash_points_dir=crash_points.FOLDER,
             bwrap=pod_isolation.bwrap,
             tool_filter=tool_filter,
             tool_memory_mb=settings.tool_memory_mb,
-            tool_processes=settings.tool_processes,
-            tool_file_mb=settings.tool_file_mb,
+            tool_processes=TOOL_PROCESSES,
+            tool_file_mb=_TOOL_FILE_MB,
             tool_has_network=settings.tool_network == "host",
         )
 

@@ -21,6 +21,8 @@ from evershell.fleet.kubernetes.objects import PodSettings
 
 # The longest timeout or lease.
 _DAY_SECONDS = 86_400
+# With AGENT_TLS, a worker serves agents on the port that is this much above its other port.
+RUNTIME_PORT_OFFSET = 100
 
 
 def _program_memory_mb() -> int:
@@ -68,7 +70,7 @@ class ServerSettings(PodSettings):
     """The port for REST, through Envoy."""
     grpc_port: int = Field(8081, ge=1, le=65535)
     """The port for gRPC, through Envoy."""
-    server_port: int = Field(50051, ge=1, le=65535)
+    server_port: int = Field(50051, ge=1, le=65_400)
     """The port of the first worker of the control plane. The other workers use the next ports."""
     workers: int = Field(2, ge=1, le=64)
     """The number of workers."""
@@ -88,10 +90,8 @@ class ServerSettings(PodSettings):
     """If set, callers of gRPC need a certificate that one of these authorities has signed."""
     agent_tls: bool = False
     """TLS between the control plane and its agents, in both directions. Its certificates need no
-    settings."""
-    runtime_port: int = Field(50151, ge=1, le=65535)
-    """With `AGENT_TLS`, the port on which the first worker serves agents. The other workers use the
-    next ports."""
+    settings. Each worker then serves agents on a port of its own, which is 100 above its other
+    port: 50151 for `SERVER_PORT` 50051."""
 
     jwt_issuer: str = "https://auth.evershell.ai"
     """The issuer of session tokens."""
@@ -117,7 +117,8 @@ class ServerSettings(PodSettings):
     oidc_client_secret_file: Path | None = None
     """A file with the secret of this client."""
     oidc_authorization_url: str = ""
-    """The authorization endpoint of the provider, including the query parameters that it needs."""
+    """The authorization endpoint of the provider, including the query parameters that it needs,
+    such as the `resource` of [RFC 8707](https://www.rfc-editor.org/rfc/rfc8707)."""
     oidc_token_url: str = ""
     """The token endpoint of the provider."""
     oidc_end_session_url: str = ""
@@ -125,9 +126,6 @@ class ServerSettings(PodSettings):
     console."""
     oidc_scopes: str = "openid"
     """The scopes that are requested, separated by spaces."""
-    oidc_resource: str = ""
-    """The resource that the access token is requested for
-    ([RFC 8707](https://www.rfc-editor.org/rfc/rfc8707)), a URI. If empty, none is sent."""
 
     rate_limit: bool = True
     """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
@@ -185,13 +183,6 @@ class ServerSettings(PodSettings):
     tool_memory_mb: int = Field(2048, ge=64)
     """In a sandbox, the memory of all processes of a tool call together. Their files in `/tmp`, and
     also their files in `/dev/shm`, are limited to the same size, but to at most 256 MiB."""
-    tool_processes: int = Field(512, ge=16)
-    """In a sandbox, the number of processes of a tool call."""
-    tool_file_mb: int = Field(4096, ge=1)
-    """In a sandbox, the size of each file that a tool writes."""
-    workspace_files_mb: int = Field(0, ge=0)
-    """The [size of a workspace's files](lifetime.md#files-of-a-workspace) at which its task is
-    cancelled. 0: no limit. On Kubernetes, the size of the volume is the limit: `POD_STORAGE`."""
     tool_network: Literal["none", "host"] = "none"
     """In a sandbox, the network of a tool: none, or the network of this machine."""
 
@@ -215,16 +206,6 @@ class ServerSettings(PodSettings):
     run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """The id of the run of the stack, which `up` sets for its programs. Pods of other runs count as
     ended."""
-    pod_namespace: str = Field("", max_length=63)
-    """Only for tests: the namespace of the pods. If empty, the namespace of the service account or
-    of the kubeconfig."""
-    pod_end_seconds: float = Field(20.0, ge=1, le=_DAY_SECONDS)
-    """How long the controller waits, beyond the grace of a pod, for the cluster to confirm that the
-    pod is gone. Only tests change it."""
-    log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
-    """The size at which the log of a program is rotated. Only tests change it."""
-    crash_points_dir: Path | None = None
-    """Only for tests: the folder of the files that arm the points of crash_points.py."""
 
     @field_validator("state_dir")
     @classmethod
@@ -330,7 +311,8 @@ class ServerSettings(PodSettings):
             return [each.strip() for each in self.runtime_service.split(",")]
         if not self.agent_tls:
             return self.worker_addresses
-        return [f"{self.listen_host}:{self.runtime_port + index}" for index in range(self.workers)]
+        first = self.server_port + RUNTIME_PORT_OFFSET
+        return [f"{self.listen_host}:{first + index}" for index in range(self.workers)]
 
     @property
     def logs_dir(self) -> Path:

@@ -11,6 +11,7 @@ from contextlib import (
 )
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evershell.api import chain
@@ -33,7 +34,7 @@ from evershell.app.program import (
     serving_metrics,
     signing_keys_of,
 )
-from evershell.app.settings import Settings
+from evershell.app.settings import RUNTIME_PORT_OFFSET, Settings
 from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.api_keys import ApiKeys
@@ -49,6 +50,7 @@ from evershell.core.runtime import Runtime
 from evershell.features import registry
 from evershell.features.parts import WorkerParts, WorkerRoom
 from evershell.fleet.agent_client import AgentClient
+from evershell.pod import crash_points
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
 from evershell.store.background import running
@@ -74,7 +76,7 @@ DRAIN_SECONDS = 4.0
 async def serve(settings: Settings, port: int) -> None:
     """Runs one worker until SIGTERM or SIGINT, then drains it. Raises OperatorError."""
     metrics = log_and_metrics("serve", settings)
-    async with turns.counted(), worker(settings, metrics) as server:
+    async with turns.counted(), worker(settings, metrics, port) as server:
         with serving_metrics(metrics, settings):
             exempt_from_collection()
             await server.start(f"{settings.listen_host}:{port}", serving=False)
@@ -83,8 +85,8 @@ async def serve(settings: Settings, port: int) -> None:
 
 
 @asynccontextmanager
-async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
-    """A worker that does not listen yet. Raises OperatorError."""
+async def worker(settings: Settings, metrics: Metrics, port: int) -> AsyncIterator[Server]:
+    """A worker that does not listen yet. It will listen on `port`. Raises OperatorError."""
     signing_keys, prices = signing_keys_of(settings), read_prices(settings.prices_file)
     async with AsyncExitStack() as stack:
         pool, clock = await stack.enter_async_context(database(settings, metrics, CALLS_NAME))
@@ -140,10 +142,9 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             clock,
             model_without_price(prices, settings.model, settings.agent_command),
         )
-        if settings.crash_points_dir is not None:
-            public, runtime = _with_crash_points(
-                public, runtime, CrashPoints(settings.crash_points_dir)
-            )
+        if crash_points.FOLDER:
+            points = CrashPoints(Path(crash_points.FOLDER))
+            public, runtime = _with_crash_points(public, runtime, points)
         rooms += _rooms(
             WorkerParts(
                 settings=settings,
@@ -172,6 +173,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             traced_calls,
             Auditing(audit_queue, clock.for_audit),
         )
+        runtime_port = port + RUNTIME_PORT_OFFSET
         server = Server(
             public,
             RuntimeServicer(
@@ -184,7 +186,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             admission,
             interceptors,
             subscriptions.drain,
-            AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
+            AgentListener(f"{settings.listen_host}:{runtime_port}", tls) if tls else None,
             probe,
             [room.service for room in rooms],
         )

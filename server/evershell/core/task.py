@@ -133,12 +133,11 @@ class TaskLimits:
 
 
 class Limit(StrEnum):
-    """The limits that cancel a task: fields of TaskLimits, and the setting WORKSPACE_FILES_MB."""
+    """The limits that cancel a task: fields of TaskLimits."""
 
     MAX_DURATION = "max_duration"
     MAX_TOTAL_TOKENS = "max_total_tokens"
     MAX_COST = "max_cost"
-    WORKSPACE_FILES = "workspace_files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,14 +117,6 @@ def apply_limits(locked: Locked, now: datetime) -> Change:
     return unchanged(locked) if reached is None else _cancel_at(locked, reached)
 
 
-def apply_file_limit(locked: Locked, limit_mb: int, now: datetime) -> Change:
-    """Cancels the current task because the files of its workspace have reached `limit_mb`."""
-    task = locked.task
-    if task is None or task.status.is_terminal:
-        return unchanged(locked)
-    return _cancel_at(locked, task_limits.files_reached(task, limit_mb, now))
-
-
 def _cancel_at(locked: Locked, reached: task_limits.Reached) -> Change:
     change = request_cancel(locked, reached.intent)
     # If the task was cancelled before, the limit can only make the force deadline earlier.

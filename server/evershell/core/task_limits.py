@@ -95,12 +95,6 @@ def service_permission(org_id: str) -> Permission:
     return Permission(Caller(org_id, REQUESTER, CREDENTIAL_KIND, frozenset()), (), own_only=False)
 
 
-def files_reached(task: Task, limit_mb: int, now: datetime) -> Reached:
-    """The result for a workspace whose files have reached the size limit."""
-    limit = Limit.WORKSPACE_FILES
-    return _reached(task, limit, f"{limit} reached: {limit_mb} MiB", now, now)
-
-
 def _reason(budget: Budget) -> str:
     if budget.used is None:
         return f"{budget.limit} cannot be checked: a model without a price was used"

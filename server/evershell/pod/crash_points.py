@@ -1,7 +1,7 @@
 """Crash points: places at which tests make a program kill itself.
 
-Only the composition roots use this module, and only if `crash_points_dir` is set. Other code does
-not know of crash points.
+Only the composition roots use this module, and only if tests have set FOLDER. Other code does not
+know of crash points.
 """
 
 import asyncio
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from evershell.core.task import AgentEvent, IterationCompleted, IterationReported, TaskEnded
+
+# The folder of the files that arm the points. Empty, except in tests.
+FOLDER = ""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -43,6 +43,8 @@ from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry.logs import Sink
 
+# The size at which the log of a program is rotated.
+LOG_MAX_BYTES = 16 * 1024 * 1024
 # The log files of each program, including the current one.
 _LOG_FILES = 5
 # How long the calls that are in flight may take when the stack stops.
@@ -67,7 +69,7 @@ async def up(settings: Settings) -> None:
         supervisor = Supervisor(
             settings.logs_dir,
             settings.program_memory_mb * 2**20,
-            log_max_bytes=settings.log_max_bytes,
+            log_max_bytes=LOG_MAX_BYTES,
             log_files=_LOG_FILES,
         )
         wanted = edge_of(
@@ -212,9 +214,7 @@ def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
         return settings.pod_isolation
     chosen: isolation.Isolation
     try:
-        chosen = isolation.choose(
-            settings.pod_isolation, settings.state_dir, settings.crash_points_dir
-        )
+        chosen = isolation.choose(settings.pod_isolation, settings.state_dir)
     except OperatorError as error:
         if settings.pod_isolation != "auto" or not settings.listen_host.startswith("127."):
             raise

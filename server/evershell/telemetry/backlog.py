@@ -21,9 +21,6 @@ class Backlog(Collector):
         self._open: tuple[int, datetime | None] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
-        # In bytes: the size of the largest workspace, the size of all workspaces, and the limit of
-        # each.
-        self._files: tuple[int, int, int] | None = None
         # Also None if no task has ended.
         self._oldest_end: datetime | None = None
         self._redeliveries = Counter(
@@ -51,14 +48,9 @@ class Backlog(Collector):
     def set_oldest_end(self, completed_at: datetime | None) -> None:
         self._oldest_end = completed_at
 
-    def set_files(self, largest: int, total: int, limit: int) -> None:
-        """Sets the sizes of the files, in bytes."""
-        self._files = (largest, total, limit)
-
     def clear(self) -> None:
         """Exports nothing until the next scan, because this controller no longer leads."""
-        self._open = self._workspaces = self._holds = None
-        self._oldest_end = self._files = None
+        self._open = self._workspaces = self._holds = self._oldest_end = None
 
     def collect(self) -> Iterator[Metric]:
         """Computes the ages at each scrape, so that they grow during an outage of the database."""
@@ -73,8 +65,6 @@ class Backlog(Collector):
                 "Age of the oldest cancellation whose task has not ended; 0 if there is none.",
                 value=oldest,
             )
-        if self._files is not None:
-            yield from _of_files(*self._files)
         if self._oldest_end is not None:
             yield GaugeMetricFamily(
                 "evershell_oldest_ended_task_seconds",
@@ -97,12 +87,3 @@ class Backlog(Collector):
 
     def _age_seconds(self, since: datetime) -> float:
         return max(0.0, (self._clock() - since).total_seconds())
-
-
-def _of_files(largest: int, total: int, limit: int) -> Iterator[Metric]:
-    for name, description, value in (
-        ("largest", "Size of the files of the largest workspace, up to the limit.", largest),
-        ("total", "Size of the files of all workspaces of the machine.", total),
-        ("limit", "WORKSPACE_FILES_MB in bytes.", limit),
-    ):
-        yield GaugeMetricFamily(f"evershell_workspace_files_{name}_bytes", description, value=value)

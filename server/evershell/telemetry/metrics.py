@@ -97,7 +97,7 @@ class Metrics:
         self._limits_reached = Counter(
             "evershell_task_limits_reached",
             "Tasks that the service has cancelled at a limit; limit: max_duration, "
-            "max_total_tokens, max_cost or workspace_files.",
+            "max_total_tokens or max_cost.",
             ["limit"],
             registry=self.registry,
         )

@@ -47,13 +47,6 @@ REMOVING: tuple[Rule, ...] = (
         (_REMOVE, "coalesce(t.completed_at >= p_before, true)", "t.completed_at IS NULL"),
     ),
     rule(
-        "a task is cancelled when the files of its workspace reach their limit",
-        "tests/unit/fleet/test_file_limit.py",
-        (f"{_FLEET}local/file_limit.py", "if size >= self._limit_bytes and", "if False and"),
-        (f"{_FLEET}local/file_limit.py", "max(_MIN_BYTES, blocks * 512)", "blocks * 512"),
-        (f"{_FLEET}local/file_limit.py", "is_dir(follow_symlinks=False)", "is_dir()"),
-    ),
-    rule(
         "a task stays while an event of it is to be delivered",
         "tests/contracts/test_store_webhooks.py",
         (_REMOVE, "AND due_at IS NOT NULL", "AND false"),

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.constants import crash_points_in
 from tests.support.stack import Stack
 
 
@@ -11,7 +12,7 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack with crash points, which the tests that kill its programs share.
 
     The lease is so long that no heartbeat delivers an intent during a test. Tasks are removed a day
-    after their end, and a workspace may have 64 MiB of files.
+    after their end.
     """
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
@@ -20,11 +21,10 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     points.chmod(0o777)
     with Stack(
         folder / "state",
-        CRASH_POINTS_DIR=str(points),
+        **crash_points_in(points),
         LEASE_SECONDS="600",
         WORKERS="3",
         TASK_RETENTION_DAYS="1",
-        WORKSPACE_FILES_MB="64",
     ).started() as running:
         yield running
 

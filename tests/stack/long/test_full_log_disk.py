@@ -12,6 +12,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.support.constants import SMALL_LOGS, with_constants
 from tests.support.ports import free_ports
 from tests.support.small_disk import fill, free, shrink_pipe, small_disk
 from tests.support.stack import Gate, Stack, Workspace
@@ -39,8 +40,8 @@ def cramped(disks: Path) -> Iterator[Stack]:
     running = Stack(
         disks,
         LEASE_SECONDS=str(_LEASE_SECONDS),
-        LOG_MAX_BYTES="65536",
         METRICS_PORT=str(free_ports(5, in_a_row=5)[0]),
+        **with_constants(disks.with_name("constants"), SMALL_LOGS),
     )
     running.output = disks / "logs" / "up.output"
     with running.started():

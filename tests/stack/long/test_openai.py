@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.constants import crash_points_in
 from tests.support.faults import assert_story, await_terminal
 from tests.support.model_server import (
     Gate,
@@ -58,7 +59,7 @@ def stack(
         folder / "state",
         MODEL="openai:test",
         PRICES_FILE=str(prices),
-        CRASH_POINTS_DIR=str(points),
+        **crash_points_in(points),
         OPENAI_BASE_URL=server.base_url,
         OPENAI_API_KEY_FILE=str(key_file),
     ).started() as running:

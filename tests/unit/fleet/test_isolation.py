@@ -284,8 +284,8 @@ def test_without_bwrap_there_is_no_isolation_unless_none_is_wanted(
     monkeypatch.setenv("PATH", str(tmp_path))
     said = "bwrap was not found; as root: apt-get install bubblewrap.*POD_ISOLATION=none"
     with pytest.raises(OperatorError, match=said):
-        isolation.choose(wanted, tmp_path, None)
-    assert isolation.choose("none", tmp_path, None).name == "none"
+        isolation.choose(wanted, tmp_path)
+    assert isolation.choose("none", tmp_path).name == "none"
 
 
 @pytest.mark.usefixtures("no_package", "system_bwrap")
@@ -297,7 +297,7 @@ def test_where_the_kernel_forbids_user_namespaces_the_error_has_the_remedy(
     monkeypatch.setattr(isolation, "_SYSCTL", tmp_path)
     remedy = "kernel.apparmor_restrict_unprivileged_userns=0"
     with pytest.raises(OperatorError, match=f"no user namespaces; as root: .*{remedy}"):
-        isolation.choose("auto", tmp_path, None)
+        isolation.choose("auto", tmp_path)
 
 
 def _files(state_dir: Path, workspace: Workspace) -> Path:

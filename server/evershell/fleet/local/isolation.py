@@ -22,7 +22,7 @@ from typing import IO, Literal, Protocol
 from evershell.core.errors import OperatorError
 from evershell.core.workspace import Workspace
 from evershell.fleet.local.processes import ProcessId
-from evershell.pod import sandbox
+from evershell.pod import crash_points, sandbox
 from evershell.pod.sandbox import ToolLimits, ToolSandbox
 from evershell.pod.tool_filter import compile_filter
 
@@ -252,9 +252,7 @@ class Sandbox:
             raise OperatorError(str(error)) from error
 
 
-def choose(
-    wanted: Literal["auto", "sandbox", "none"], state_dir: Path, crash_points_dir: Path | None
-) -> Isolation:
+def choose(wanted: Literal["auto", "sandbox", "none"], state_dir: Path) -> Isolation:
     """Chooses the isolation.
 
     Raises OperatorError if sandboxes do not work, unless `none` is wanted.
@@ -262,7 +260,8 @@ def choose(
     if wanted == "none":
         return NoIsolation()
     try:
-        chosen = Sandbox(find_bwrap(), compile_filter(), state_dir, crash_points_dir)
+        points = Path(crash_points.FOLDER) if crash_points.FOLDER else None
+        chosen = Sandbox(find_bwrap(), compile_filter(), state_dir, points)
         chosen.probe()
     except OperatorError as error:
         raise OperatorError(

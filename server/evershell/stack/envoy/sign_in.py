@@ -62,8 +62,6 @@ class Provider:
     # Where a session at the provider is ended; empty if the provider does not offer this.
     end_session_url: str = ""
     scopes: tuple[str, ...] = ("openid",)
-    # The resource that the access token is for (RFC 8707); empty to send none.
-    resource: str = ""
     # The scheme with which browsers reach the edge.
     public_scheme: str = "http"
 
@@ -166,7 +164,6 @@ class Provider:
                 "signout_path": {"path": {"exact": _SIGN_OUT_PATH}},
                 "pass_through_matcher": from_other,
                 "auth_scopes": list(self.scopes),
-                "resources": [self.resource] if self.resource else [],
                 "forward_bearer_token": True,
                 "use_refresh_token": True,
                 "cookie_configs": {
@@ -229,6 +226,5 @@ def provider_of(settings: Settings) -> Provider | None:
         token_url=settings.oidc_token_url,
         end_session_url=settings.oidc_end_session_url,
         scopes=tuple(settings.oidc_scopes.split()),
-        resource=settings.oidc_resource,
         public_scheme=urlsplit(public).scheme,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -76,10 +76,9 @@ def provided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, 
             JWKS=f"{provider.url}/jwks",
             OIDC_CLIENT_ID="console",
             OIDC_CLIENT_SECRET_FILE=str(secret),
-            OIDC_AUTHORIZATION_URL=f"{provider.url}/auth",
+            OIDC_AUTHORIZATION_URL=f"{provider.url}/auth?{urlencode({'resource': RESOURCE})}",
             OIDC_TOKEN_URL=f"{provider.url}/token",
             OIDC_END_SESSION_URL=f"{provider.url}/session/end",
-            OIDC_RESOURCE=RESOURCE,
         )
         with stack.started():
             yield stack, provider

@@ -23,6 +23,7 @@ from tests.stack.long.clocks import Clocks
 from tests.support import faults
 from tests.support.alerts import ALERTS
 from tests.support.cluster import copy_cluster
+from tests.support.constants import SMALL_LOGS, with_constants
 from tests.support.ports import free_ports
 from tests.support.receivers import Receivers, receiving, refuse
 from tests.support.replication import Server
@@ -77,10 +78,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         METRICS_PORT=str(ports[0]),
         WORKERS="1",
         POOL_SIZE=str(_POOL_SIZE),
-        WORKSPACE_FILES_MB="16",
-        LOG_MAX_BYTES="65536",
         LEASE_SECONDS=str(_LEASE_SECONDS),
         **clocks.environment,
+        **with_constants(folder / "clocks", SMALL_LOGS),
     )
     targets = dict(zip(("worker", "controller", "edge", "standby"), ports, strict=True))
     with ExitStack() as running:
@@ -95,15 +95,14 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(stack, database, clocks, watching)
 
 
-@drill("HoldInForce", "WebhookDeliveryOld", "WorkspaceFilesLarge")
+@drill("HoldInForce", "WebhookDeliveryOld")
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
     """A new leader counts these values at once. A running leader counts them once a minute."""
-    workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
+    held = stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
         created = _webhook(stage, url)
-        workspace.await_end(workspace.submit("head -c 14M /dev/zero > large"))
         with stage.stack.database() as connection:
             connection.execute(
                 "UPDATE webhook_deliveries SET pending_since = pending_since - interval '12h 1min' "
@@ -112,15 +111,10 @@ def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
             )
         held.post("/v1/hold", {"reason": "a drill"}, 200)
         _replace_leader(stage)
-        yield {
-            "HoldInForce": "a drill",
-            "WebhookDeliveryOld": created,
-            "WorkspaceFilesLarge": f"{workspace.id}/files",
-        }
+        yield {"HoldInForce": "a drill", "WebhookDeliveryOld": created}
         held.post("/v1/hold/release", status=200)
         _delete_webhook(stage, created)
         _await_removal_of_deliveries(stage, created)
-        workspace.await_end(workspace.submit("rm large"))
 
 
 @drill("NoLeadingController", "NoWorkers", "NoEdges")

@@ -28,13 +28,7 @@ CORRECTION = 'evershell_clock_correction_seconds{instance="a"}'
 WEBHOOKS = 'evershell_webhook_events_total{instance="a",result="%s"}'
 WEBHOOK_OLDEST = "evershell_webhook_oldest_seconds"
 LIMIT = 'evershell_task_limits_reached_total{instance="a",limit="%s"}'
-FILES = "evershell_workspace_files_%s_bytes"
-VOLUME = 'kubelet_volume_stats_%s_bytes{persistentvolumeclaim="files-ws-1"}'
 WELL: Series = {
-    FILES % "largest": "500x120",
-    FILES % "limit": "1000x120",
-    VOLUME % "used": "500x120",
-    VOLUME % "capacity": "1000x120",
     OPEN: "0x120",
     OLDEST: "0x120",
     HOLDS: "0x120",
@@ -169,12 +163,6 @@ CASES = {
         at="8m",
         not_yet="6m",
         quiet={OFFSET: "0.9x60 -0.9x60"},
-    ),
-    "WorkspaceFilesLarge": Case(
-        fires={FILES % "largest": "500x20 810x100"},
-        at="12m",
-        not_yet="9m",
-        quiet={FILES % "largest": "790x120"},
     ),
     "DatabaseClockStepped": Case(
         fires={CORRECTION: "0x20 -3600x100"},

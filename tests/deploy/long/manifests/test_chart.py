@@ -33,8 +33,8 @@ def test_lint_finds_nothing(values: dict[str, Any]) -> None:
         ({"settings": {"MODLE": "a"}}, "additional properties 'MODLE' not allowed"),
         # The setting belongs in a Secret, so it must not be a value.
         ({"settings": {"DATABASE_URL": "a"}}, "additional properties 'DATABASE_URL' not allowed"),
-        # The chart itself sets RUNTIME_PORT.
-        ({"settings": {"RUNTIME_PORT": 1}}, "additional properties 'RUNTIME_PORT' not allowed"),
+        # The chart itself sets SERVER_PORT.
+        ({"settings": {"SERVER_PORT": 1}}, "additional properties 'SERVER_PORT' not allowed"),
         ({"settings": {"POOL_SIZE": "many"}}, "/settings/POOL_SIZE': got string, want integer"),
         ({"settings": {"LOG_LEVEL": "info"}}, "value must be one of 'DEBUG', 'INFO'"),
         ({"image": {"digest": "1.2.0"}}, "/image/digest': '1.2.0' does not match pattern"),

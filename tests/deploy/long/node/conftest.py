@@ -27,7 +27,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that waits longer for pods and agents than a slow node takes."""
     with running_stack(
         tmp_path_factory.mktemp("node"),
-        POD_END_SECONDS="120",
         LEASE_SECONDS="60",
     ) as running:
         yield running

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evershell.app.settings import RUNTIME_PORT_OFFSET
 from tests.deploy.long.node import node
+from tests.support.constants import with_constants
 from tests.support.ports import free_ports
 from tests.support.service import ServiceWorkspace
 from tests.support.stack import Stack
@@ -23,11 +25,15 @@ class NodeWorkspace(ServiceWorkspace):
 
 
 @contextmanager
-def running_stack(folder: Path, **environment: str) -> Iterator[Stack]:
-    """A stack whose agents run on the node, with TLS to them as in the chart."""
+def running_stack(folder: Path, end_seconds: float = 120.0, **environment: str) -> Iterator[Stack]:
+    """A stack whose agents run on the node, with TLS to them as in the chart.
+
+    It waits longer for the end of a pod than a slow node takes, unless `end_seconds` is less.
+    """
     node.require()
     host = os.environ.get("NODE_HOST") or _own_address()
-    first, _, runtime, _ = free_ports(4)
+    first, *_ = free_ports(RUNTIME_PORT_OFFSET + 2, RUNTIME_PORT_OFFSET + 2)
+    runtime = first + RUNTIME_PORT_OFFSET
     running = Stack(
         folder / "state",
         POD_BACKEND="kubernetes",
@@ -40,10 +46,10 @@ def running_stack(folder: Path, **environment: str) -> Iterator[Stack]:
         LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers
         SERVER_PORT=str(first),
         AGENT_TLS="on",
-        RUNTIME_PORT=str(runtime),
         RUNTIME_SERVICE=f"{host}:{runtime},{host}:{runtime + 1}",
     )
-    running.set(**environment)
+    constants = {"evershell.app.pod_backends": {"_END_SECONDS": end_seconds}}
+    running.set(**environment, **with_constants(folder, constants))
     running.stop_seconds = LIMIT_SECONDS
     with running.started():
         yield running

@@ -20,7 +20,7 @@ def impatient_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
     node.require_shell()
     with running_stack(
         tmp_path_factory.mktemp("silent"),
-        POD_END_SECONDS="5",
+        end_seconds=5,
         LEASE_SECONDS="15",
     ) as running:
         yield running

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.timeout(400)
 def test_a_task_wakes_a_workspace_whose_pod_was_given_back(tmp_path: Path) -> None:
     with running_stack(
         tmp_path,
-        POD_END_SECONDS="120",
         LEASE_SECONDS="60",
         IDLE_SUSPEND_MINUTES="0.2",
     ) as stack:

@@ -14,11 +14,12 @@ from evershell.stack import postgres
 from tests.faults.long.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
 from tests.support import faults
 from tests.support.alive import is_alive
+from tests.support.constants import with_constants
 from tests.support.sandbox import skip_without_sandbox
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-LIMITS = {"TOOL_MEMORY_MB": "128", "TOOL_PROCESSES": "64", "TOOL_FILE_MB": "64"}
+LIMITS = {"evershell.app.pod_backends": {"TOOL_PROCESSES": 64, "_TOOL_FILE_MB": 64}}
 ABSTRACT = f"evershell-attacked-{os.getpid()}"
 # The time limit of all attacks together. They take about 40 s, and longer on a busy machine.
 RUN_SECONDS = 240.0
@@ -30,11 +31,13 @@ LEFT = unique_seconds()
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose tools have small limits."""
     skip_without_sandbox()
+    folder = tmp_path_factory.mktemp("attacked")
     with Stack(
-        tmp_path_factory.mktemp("attacked") / "state",
+        folder / "state",
         POD_ISOLATION="sandbox",
         TOOL_TIMEOUT_SECONDS="20",
-        **LIMITS,
+        TOOL_MEMORY_MB="128",
+        **with_constants(folder, LIMITS),
     ).started() as own:
         yield own
 

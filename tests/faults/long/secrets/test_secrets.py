@@ -21,6 +21,7 @@ from evershell.stack import postgres
 from tests.faults.long.secrets import evidence
 from tests.faults.long.secrets.calls import Calls, new_key
 from tests.support import faults
+from tests.support.constants import crash_points_in
 from tests.support.model_server import Answer, ModelServer, model_server, says
 from tests.support.model_server import calls as model_calls
 from tests.support.otlp import Receiver
@@ -161,7 +162,7 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
             OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
             OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{collector_key}",
             OTEL_BSP_SCHEDULE_DELAY="100",
-            CRASH_POINTS_DIR=str(tmp_path / "points"),
+            **crash_points_in(tmp_path / "points"),
             LOG_LEVEL="DEBUG",
         )
         started.callback(stack.kill_if_running)

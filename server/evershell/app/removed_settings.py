@@ -1,0 +1,30 @@
+"""The settings that the previous version has and this one does not. A start with one fails."""
+
+import os
+
+from evershell.core.errors import OperatorError
+
+# What to do instead.
+_INSTEAD = {
+    "CRASH_POINTS_DIR": "Unset it: only tests used it.",
+    "LOG_MAX_BYTES": "Unset it: only tests used it. Logs are rotated at 16 MiB.",
+    "OIDC_RESOURCE": "Add `resource=…`, URL-encoded, to the query of OIDC_AUTHORIZATION_URL.",
+    "POD_END_SECONDS": "Unset it: only tests used it. The time is 20 s.",
+    "POD_NAMESPACE": "Pods are in the namespace of the service account, or of the kubeconfig.",
+    "RUNTIME_PORT": "Choose SERVER_PORT: the port for agents is 100 above it.",
+    "TOOL_FILE_MB": "Unset it: a tool writes files of up to 4096 MiB each.",
+    "TOOL_PROCESSES": "Unset it: a tool call has up to 512 processes.",
+    "WORKSPACE_FILES_MB": "Keep pods/ of STATE_DIR on a file system of its own, and watch it.",
+}
+
+
+def refuse_removed_settings() -> None:
+    """Raises OperatorError if the environment has a setting that was removed."""
+    # `up` has checked the environment of its programs. An `up` of the previous version sets all
+    # settings that it has, also those that the operator has not set.
+    if "RUN_ID" in os.environ:
+        return
+    given = {name.upper() for name, value in os.environ.items() if value}
+    problems = [f"{name}: {advice}" for name, advice in _INSTEAD.items() if name in given]
+    if problems:
+        raise OperatorError(f"Some settings no longer exist. {' '.join(problems)}")
