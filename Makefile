@@ -75,13 +75,13 @@ coverage: $(READY) ## run the tests of make test, and print the lines of the pro
 	@$(BIN)/coverage report
 
 bench: $(BENCH_READY) ## compare the speed with the least possible (QUICK=1 ROWS=text ROUNDS=n COMPARE=path)
-	@exec $(BIN)/python -m tests.bench
+	@exec $(BIN)/python -m bench
 
 flame: $(BENCH_READY) ## draw where a worker spends its time in CancelTask: docs/flame.svg
-	@exec $(BIN)/python -m tests.bench.flame
+	@exec $(BIN)/python -m bench.flame
 
 scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.md
-	@exec $(BIN)/python -m tests.bench.scale
+	@exec $(BIN)/python -m bench.scale
 
 spec: $(READY) ## explore the models of the protocol, and find every mutation of them; needs spin and gcc
 	@exec $(BIN)/python -m tests.spec

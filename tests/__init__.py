@@ -1,4 +1,4 @@
-"""All tests, and the bench."""
+"""All tests."""
 
 import os
 

@@ -12,11 +12,11 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.json_format import Parse
 from psycopg.types.json import Jsonb
 
-from tests.bench import arming
-from tests.bench.arming import Armed, WrongOutcomeError
-from tests.bench.rows import replay
-from tests.bench.servers import floor
-from tests.bench.servers.floor import RECORD
+from bench import arming
+from bench.arming import Armed, WrongOutcomeError
+from bench.rows import replay
+from bench.servers import floor
+from bench.servers.floor import RECORD
 
 Database = psycopg.Connection[Any]
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.bench import cluster_scale, flame, idle_fleet, report, scale, targets
-from tests.bench.curves import PICTURES, Measured
-from tests.bench.environment import Options
-from tests.bench.figures import (
+from bench import flame, idle_fleet, report, scale, targets
+from bench.curves import PICTURES, Measured
+from bench.environment import Options
+from bench.figures import (
     Row,
     Summary,
     Target,
@@ -17,7 +17,7 @@ from tests.bench.figures import (
     ratio,
     summarise,
 )
-from tests.bench.rows import all_blocks
+from bench.rows import all_blocks
 
 ENVIRONMENT = {
     "cores": 2,
@@ -117,11 +117,8 @@ def test_the_bench_measures_the_rows_of_the_committed_file_and_of_the_pictures()
     rows = {row.name for each in all_blocks(quick=False) for row in each.rows}
     assert {row["name"] for row in json.loads(scale.BENCH_JSON.read_text())["rows"]} <= rows
     idle = {str(idle_fleet.summary(count, [({}, 0.0)])["name"]) for count in idle_fleet.WORKSPACES}
-    cluster = {
-        row.format(count) for row in cluster_scale.ROWS for count in cluster_scale.WORKSPACES
-    }
     for picture in PICTURES:
-        assert set(picture.missing({})) <= rows | idle | cluster, picture.name
+        assert set(picture.missing({})) <= rows | idle, picture.name
 
 
 def test_a_page_has_what_was_measured_and_names_what_was_not() -> None:

@@ -31,7 +31,7 @@ def working_sandbox(state_dir: Path) -> Sandbox:
 @cache
 def _reason() -> str:
     try:
-        choose("sandbox", Path("/nonexistent"), None)
+        choose("sandbox", Path("/nonexistent"))
     except OperatorError as error:
         return str(error)
     return ""

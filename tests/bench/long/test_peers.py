@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.bench.peers.a2a_peer import A2aPeer
-from tests.bench.peers.agent import Agent
-from tests.bench.peers.fastapi_peer import FastApiPeer
-from tests.bench.peers.peer import HttpRequest, Peer, WrongOutcomeError
+from bench.peers.a2a_peer import A2aPeer
+from bench.peers.agent import Agent
+from bench.peers.fastapi_peer import FastApiPeer
+from bench.peers.peer import HttpRequest, Peer, WrongOutcomeError
 
 pytestmark = [
     pytest.mark.soak,

@@ -13,13 +13,13 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.message import Message
 from structlog.testing import capture_logs
 
+from bench import http2
 from evershell.api.queueing_delay import DelayProbe, Priority, QueueingDelay
 from evershell.auth.authenticator import Authenticator
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core import deadline
 from evershell.store import background
 from evershell.telemetry.metrics import Metrics
-from tests.bench import http2
 from tests.support.waiting import eventually_async, settle
 from tests.support.world import World
 from tests.wire.api.running import INTERNAL, PUBLIC, Failed, Running, agent_bearer, bearer, running

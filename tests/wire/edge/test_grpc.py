@@ -11,7 +11,7 @@ import httpx
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
-from tests.bench.http2 import Connection, message
+from bench.http2 import Connection, message
 from tests.support.edge.cases import CANCEL
 from tests.support.edge.running_edge import RunningEdge
 from tests.support.edge.stub import AWKWARD, Stub

@@ -15,7 +15,7 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.bench.http2 import message
+from bench.http2 import message
 from tests.support.edge.cases import CANCEL
 from tests.support.edge.running_edge import RunningEdge
 from tests.support.edge.stub import START_SECONDS, Stub

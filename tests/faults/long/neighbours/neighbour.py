@@ -9,7 +9,7 @@ import grpc
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 
-from tests.bench.figures import percentile
+from bench.figures import percentile
 from tests.faults.long.neighbours.fillers import slug_of
 from tests.support.stack import Stack, Workspace
 

@@ -16,8 +16,8 @@ from evershell.workspace.v1.workspace_service_pb2 import (
     SubmitTaskRequest,
 )
 
-from tests.bench.figures import percentile
-from tests.bench.http2 import RESET, Connection, message
+from bench.figures import percentile
+from bench.http2 import RESET, Connection, message
 from tests.support.stack import Stack
 
 _SERVICE = "/evershell.workspace.v1.WorkspaceService/"

@@ -12,8 +12,8 @@ from evershell.agent.v1 import runtime_service_pb2 as messages
 from evershell.agent.v1 import runtime_service_pb2_grpc
 from evershell.workspace.v1.task_pb2 import Task
 
+from bench.arming import arm
 from evershell.auth.pod_tokens import PodTokens
-from tests.bench.arming import arm
 from tests.faults.long.attacks.hostile_agent import iterated
 from tests.support.receivers import Receiver
 from tests.support.runtime_tokens import runtime_token

@@ -1,0 +1,234 @@
+"""What an idle agent costs the control plane, from 100 to 100,000 idle workspaces.
+
+    python -m bench.idle_fleet [--checkout DIRECTORY] [--rounds N] [WORKSPACES …]
+
+Runs a PostgreSQL, a worker and a fleet controller, and inserts the workspaces. Simulated agents,
+each with its own connection and token, send Heartbeat calls to the worker. The script
+measures the processor time of worker, controller and PostgreSQL in windows without heartbeats and
+in windows with them:
+
+    cost of an agent = time without heartbeats / agents + time of a heartbeat / its interval
+
+At most _MAX_AGENTS agents send heartbeats, because one machine cannot do more at the right rate.
+With more workspaces, the time of a heartbeat is therefore measured at this bounded rate, which the
+field `rate` contains, and the leases of the other workspaces outlast the measurement.
+
+Prints one JSON object a row: name, unit, runs, median, min, max, target, holds, and more fields.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import psycopg
+
+from bench import processes
+from bench.figures import Row, Summary, at_most
+from bench.simulated_agents import INTERVAL_SECONDS, LEASE_SECONDS, Agents
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.stack import postgres
+from tests.support.stack import ROOT
+from tests.support.waiting import eventually
+
+WORKSPACES = (100, 1_000, 10_000, 100_000)
+# A thousandth of a core.
+TARGET = at_most(0.2)
+_MAX_AGENTS = 2_000
+_START_SECONDS = 20.0
+# How long the programs take to load everything and the controller to become the leader.
+_SETTLE_SECONDS = 6.0
+_QUIET_SECONDS = 10.0
+_WARM_SECONDS = INTERVAL_SECONDS + 1
+# Longer than the pause after which the controller reads the leases again.
+_BEATING_SECONDS = 20.0
+_RUN_ID = "run_bench"
+_CONTROLLER = Path(__file__).parent / "servers" / "controller.py"
+
+
+@dataclass
+class ControlPlane:
+    """The programs whose processor time is measured."""
+
+    url: str
+    address: str
+    tokens: PodTokens
+    worker_pid: int
+    controller_pid: int
+    postgres_pid: int
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """The processor time so far, by program."""
+        backends = processes.descendants(self.postgres_pid, "postgres")
+        return {
+            "worker": processes.cpu_seconds([self.worker_pid]),
+            "controller": processes.cpu_seconds([self.controller_pid]),
+            "postgres": processes.cpu_seconds([self.postgres_pid, *backends]),
+        }
+
+
+@contextmanager
+def database(folder: Path) -> Iterator[tuple[str, int]]:
+    """Runs an empty PostgreSQL inside the block. Yields its URL and process id."""
+    places = postgres.places(folder)
+    postgres.initialise(places.data_dir)
+    url = postgres.database_url(places.socket_dir)
+    command = postgres.command(places.data_dir, places.socket_dir)
+    with processes.started(command, folder / "postgres.log") as server:
+        eventually(lambda: _answers(url), _START_SECONDS)
+        yield url, server.pid
+
+
+def _answers(url: str) -> bool:
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@contextmanager
+def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
+    """Runs the programs of the checkout inside the block."""
+    key, port = new_key(), processes.free_port()
+    (folder / "control-plane.jwk").write_text(key)
+    python, log = str(checkout / ".venv" / "bin" / "python"), folder / "log"
+    with database(folder) as (url, postgres_pid):
+        environment = {
+            "STATE_DIR": str(folder),
+            "DATABASE_URL": url,
+            "SERVER_PORT": str(port),
+            "WORKERS": "1",
+            "RATE_LIMIT": "off",
+            "LEASE_SECONDS": str(LEASE_SECONDS),
+            "RUN_ID": _RUN_ID,
+            "METRICS_PORT": "0",
+        }
+        of_controller = {**environment, "METRICS_PORT": str(processes.free_port())}
+        migrate = f"from evershell.store.migrate import migrate; migrate({url!r})"
+        subprocess.run([python, "-c", migrate], cwd=checkout, check=True)
+        fleet = [python, str(_CONTROLLER)]
+        serve = [python, "-m", "evershell.commands", "serve", "--port", str(port)]
+        with (
+            processes.started(serve, log, environment, checkout) as worker,
+            processes.started(fleet, log, of_controller, checkout) as controller,
+        ):
+            processes.await_listening(worker, port, log)
+            time.sleep(_SETTLE_SECONDS)
+            pids = (worker.pid, controller.pid, postgres_pid)
+            yield ControlPlane(url, f"127.0.0.1:{port}", PodTokens(key), *pids)
+
+
+def insert(url: str, first: int, last: int) -> None:
+    """Inserts idle workspaces with these numbers."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            """
+            INSERT INTO workspaces (id, org_id, name, status, status_reason, created_by_user_id,
+                created_at, updated_at, epoch, last_seq, agent_address, lease_expires_at, run_id)
+            SELECT 'ws_' || lpad(n::text, 26, '0'), 'org_' || n %% 100, 'idle', 'idle', '',
+                'user_' || n %% 1000, now(), now(), 1, 1, '127.0.0.1:9',
+                now() + interval '1 hour', %s
+            FROM generate_series(%s::int, %s::int) n
+            """,
+            (_RUN_ID, first, last),
+        )
+        connection.execute("VACUUM ANALYZE")
+
+
+Used = dict[str, float]
+
+
+def used(plane: ControlPlane, before: Used) -> Used:
+    """The processor time since `before`, by program."""
+    return {name: now - before[name] for name, now in plane.cpu_seconds().items()}
+
+
+def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, float]:
+    """One round: thousandths of a core for each idle agent, by program, and the rate.
+
+    Fails unless every heartbeat was answered, and every agent still has its lease.
+    """
+    with psycopg.connect(plane.url, autocommit=True) as connection:
+        connection.execute("UPDATE workspaces SET lease_expires_at = now() + interval '1 hour'")
+        connection.execute("VACUUM workspaces")
+    # The controller reads all new workspaces once.
+    time.sleep(2 + workspaces / 20_000)
+    before, began = plane.cpu_seconds(), time.monotonic()
+    time.sleep(_QUIET_SECONDS)
+    quiet, quiet_seconds = used(plane, before), time.monotonic() - began
+    agents = Agents.connect(plane.address, plane.tokens, min(workspaces, _MAX_AGENTS))
+    try:
+        with psycopg.connect(plane.url, autocommit=True) as connection:
+            connection.execute(
+                "UPDATE workspaces SET lease_expires_at = now() + %s * interval '1 s' "
+                "WHERE id <= %s",
+                (LEASE_SECONDS, f"ws_{len(agents.connections):026}"),
+            )
+        agents.beat(_WARM_SECONDS)
+        before, began = plane.cpu_seconds(), time.monotonic()
+        sent = agents.beat(_BEATING_SECONDS)
+        beating, seconds = used(plane, before), time.monotonic() - began
+    finally:
+        agents.close()
+    assert set(agents.statuses) == {0} and not agents.fenced, (agents.statuses, agents.fenced)
+    with psycopg.connect(plane.url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM workspaces WHERE status = 'idle' AND lease_expires_at > now()"
+        ).fetchone()
+        assert row == (workspaces,), row
+    quiet = {name: value / quiet_seconds for name, value in quiet.items()}
+    a_beat = {name: (beating[name] - quiet[name] * seconds) / sent for name in quiet}
+    cost = {
+        name: 1000 * (quiet[name] / workspaces + a_beat[name] / INTERVAL_SECONDS) for name in quiet
+    }
+    return cost, sent / seconds
+
+
+def summary(workspaces: int, rounds: Sequence[tuple[Used, float]]) -> dict[str, object]:
+    """The row of this number of workspaces."""
+    row = Row(
+        name=f"control-plane CPU for an idle agent, {workspaces:,} workspaces",
+        unit="core/1000",
+        value=lambda _: 0.0,
+        target=TARGET,
+    )
+    medians = {name: median(cost[name] for cost, _ in rounds) for name in rounds[0][0]}
+    return {
+        **Summary(row, [sum(cost.values()) for cost, _ in rounds]).as_json(),
+        "rate": round(rounds[0][1]),
+        **{name: round(value, 4) for name, value in medians.items()},
+    }
+
+
+def main() -> None:
+    """Measures and prints one row for each number of workspaces."""
+    processes.exit_on_sigterm()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkout", type=Path, default=ROOT)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("workspaces", type=int, nargs="*", default=WORKSPACES)
+    options = parser.parse_args()
+    inserted = 0
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        running(options.checkout.resolve(), Path(folder)) as plane,
+    ):
+        for workspaces in sorted(options.workspaces):
+            insert(plane.url, inserted + 1, workspaces)
+            inserted = workspaces
+            rounds = [measure(plane, workspaces) for _ in range(options.rounds)]
+            sys.stdout.write(json.dumps(summary(workspaces, rounds)) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the bench measures: blocks of windows that run in turn, and the rows made from them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.figures import Figures, Row
+from bench.side import Side
+
+
+@dataclass(slots=True)
+class Setting:
+    """What all windows share."""
+
+    sides: Sequence[Side]
+    floor_address: str
+    floor_pid: int
+    # A worker keeps a stream to each of these agents.
+    agent_addresses: Sequence[str]
+    # The ids of the rows that the floor reads and updates.
+    row_ids: Sequence[str]
+    quick: bool
+    # For logs.
+    folder: Path
+    # Closed at the end of the run.
+    resources: ExitStack
+
+    @property
+    def agent_address(self) -> str:
+        """An agent for windows that do not depend on the number of agents."""
+        return self.agent_addresses[0]
+
+    @property
+    def home(self) -> Side:
+        """The side of this checkout, whose database the floor uses."""
+        return self.sides[-1]
+
+
+Measure = Callable[[Setting, Side], Figures]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One measurement, taken in each round."""
+
+    name: str
+    measure: Measure
+    # Whether it measures the floor, which all sides are compared with. It runs once a round.
+    is_shared: bool = False
+
+
+def never_skipped(setting: Setting) -> str:
+    """The default of Block.skipped_because."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Windows that are compared with each other, so they run one after the other in each round."""
+
+    name: str
+    windows: Sequence[Window]
+    rows: Sequence[Row]
+    rounds: int
+    # 0 leaves the block out of the quick run.
+    quick_rounds: int
+    # Whether the fleet controller must lead. Such blocks run first, before tasks are armed.
+    needs_controller: bool = False
+    # The reason why the block cannot run; empty if it can.
+    skipped_because: Callable[[Setting], str] = field(default=never_skipped)
