@@ -9,7 +9,6 @@ from evershell.fleet.kubernetes.api import Api, ApiError
 from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
 from evershell.fleet.kubernetes.objects import (
     Object,
-    PodSettings,
     PodTemplate,
     claim_name,
     key_of,
@@ -21,14 +20,10 @@ from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
 
 TEMPLATE = PodTemplate(
-    PodSettings(
-        pod_image="example.com/agent:1",
-        pod_cpu_request="1m",
-        pod_memory_request="1Mi",
-        pod_memory_limit="64Mi",
-        pod_storage="1Mi",
-    ),
-    ["agent"],
+    image="example.com/agent:1",
+    command=["agent"],
+    resources={"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": {"memory": "64Mi"}},
+    volume={"resources": {"requests": {"storage": "1Mi"}}},
 )
 # Much longer than the test takes to play the node, on a busy machine too.
 START_SECONDS = END_SECONDS = 15.0

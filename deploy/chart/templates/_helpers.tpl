@@ -12,9 +12,7 @@
 {{- define "evershell.settings" -}}
 POD_BACKEND: kubernetes
 POD_IMAGE: {{ .Values.agentImage | default (include "evershell.image" .) | quote }}
-{{- with .Values.imagePullSecret }}
-POD_IMAGE_PULL_SECRET: {{ . | quote }}
-{{- end }}
+POD_TEMPLATE_FILE: /etc/evershell-agents/agents.yaml
 # Agents have their own port, which accepts only agents with their certificates.
 AGENT_TLS: "on"
 RUNTIME_SERVICE: workers:50151
@@ -28,13 +26,22 @@ STATE_DIR: /etc/evershell
 {{- end }}
 {{- end }}
 
+{{/* The template of the agents' pods. */}}
+{{- define "evershell.agents" -}}
+{{- $pod := .Values.agents.pod -}}
+{{- with .Values.imagePullSecret -}}
+{{- $pod = merge (dict) $pod (dict "imagePullSecrets" (list (dict "name" .))) -}}
+{{- end -}}
+{{- toYaml (dict "resources" .Values.agents.resources "pod" $pod "volume" .Values.agents.volume) -}}
+{{- end }}
+
 {{/* The template of the pods of a Deployment, up to its containers. */}}
 {{- define "evershell.template" -}}
 {{- $root := first . }}{{ $name := last . -}}
 metadata:
   labels: {{ include "evershell.labels" $name }}
   # A change of the settings replaces the pods.
-  annotations: {checksum/settings: {{ include "evershell.settings" $root | sha256sum | trunc 16 | quote }}}
+  annotations: {checksum/settings: {{ cat (include "evershell.settings" $root) (include "evershell.agents" $root) | sha256sum | trunc 16 | quote }}}
 spec:
   serviceAccountName: {{ eq $name "controller" | ternary "controller" "evershell" }}
   topologySpreadConstraints:

@@ -105,7 +105,7 @@ async def _kubernetes_pods(
             "`kubernetes` of evershell."
         ) from error
     command = shlex.split(settings.agent_command)
-    template = PodTemplate(settings, command or ["python3", "-P", "-m", "evershell.agents"])
+    template = PodTemplate.read(settings, command or ["python3", "-P", "-m", "evershell.agents"])
     opening = KubernetesPods.open(
         "",
         template,

@@ -4,13 +4,22 @@ import os
 
 from evershell.core.errors import OperatorError
 
+_TEMPLATE = "Set {} in POD_TEMPLATE_FILE; with the chart, in its value `agents`."
 # What to do instead.
 _INSTEAD = {
     "CRASH_POINTS_DIR": "Unset it: only tests used it.",
     "LOG_MAX_BYTES": "Unset it: only tests used it. Logs are rotated at 16 MiB.",
     "OIDC_RESOURCE": "Add `resource=…`, URL-encoded, to the query of OIDC_AUTHORIZATION_URL.",
+    "POD_CPU_LIMIT": _TEMPLATE.format("resources.limits.cpu"),
+    "POD_CPU_REQUEST": _TEMPLATE.format("resources.requests.cpu"),
     "POD_END_SECONDS": "Unset it: only tests used it. The time is 20 s.",
+    "POD_IMAGE_PULL_SECRET": _TEMPLATE.format("pod.imagePullSecrets"),
+    "POD_MEMORY_LIMIT": _TEMPLATE.format("resources.limits.memory"),
+    "POD_MEMORY_REQUEST": _TEMPLATE.format("resources.requests.memory"),
     "POD_NAMESPACE": "Pods are in the namespace of the service account, or of the kubeconfig.",
+    "POD_RUNTIME_CLASS": _TEMPLATE.format("pod.runtimeClassName"),
+    "POD_STORAGE": _TEMPLATE.format("volume.resources.requests.storage"),
+    "POD_STORAGE_CLASS": _TEMPLATE.format("volume.storageClassName"),
     "RUNTIME_PORT": "Choose SERVER_PORT: the port for agents is 100 above it.",
     "TOOL_FILE_MB": "Unset it: a tool writes files of up to 4096 MiB each.",
     "TOOL_PROCESSES": "Unset it: a tool call has up to 512 processes.",

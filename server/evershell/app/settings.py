@@ -260,6 +260,7 @@ class ServerSettings(PodSettings):
         "openai_api_key_file",
         "agent_keys_file",
         "prices_file",
+        "pod_template_file",
         mode="before",
     )
     @classmethod

@@ -6,11 +6,14 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self, TypeAlias
 
+from pydantic import BaseModel, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from evershell.core.errors import OperatorError
 from evershell.core.workspace import Workspace
 from evershell.pod.spec import PodSpec
 
@@ -34,6 +37,16 @@ _SPEC_FILE = "spec.json"
 _UID = 10001
 # Runs a command with the spec as its standard input, as agents expect it (docs/agents.md).
 _WITH_SPEC = ("/bin/sh", "-c", f'exec "$@" < {_SPEC_DIR}/{_SPEC_FILE}', "--")
+# The fields of a pod's spec that a template may not have.
+_OWN_FIELDS = {
+    "automountServiceAccountToken",
+    "containers",
+    "enableServiceLinks",
+    "restartPolicy",
+    "securityContext",
+    "terminationGracePeriodSeconds",
+    "volumes",
+}
 # The grace period of the agent if somebody else deletes the pod.
 _GRACE_SECONDS = 10
 
@@ -45,34 +58,46 @@ class PodSettings(BaseSettings):
 
     pod_image: str = ""
     """The image of the agents. Required for pods on Kubernetes."""
-    pod_image_pull_secret: str = ""
-    """The Secret in the namespace of the pods with which their image is pulled, if its registry
-    needs credentials."""
-    pod_cpu_request: str = "100m"
-    """The CPU that each pod requests, in the notation of Kubernetes."""
-    pod_cpu_limit: str = "1"
-    """The CPU that each pod may use, tools included."""
-    pod_memory_request: str = "256Mi"
-    """The memory that each pod requests."""
-    pod_memory_limit: str = "2Gi"
-    """The memory that each pod may use, tools included."""
-    pod_storage: str = "1Gi"
-    """The size of the volume with a workspace's files."""
-    pod_storage_class: str = ""
-    """The storage class of these volumes. If empty, the default of the cluster."""
-    pod_runtime_class: str = ""
-    """The runtime class of the pods, for example one of gVisor or Kata. If empty, the default of
-    the cluster."""
+    pod_template_file: Path | None = None
+    """A file with the [resources, the volume and more fields](kubernetes.md#the-template-of-pods)
+    of the pods, in YAML. The controller reads it when it starts. If empty, the defaults."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodTemplate:
-    """What all pods have in common."""
+class PodTemplate(BaseModel, frozen=True, extra="forbid"):
+    """What all pods have in common: POD_TEMPLATE_FILE, with the image and the command."""
 
-    # The settings of the server are among them, with its secrets.
-    settings: PodSettings = field(repr=False)
+    image: str
     # The program of the agent, with its arguments.
     command: Sequence[str]
+    # Of the container.
+    resources: Object = {
+        "requests": {"cpu": "100m", "memory": "256Mi"},
+        "limits": {"cpu": "1", "memory": "2Gi"},
+    }
+    # More fields of the spec of the pod, such as `nodeSelector`.
+    pod: Object = {}
+    # Fields of the spec of the claim.
+    volume: Object = {"resources": {"requests": {"storage": "1Gi"}}}
+
+    @field_validator("pod")
+    @classmethod
+    def _has_no_field_of_ours(cls, value: Object) -> Object:
+        if own := sorted(value.keys() & _OWN_FIELDS):
+            raise ValueError(f"may not have {', '.join(own)}")
+        return value
+
+    @classmethod
+    def read(cls, settings: PodSettings, command: Sequence[str]) -> Self:
+        """Reads the file. Raises OperatorError."""
+        # Only pods on Kubernetes need it, so it is a part of their extra.
+        import yaml
+
+        path = settings.pod_template_file
+        try:
+            fields = yaml.safe_load(path.read_text()) if path is not None else {}
+            return cls(image=settings.pod_image, command=command, **(fields or {}))
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise OperatorError(f"POD_TEMPLATE_FILE cannot be used: {error}") from error
 
 
 def pod_name(workspace_id: str, epoch: int) -> str:
@@ -98,12 +123,6 @@ def started_of(claim: Object) -> str | None:
 
 def claim(workspace: Workspace, template: PodTemplate) -> Object:
     """The claim of the volume with the workspace's files."""
-    spec: Object = {
-        "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": template.settings.pod_storage}},
-    }
-    if template.settings.pod_storage_class:
-        spec["storageClassName"] = template.settings.pod_storage_class
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -112,7 +131,7 @@ def claim(workspace: Workspace, template: PodTemplate) -> Object:
             "labels": _labels(workspace),
             "annotations": {STARTED_ANNOTATION: started(workspace)},
         },
-        "spec": spec,
+        "spec": {"accessModes": ["ReadWriteOnce"], **template.volume},
     }
 
 
@@ -120,6 +139,7 @@ def pod(workspace: Workspace, template: PodTemplate) -> Object:
     """The pod of the workspace's epoch. It fits the Pod Security Standard `restricted`."""
     name = pod_name(workspace.id, workspace.epoch)
     spec: Object = {
+        **template.pod,
         # Agents are never restarted automatically.
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -143,10 +163,6 @@ def pod(workspace: Workspace, template: PodTemplate) -> Object:
             {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
         ],
     }
-    if template.settings.pod_image_pull_secret:
-        spec["imagePullSecrets"] = [{"name": template.settings.pod_image_pull_secret}]
-    if template.settings.pod_runtime_class:
-        spec["runtimeClassName"] = template.settings.pod_runtime_class
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -186,10 +202,9 @@ def secret(workspace: Workspace, spec: PodSpec, owner: Object) -> Object:
 
 
 def _container(template: PodTemplate) -> Object:
-    settings = template.settings
     return {
         "name": CONTAINER,
-        "image": settings.pod_image,
+        "image": template.image,
         "command": [*_WITH_SPEC, *template.command],
         "workingDir": FILES_DIR,
         "env": [
@@ -198,10 +213,7 @@ def _container(template: PodTemplate) -> Object:
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         ],
         "ports": [{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
-        "resources": {
-            "requests": {"cpu": settings.pod_cpu_request, "memory": settings.pod_memory_request},
-            "limits": {"cpu": settings.pod_cpu_limit, "memory": settings.pod_memory_limit},
-        },
+        "resources": template.resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from evershell.app.settings import Settings
+from evershell.fleet.kubernetes.objects import PodTemplate
 from tests.deploy.long.manifests import tools
 from tests.support.alerts import DASHBOARD, SPEC
 from tests.support.stack import ROOT
@@ -57,7 +58,7 @@ def test_the_commands_of_the_notes_are_those_of_the_readme() -> None:
 
 def test_numbers_are_settings_as_the_programs_read_them() -> None:
     values = {"settings": {"TOOL_MEMORY_MB": 1_000_000, "RATE_LIMIT": False, "LEASE_SECONDS": 2.5}}
-    (found,) = [o["data"] for o in tools.render(values) if o["kind"] == "ConfigMap"]
+    found = tools.config_map(tools.render(values), "settings")
     assert (found["TOOL_MEMORY_MB"], found["RATE_LIMIT"]) == ("1000000", "false")
     assert found["LEASE_SECONDS"] == "2.5"
 
@@ -142,13 +143,21 @@ def test_the_kustomization_of_the_readme_fits_the_schemas_and_sets_one_image(
     path = tmp_path / "objects.yaml"
     path.write_text(yaml.safe_dump_all(own))
     tools.validate(path)
-    (settings,) = [o["data"] for o in own if o["kind"] == "ConfigMap"]
+    settings = tools.config_map(own, "settings")
     specs = [o["spec"]["template"]["spec"] for o in own if o["kind"] in ("Deployment", "Job")]
     images = {each["image"] for spec in specs for each in spec["containers"]}
     assert images == {settings["POD_IMAGE"]}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     Settings.read()
+
+
+def test_the_template_of_the_agents_is_valid() -> None:
+    values = {"imagePullSecret": "registry", "agents": {"pod": {"runtimeClassName": "gvisor"}}}
+    data = tools.config_map(tools.render(values), "agents")
+    found = PodTemplate(image="agent:1", command=[], **yaml.safe_load(data["agents.yaml"]))
+    more = {"imagePullSecrets": [{"name": "registry"}], "runtimeClassName": "gvisor"}
+    assert found == PodTemplate(image="agent:1", command=[], pod=more)
 
 
 def test_the_first_step_of_an_upgrade_with_kustomize_has_what_the_migration_needs(

@@ -67,6 +67,17 @@ def templates(values: dict[str, Any]) -> dict[str, str]:
     return {Path(path).name: text for path, text in rendered.items()}
 
 
+def config_map(objects: list[dict[str, Any]], name: str) -> dict[str, str]:
+    """The data of the ConfigMap with this name, to which kustomize adds a hash."""
+    labels = {"app.kubernetes.io/name": name}
+    (found,) = (
+        dict(each["data"])
+        for each in objects
+        if each["kind"] == "ConfigMap" and each["metadata"]["labels"].items() >= labels.items()
+    )
+    return found
+
+
 def render(values: dict[str, Any]) -> list[dict[str, Any]]:
     """The objects of the chart, its hooks included."""
     found = (yaml.safe_load_all(t) for n, t in templates(values).items() if n.endswith(".yaml"))

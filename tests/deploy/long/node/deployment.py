@@ -132,7 +132,7 @@ def _values() -> dict[str, Any]:
     The node of CI has two CPUs, and during a roll-out twice as many pods.
     """
     values = copy.deepcopy(tools.SETS["trial"])
-    values["settings"]["POD_CPU_REQUEST"] = "10m"
+    values["agents"] = {"resources": {"requests": {"cpu": "10m"}}}
     for name in ("workers", "controller", "edge"):
         values[name]["resources"] = {"requests": {"cpu": "10m"}}
     values["workers"]["replicas"] = 2

@@ -1,5 +1,6 @@
 """Stacks outside the cluster, with POD_BACKEND=kubernetes, and their workspaces."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ class NodeWorkspace(ServiceWorkspace):
 
 
 @contextmanager
-def running_stack(folder: Path, end_seconds: float = 120.0, **environment: str) -> Iterator[Stack]:
+def running_stack(
+    folder: Path, end_seconds: float = 120.0, memory_limit: str = MEMORY_LIMIT, **environment: str
+) -> Iterator[Stack]:
     """A stack whose agents run on the node, with TLS to them as in the chart.
 
     It waits longer for the end of a pod than a slow node takes, unless `end_seconds` is less.
@@ -34,14 +37,18 @@ def running_stack(folder: Path, end_seconds: float = 120.0, **environment: str) 
     host = os.environ.get("NODE_HOST") or _own_address()
     first, *_ = free_ports(RUNTIME_PORT_OFFSET + 2, RUNTIME_PORT_OFFSET + 2)
     runtime = first + RUNTIME_PORT_OFFSET
+    template = folder / "agents.yaml"
+    resources = {
+        "requests": {"cpu": "10m", "memory": "32Mi"},
+        "limits": {"cpu": "1", "memory": memory_limit},
+    }
+    volume = {"resources": {"requests": {"storage": "1Mi"}}}
+    template.write_text(json.dumps({"resources": resources, "volume": volume}))
     running = Stack(
         folder / "state",
         POD_BACKEND="kubernetes",
         POD_IMAGE="evershell:1",
-        POD_STORAGE="1Mi",
-        POD_MEMORY_REQUEST="32Mi",
-        POD_CPU_REQUEST="10m",
-        POD_MEMORY_LIMIT=MEMORY_LIMIT,
+        POD_TEMPLATE_FILE=str(template),
         AGENT_COMMAND="/opt/evershell/bin/python -P -m evershell.agents",
         LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers
         SERVER_PORT=str(first),

@@ -21,7 +21,7 @@ def test_an_agent_in_an_image_of_its_own_is_cancelled(tmp_path: Path) -> None:
         tmp_path,
         POD_IMAGE=IMAGE,
         AGENT_COMMAND=COMMAND,
-        POD_MEMORY_LIMIT="512Mi",
+        memory_limit="512Mi",
         LEASE_SECONDS="60",
     ) as stack:
         workspace = NodeWorkspace(stack)

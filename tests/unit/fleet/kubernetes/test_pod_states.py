@@ -1,9 +1,11 @@
 """The objects of a workspace, and what operators read when a pod ends or does not start."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evershell.core.errors import OperatorError
 from evershell.fleet.kubernetes import objects, pod_states
 from evershell.fleet.kubernetes.objects import PodSettings, PodTemplate
 from tests.support import world
@@ -145,15 +147,52 @@ def test_the_end_of_a_pod_is_reported_by_all_its_containers() -> None:
     assert not pod_states.end_is_reported(pod(1, containerStatuses=both))
 
 
-TEMPLATE = PodTemplate(
-    PodSettings(pod_image="evershell:1", pod_image_pull_secret="registry"), ["python3"]
-)
+TEMPLATE = PodTemplate(image="evershell:1", command=["python3"])
 
 
-def test_a_pod_names_the_secret_of_its_image() -> None:
+def template_of(folder: Path, content: str) -> PodTemplate:
+    path = folder / "agents.yaml"
+    path.write_text(content)
+    settings = PodSettings(pod_image="evershell:1", pod_template_file=path)
+    return PodTemplate.read(settings, ["python3"])
+
+
+def test_a_pod_and_its_volume_have_what_the_template_says(tmp_path: Path) -> None:
     workspace = world.workspace(epoch=1, run_id="run_1")
-    spec = objects.pod(workspace, TEMPLATE)["spec"]
-    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert template_of(tmp_path, "") == TEMPLATE
+    template = template_of(
+        tmp_path,
+        "resources: {limits: {memory: 4Gi}}\n"
+        "pod: {imagePullSecrets: [{name: registry}], nodeSelector: {pool: agents}}\n"
+        "volume: {storageClassName: fast, resources: {requests: {storage: 5Gi}}}\n",
+    )
+    plain, spec = (objects.pod(workspace, each)["spec"] for each in (TEMPLATE, template))
+    assert spec["containers"][0].pop("resources") == {"limits": {"memory": "4Gi"}}
+    assert plain["containers"][0].pop("resources")["limits"] == {"cpu": "1", "memory": "2Gi"}
+    more = {"imagePullSecrets": [{"name": "registry"}], "nodeSelector": {"pool": "agents"}}
+    assert spec == plain | more
+    assert objects.claim(workspace, template)["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "fast",
+        "resources": {"requests": {"storage": "5Gi"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("pod: {hostPID: true, securityContext: {}}", "may not have securityContext"),
+        ("image: another", "multiple values"),
+        ("limits: {}", "limits"),
+        ("resources: [", "POD_TEMPLATE_FILE"),
+        ("text", "POD_TEMPLATE_FILE"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(
+    content: str, problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OperatorError, match=problem):
+        template_of(tmp_path, content)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from evershell.core.workspace import Workspace
 from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.fleet.kubernetes.objects import Object, PodSettings, PodTemplate
+from evershell.fleet.kubernetes.objects import Object, PodTemplate
 from tests.support import world
 from tests.support.small_agent import spec_for
 from tests.unit.fleet.kubernetes.scripted import Script, failure, pod, running_status, scripted
@@ -17,7 +17,7 @@ from tests.unit.fleet.kubernetes.scripted import Script, failure, pod, running_s
 async def pods() -> AsyncIterator[KubernetesPods]:
     """The backend of a cluster in which every pod is gone."""
     async with scripted(Script(failure(404))) as api:
-        template = PodTemplate(PodSettings(pod_image="example.com/agent:1"), ["agent"])
+        template = PodTemplate(image="example.com/agent:1", command=["agent"])
         yield KubernetesPods(api, template, spec_for, run_id="run", start_seconds=1, end_seconds=1)
 
 
