@@ -1,6 +1,6 @@
 """The settings that the previous version has and this one does not. A start with one fails."""
 
-import os
+from collections.abc import Mapping
 
 from evershell.core.errors import OperatorError
 
@@ -27,13 +27,13 @@ _INSTEAD = {
 }
 
 
-def refuse_removed_settings() -> None:
+def refuse_removed_settings(environment: Mapping[str, str]) -> None:
     """Raises OperatorError if the environment has a setting that was removed."""
-    # `up` has checked the environment of its programs. An `up` of the previous version sets all
-    # settings that it has, also those that the operator has not set.
-    if "RUN_ID" in os.environ:
+    # A program of `up`, which has checked its own environment, or `restart` that of an earlier
+    # version. Such an `up` sets all settings that it has, also those that the operator has not set.
+    if "RUN_ID" in environment:
         return
-    given = {name.upper() for name, value in os.environ.items() if value}
+    given = {name.upper() for name, value in environment.items() if value}
     problems = [f"{name}: {advice}" for name, advice in _INSTEAD.items() if name in given]
     if problems:
         raise OperatorError(f"Some settings no longer exist. {' '.join(problems)}")

@@ -1,5 +1,6 @@
 """Shared by the commands: the environment, ready.json, and the errors for the operator."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ def problems_reported() -> Iterator[None]:
 def read_settings() -> Settings:
     """The settings. Raises click.ClickException, which names each variable that is not valid."""
     with problems_reported():
-        refuse_removed_settings()
+        refuse_removed_settings(os.environ)
     try:
         return Settings.read()
     except ValidationError as error:

@@ -4,8 +4,10 @@ import os
 import signal
 
 import click
+import psutil
 
-from evershell.commands.environment import read_settings
+from evershell.app.removed_settings import refuse_removed_settings
+from evershell.commands.environment import problems_reported, read_settings
 from evershell.stack.run_lock import choose_installation, running_pid
 from evershell.version import VERSION
 
@@ -22,11 +24,14 @@ def restart() -> None:
     if pid is None:
         raise click.ClickException(f"No stack runs on {state_dir}.")
     try:
+        with problems_reported():
+            # The stack may be of an earlier version, and has its environment until it is stopped.
+            refuse_removed_settings(psutil.Process(pid).environ())
         choose_installation(state_dir)
         os.kill(pid, signal.SIGHUP)
-    except OSError as error:
+    except (OSError, psutil.Error) as error:
         raise click.ClickException(
-            f"Process {pid} of the stack cannot be signalled: {error.strerror}."
+            f"Process {pid} of the stack cannot be signalled: {error}."
         ) from error
     click.echo(
         f"The stack (process {pid}) restarts its programs with version {VERSION}. "
