@@ -16,6 +16,9 @@ from evershell.store.rows import (
 from evershell.store.statements import statements
 
 _MAX_LEASES = 64
+# How long heartbeats wait for others to share a statement. A wait of 0.1 s costs less than one of
+# 0.02 s (docs/decisions/0015-heartbeats-and-scheduled-scans.md).
+GATHER_SECONDS = 0.1
 SQL = statements("leases")
 
 # A workspace id, an epoch, and the length of a lease in seconds.
@@ -32,9 +35,7 @@ class Leases(Part):
 
     @cached_property
     def _lease_group(self) -> Batch[_LeaseRequest, Leased | None]:
-        # Heartbeats share a statement. A wait of 0.1 s costs less than one of 0.02 s
-        # (docs/decisions/0015-heartbeats-and-scheduled-scans.md).
-        return Batch(self._renew_leases, at_most=_MAX_LEASES, gather_seconds=0.1)
+        return Batch(self._renew_leases, at_most=_MAX_LEASES, gather_seconds=GATHER_SECONDS)
 
     async def _renew_leases(self, requests: Sequence[_LeaseRequest]) -> Sequence[Leased | None]:
         ids, epochs, lease_seconds = (list(column) for column in zip(*requests, strict=True))

@@ -1,11 +1,13 @@
 """Runs the state machines on each store."""
 
 from contextlib import AsyncExitStack
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from evershell.core.ports import Clock, Store
+from evershell.store import leases
 from evershell.store.memory.memory_store import MemoryStore
 from evershell.store.pool import connected, open_pool
 from evershell.store.postgres_store import PostgresStore
@@ -115,6 +117,8 @@ def _on_postgres(url: str) -> OpenStores:
     async def open_stores(
         resources: AsyncExitStack, publish: Publish, clock: Clock
     ) -> tuple[Store, Store]:
+        # The time stands still during a step, so a heartbeat would wait for ever.
+        resources.enter_context(patch.object(leases, "GATHER_SECONDS", 0.0))
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:
