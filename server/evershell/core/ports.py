@@ -1,4 +1,4 @@
-"""What the core requires of other packages. Each port has a contract suite in tests/contracts."""
+"""The interfaces that other packages implement for the core (contracts: tests/contracts)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -18,17 +18,17 @@ from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
 
-# How long the removal of a workspace waits for deliveries of its events to webhooks. A receiver
-# gets six attempts in this time.
+# The longest time for which the removal of a workspace waits for deliveries of its events to
+# webhooks. Each delivery is attempted six times in this time.
 DELIVERY_WAIT = timedelta(hours=1)
 
 # A heartbeat renews the lease only if less than this share of it remains. With six heartbeats per
-# lease, every second heartbeat writes.
+# lease, only every other heartbeat writes to the database.
 RENEW_BELOW_SHARE = 0.8
 
 
-# The reasons for which a cancellation is refused under the lock. `permission_denied` is not one of
-# them, because it may also be decided before the lock is taken.
+# The reasons for which a cancellation is refused under the lock of the workspace. Does not include
+# `permission_denied`, which may also be decided before the lock is taken.
 CancellationRefusal = Literal[
     "workspace_not_found",
     "task_not_found",
@@ -37,7 +37,7 @@ CancellationRefusal = Literal[
     "workspace_failed",
     "workspace_deleting",
 ]
-# The results of store/functions/cancellation_outcome.sql: outcomes of CancelTask, and refusals.
+# What store/functions/cancellation_outcome.sql returns: an outcome of CancelTask, or a refusal.
 CancellationOutcome = (
     Literal[
         "accepted",
@@ -52,15 +52,15 @@ CancellationOutcome = (
 
 @dataclass(frozen=True, slots=True)
 class RecordedCancellation:
-    """The outcome of record_cancellation, and what it read under the lock."""
+    """The outcome of record_cancellation, with the rows that it read under the lock."""
 
     # `accepted` for exactly one call per task: the call that recorded the intent and its event.
     outcome: CancellationOutcome
     # None if the caller's organization has no such workspace.
     workspace: Workspace | None
-    # The requested task, or the current one; None if there is no such task.
+    # The task that the call named, or the current task if it named none; None if it does not exist.
     task: Task | None
-    # The descendants whose intent cancel_tree recorded.
+    # The number of descendants for which cancel_tree recorded an intent.
     descendants_cancelled: int = 0
 
     @property
@@ -70,11 +70,12 @@ class RecordedCancellation:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A workspace as a heartbeat found it."""
+    """The workspace of a heartbeat, and how long its lease lasts."""
 
-    # The workspace and its current task, which were not locked.
+    # The workspace and its current task, read without a lock.
     locked: Locked
-    # How long the lease still lasts, by the clock of the service; 0 or less if there is no lease.
+    # How long the lease still lasts, by the clock of the service. Negative if it has expired, and
+    # minus infinity if there is no lease.
     lease_seconds: float
 
 
@@ -84,7 +85,7 @@ class Removed:
 
     tasks: int
     events: int
-    # The position of the last event that was removed; `after_seq` if none was.
+    # The `seq` of the last removed event; `after_seq` if no event was removed.
     last_seq: int
 
 
@@ -94,20 +95,20 @@ class MatchedTask:
 
     workspace_id: str
     task_id: str
-    # Whether a cancellation would record something: the intent, or an earlier `force_at`.
+    # Whether a cancellation would change the task: record the intent, or an earlier `force_at`.
     is_pending: bool
 
 
 @dataclass(frozen=True, slots=True)
 class MatchedTasks:
-    """The counts of all tasks that match a filter, and some of these tasks."""
+    """How many tasks match a filter, how many of them are pending, and some of the tasks."""
 
     matched: int
     pending: int
     tasks: Sequence[MatchedTask]
 
 
-# Published instead of a workspace id if some recorded cancellations have not been delivered.
+# Published in place of a workspace id if agents must still be signalled to cancel their tasks.
 UNDELIVERED = "*"
 
 
@@ -121,30 +122,31 @@ class Workspaces(Protocol):
         first_call: FirstCall | None = None,
         card: AgentCard | None = None,
     ) -> None:
-        """Adds a workspace with an empty log, its agent card, the call's audit entry and its key.
+        """Stores a workspace without events, its agent card, and the call's audit entry and key.
 
         Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
         hold.
         """
 
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        """A workspace of this organization, or of any organization if it is None.
+        """The workspace; None if it does not exist or belongs to another organization.
 
-        Pass `org_id` if the request comes from a caller. A workspace of another organization is
-        then not read, so the answer takes as long as for a missing workspace.
+        If `org_id` is None, the workspace may belong to any organization. Pass `org_id` if the
+        request comes from a caller. A workspace of another organization is then not read, so the
+        answer takes as long as for a missing workspace.
         """
 
     async def get_agent_card(
         self, workspace_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, AgentCard]:
-        """Like get_workspace, with the agent card, which is empty if the workspace has none."""
+        """Like get_workspace, but also returns the agent card, which may be empty."""
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
     ) -> Listed[Workspace]:
         """The workspaces that the permission covers and that are older than `before_id`.
 
-        Newest first. None for `before_id` starts with the newest.
+        The newest workspace comes first. If `before_id` is None, begins with the newest of all.
         """
 
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
@@ -155,9 +157,9 @@ class Workspaces(Protocol):
     async def get_workspace_with_task(
         self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        """Like get_workspace, with one of the workspace's tasks, in one round trip.
+        """Like get_workspace, but also returns a task of the workspace, in the same round trip.
 
-        Both are read at the same moment. Either is None if it does not exist.
+        Reads both at the same moment. Returns None for each that does not exist.
         """
 
     async def list_tasks(
@@ -167,31 +169,31 @@ class Workspaces(Protocol):
         limit: int,
         wanted: ListFilter = EVERY_TASK,
     ) -> Listed[Task]:
-        """The tasks of the workspace that match and are older than `before_id`, newest first.
+        """The matching tasks of the workspace that are older than `before_id`, newest first.
 
-        The list may end early, as Listed describes, or because its texts are long. In the second
-        case it has at least one task more than fits into MAX_PAGE_CHARACTERS.
+        The list may end early, as Listed describes. It also ends early if its texts are long, but
+        then has at least one task more than fits into MAX_PAGE_CHARACTERS.
         """
 
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
-        """The number of tasks that match, among the newest tasks of the workspace.
+        """The number of matching tasks among the newest tasks of the workspace.
 
-        Considers at least the newest 1,000 tasks. It may leave out older ones.
+        Considers at least the newest 1,000 tasks, and may leave out older ones.
         """
 
     async def list_org_tasks(
         self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
     ) -> Listed[Task]:
-        """The tasks of the organization that match and that the permission covers.
+        """The matching tasks of the organization that the permission covers.
 
-        Paged like list_tasks.
+        The list is paged like list_tasks.
         """
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
         """The workspace's events after `after_seq`, in order.
 
-        The list may end early if the events are large, but if there are events, it has at least
-        one. Raises Failure workspace_not_found if there is no such workspace.
+        Returns fewer events than `limit` if they are large, but at least one if there is one.
+        Raises Failure workspace_not_found if there is no such workspace.
         """
 
 
@@ -205,30 +207,31 @@ class Transitions(Protocol):
         org_id: str | None = None,
         parent_task_id: str | None = None,
     ) -> Change | None:
-        """Locks the workspace with its current task, and commits and returns what `decide` returns.
+        """Locks the workspace with its current task. Commits and returns what `decide` returns.
 
-        With `org_id`, `decide` also gets the hold of this organization. No other transaction
-        commits a hold of this organization before the change is committed. With `parent_task_id` as
-        well, `decide` also gets this task of the organization, and its tree is locked: until the
-        commit, no other transaction submits a child into the tree or cancels it.
+        With `org_id`, `decide` also gets the hold of this organization, and no other transaction
+        can commit a hold of the organization before the change is committed. With `parent_task_id`
+        as well, `decide` also gets this task, if the organization has it, and the tree of the task
+        is locked: until the commit, no other transaction can submit a child into the tree, or
+        cancel the tree.
 
         Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
         KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
         another transaction is about to store the key, waits until that transaction has ended.
-        `decide` holds the lock, so it must return quickly. It may be called more than once.
+        `decide` runs under the lock, so it must return quickly. It may be called more than once.
         """
 
     async def renew_lease(
         self, workspace_id: str, epoch: int, lease_seconds: float
     ) -> Leased | None:
-        """Renews the lease of the epoch's agent, and returns the workspace with its current task.
+        """Renews the lease of the agent with this epoch. Returns the workspace and its task.
 
         Writes only if less than RENEW_BELOW_SHARE of `lease_seconds` remains. Never waits for a
-        lock: while another transaction has locked the workspace, the lease stays as it is. Has no
-        effect if the epoch is fenced.
+        lock: if another transaction has locked the workspace, the lease stays as it is. The lease
+        also stays as it is if the epoch is fenced.
 
-        Returns None if there is no such workspace. The task may have ended after the workspace was
-        read.
+        Returns None if there is no such workspace. The task is read after the workspace, so it may
+        have ended in between.
         """
 
 
@@ -246,14 +249,14 @@ class Cancellations(Protocol):
     ) -> RecordedCancellation:
         """Checks and records a cancellation in one transaction and one round trip.
 
-        Records the intent if all of the following is true: the workspace is in the caller's
-        organization, the permission covers it, it is up or being woken, the task (`task_id`, or the
-        current task) has not ended, and no intent is recorded for the task. If an intent is
-        recorded already, only its `force_at` can change, to an earlier one.
+        Records the intent if all of the following are true: the workspace is in the caller's
+        organization, the permission covers the workspace, the workspace is up or being woken, the
+        task (`task_id`, or the current task) has not ended, and no intent is recorded for the task.
+        If an intent is recorded already, only its `force_at` can change, to an earlier time.
 
-        Returns the outcome and what it read under the lock, even if it recorded nothing. The event
-        stores `trace_id`, which is empty if there is no trace. The same transaction stores `audit`
-        with the outcome, even if nothing is recorded.
+        Whatever the outcome is, returns it with the rows that were read under the lock, and stores
+        `audit` with the outcome in the same transaction. The event of the cancellation has the
+        `trace_id`, which is empty if there is no trace.
         """
 
     async def cancel_tree(
@@ -268,19 +271,19 @@ class Cancellations(Protocol):
         """Like record_cancellation, for the task and all its descendants, in one transaction.
 
         Leaves out descendants that have ended. If a descendant's intent is recorded already, only
-        its `force_at` can change, to an earlier one. If the permission does not cover a descendant
-        that has not ended, records nothing, and returns the outcome permission_denied with the
-        workspace of that descendant. Locks the tree, like `transition`. Publishes what cancel_tasks
-        publishes.
+        its `force_at` can change, to an earlier time. If the permission does not cover a descendant
+        that has not ended, records no intent, and returns the outcome permission_denied with the
+        workspace of that descendant. Locks the tree, like `transition`. Publishes the workspaces,
+        and UNDELIVERED if there are descendants, like cancel_tasks.
         """
 
     async def match_tasks(
         self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
-        """The tasks that match, have not ended and are covered by the permission.
+        """Counts and lists the matching tasks that have not ended and that the permission covers.
 
-        Returns at most `limit` of them: first the tasks that a cancellation with this `force_at`
-        would change, then the others, the oldest first in both parts.
+        Counts all of them, but lists at most `limit`: first the tasks that a cancellation with this
+        `force_at` would change, then the others. Each of the two parts begins with its oldest task.
         """
 
     async def cancel_tasks(
@@ -295,34 +298,35 @@ class Cancellations(Protocol):
     ) -> Mapping[str, bool]:
         """Records the intent for each of the tasks in one transaction, like record_cancellation.
 
-        Maps each task whose cancellation is recorded to whether this call recorded it. Leaves out
-        tasks that have ended, and tasks whose workspace is not up, is not covered or is locked by
-        another transaction. With `wait`, which allows only one task, waits for that transaction.
-        Publishes the workspaces, and UNDELIVERED, because the fleet controller signals the agents.
+        Returns the tasks whose cancellation is recorded. Maps each of them to True if this call
+        recorded it, and to False if an earlier call did. Leaves out tasks that have ended, and
+        tasks whose workspace is ending, is not covered or is locked by another transaction. With
+        `wait`, waits for that transaction instead, but then accepts only one task. Publishes the
+        workspaces, and UNDELIVERED so that the fleet controller signals the agents.
         """
 
 
 class IdempotencyKeys(Protocol):
-    """The keys of calls, which are stored with the effect of the first call."""
+    """Idempotency keys. Each is stored in the transaction of the first call that uses it."""
 
     async def find_first_call(self, call: FirstCall) -> FirstCall | None:
         """The first call with the same idempotency key as this call, unless the key has expired.
 
-        The previous version stored calls without the owner of their key. Such a call is found too,
+        The previous version stored keys without their owner. A call with such a key is found too,
         if its request is the same.
         """
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
-        """Stores the answer of the call, unless one is stored. Returns the stored answer."""
+        """Stores the answer of the call, unless it has one already. Returns the stored answer."""
 
 
 class Holds(Protocol):
     """Puts organizations on hold."""
 
     async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
-        """Stores the hold, unless one exists, and the audit entry. Returns the stored hold.
+        """Stores the audit entry, and the hold unless one exists. Returns the stored hold.
 
-        Waits for calls that have found no hold and have not committed yet.
+        First waits for the transactions that have found no hold and have not ended yet.
         """
 
     async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
@@ -332,7 +336,7 @@ class Holds(Protocol):
 
 
 class AuditLog(Protocol):
-    """The entries of calls, which are stored with the effect of the call."""
+    """The audit log. If a call changes something, its entry is stored in the same transaction."""
 
     async def add_audit_entry(self, audit: AuditEntry | None) -> None:
         """Stores the entry of a call that changed nothing."""
@@ -342,7 +346,7 @@ class AuditLog(Protocol):
     ) -> Listed[AuditEntry]:
         """The entries of the organization that match and are older than `before_id`, newest first.
 
-        If the permission covers only the caller's own workspaces, leaves out all other entries.
+        If the permission covers only the caller's own workspaces, returns only their entries.
         """
 
 
@@ -350,19 +354,19 @@ class Fleet(Protocol):
     """What the fleet controller reads and removes."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
-        """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
+        """The workspaces that have or will get a pod: provisioning, idle, busy or stopping.
 
-        Sorted by id, starting after `after_id`.
+        Sorted by id, beginning after `after_id`.
         """
 
     async def due(
         self, now: datetime, wanted: Mapping[Kind, Place | None], limit: int, bounds: Bounds
     ) -> DueWork:
-        """At most `limit` rows of each wanted kind, the longest due first.
+        """At most `limit` rows of each wanted kind, in the order in which they became due.
 
-        `wanted` has the place after which the rows of the kind begin; None stands for the first
-        row. Leaves out tasks and trees that are being cancelled already, unless their limit sets an
-        earlier force deadline.
+        `wanted` maps each kind to the place after which its rows begin, or to None to begin with
+        the first row. A task or a tree that has reached a limit is left out if it is already being
+        cancelled, unless the limit sets an earlier force deadline.
         """
 
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
@@ -376,11 +380,12 @@ class Fleet(Protocol):
         """How long ago each worker gave its last sign of life, in seconds.
 
         A worker gives a sign of life every second, from the event loop that answers its calls.
-        Leaves out workers that have ended. The time is 0 if the database does not know it.
+        Leaves out workers that have ended. Returns 0 for a worker if the database does not know
+        its last sign of life.
         """
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        """The number of workspaces in each status, in all organizations. Zeros may be absent."""
+        """Counts the workspaces of all organizations by status. May leave out zeros."""
 
     async def count_holds(self) -> int: ...
 
@@ -388,11 +393,11 @@ class Fleet(Protocol):
         """Removes a workspace that is `deleting` and has no run, and everything that belongs to it.
 
         Works in transactions of bounded size, and continues where an earlier call ended. The last
-        transaction leaves a record for find_deleted_workspace, and publishes the workspace. Audit
+        transaction stores a record for find_deleted_workspace, and its commit is published. Audit
         entries and idempotency keys stay.
 
         Returns False, and removes nothing, while events of the workspace wait for delivery to
-        webhooks. This lasts at most DELIVERY_WAIT from the last change of the workspace. Returns
+        webhooks, but no longer than DELIVERY_WAIT after the last change of the workspace. Returns
         True if there is no such workspace.
         """
 
@@ -408,19 +413,20 @@ class Fleet(Protocol):
     async def remove_old_tasks(
         self, workspace_id: str, before: datetime, after_seq: int, limit: int
     ) -> Removed:
-        """Removes tasks that ended before this time, with their events. The oldest go first.
+        """Removes the workspace's oldest events, with the tasks that ended earlier than `before`.
 
-        Stops at the first event of a task that stays. A task stays while a task of its tree has not
-        ended, and while one of its events still has to be delivered to a webhook. Before that
-        point, also removes the workspace's own events that are older than `before`. The workspace
+        Stops at the first event that must stay. An event of a task stays if the task did not end
+        earlier than `before`, if a task of the same tree has not ended, or if one of the task's
+        events still has to be delivered to a webhook. An event of the workspace itself stays if it
+        is not older than `before`, or if such an event still has to be delivered. The workspace
         keeps its `last_seq`.
 
         Looks at the first `limit` events after `after_seq`, which is 0 or the `last_seq` that the
-        previous call returned. Waits for no lock of a workspace.
+        previous call returned. Does not wait for the lock of the workspace.
         """
 
     async def oldest_end(self) -> datetime | None:
-        """The approximate time of the earliest end of a stored task; None if no task has ended."""
+        """Approximately when the first of the stored tasks ended; None if none has ended."""
 
 
 class Store(
@@ -451,34 +457,34 @@ class Subscriptions(Protocol):
     """Wakes waiting calls when a workspace changes, even if another process changed it."""
 
     def subscribe(self, workspace_id: str) -> AbstractAsyncContextManager["Subscription"]:
-        """Subscribes to the changes that are committed after the context is entered."""
+        """Subscribes to the workspace's changes that are committed after the context is entered."""
 
 
 class Subscription(Protocol):
     """One subscription."""
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Returns once a change was committed since the last return, or after the timeout.
+        """Waits until a change has been committed since the last return, or until the timeout.
 
-        May also return early without a change. Returns False if the caller must answer now with
-        what it has, because this process or the edge is about to end.
+        May also return early without a change. Returns False if this process or the edge is about
+        to end, so that the caller must answer at once with what it has; otherwise returns True.
         """
 
 
 class Agents(Protocol):
-    """Calls the agent of a workspace. Its answers are hints; the store is authoritative."""
+    """Calls the agent of a workspace. An agent's answer is a hint; the store is authoritative."""
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        """Delivers the task. Raises AgentUnreachableError within 2 s."""
+        """Delivers the task. Raises AgentUnreachableError after at most 2 s."""
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        """Signals the cancellation. Raises AgentUnreachableError within 2 s.
+        """Signals the cancellation. Raises AgentUnreachableError after at most 2 s.
 
-        Returns False if the agent does not have the task: not yet, or no longer.
+        Returns False if the agent does not have the task yet, or no longer has it.
         """
 
     async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
-        """The running calls of the task. Raises AgentUnreachableError within 2 s.
+        """The running calls of the task. Raises AgentUnreachableError after at most 2 s.
 
         Returns None if the agent does not report its calls.
         """

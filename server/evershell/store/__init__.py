@@ -1,1 +1,1 @@
-"""All SQL: the only shared state is in PostgreSQL."""
+"""The store. PostgreSQL has all state that processes share."""

@@ -23,8 +23,7 @@ from evershell.store.statements import statements
 LEADER_LOCK_KEY = 0x6576_6C64
 # If a leader is silent for 4 s, PostgreSQL ends its session, which releases the lock. The leader
 # stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS. A leader that
-# was frozen for longer takes no further action, because it checks Term.is_current before each
-# action.
+# was frozen for longer does nothing more, because it checks Term.is_current before each action.
 _SESSION_OPTIONS = (
     "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 "
     "-c tcp_user_timeout=4000 -c idle_session_timeout=4s -c statement_timeout=5s"
@@ -43,7 +42,8 @@ class Term:
     """A period in which this process leads."""
 
     def __init__(self) -> None:
-        # Set when the leadership may be lost, at most 2 s after the database has stopped answering.
+        # Set when this process may have lost the leadership, which is at most 2 s after the
+        # database has stopped answering.
         self.lost = asyncio.Event()
         self._ends_at = _now() + _TERM_SECONDS
 
@@ -52,7 +52,7 @@ class Term:
         self._ends_at = asked_at + _TERM_SECONDS
 
     def is_current(self) -> bool:
-        """Whether this process certainly leads."""
+        """Whether it is certain that this process leads."""
         return _now() < self._ends_at and not self.lost.is_set()
 
 
@@ -69,7 +69,7 @@ class Leadership:
         """Waits until this process leads. Leaving the context gives up the leadership.
 
         Keeps waiting during outages of the database. When the term is lost, the caller must stop
-        leading at once and leave the context. A standby takes over within 5 s.
+        leading at once and leave the context. Another process takes over within 5 s.
         """
         connection = await self._acquire()
         term = Term()
@@ -142,7 +142,7 @@ def _now() -> float:
 async def _abandon(task: asyncio.Task[Any]) -> None:
     """Cancels the task repeatedly until it ends.
 
-    On the first cancellation psycopg waits for an answer from the server, which may hang.
+    After the first cancellation, psycopg waits for an answer from the server, which may never come.
     """
     while not task.done():
         task.cancel()

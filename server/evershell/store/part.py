@@ -1,4 +1,4 @@
-"""What the parts of PostgresStore have in common."""
+"""The base class of the parts of PostgresStore."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from evershell.store.publish import Publish, publish_to_nobody
 
 
 class Part:
-    """The methods of one subject. PostgresStore inherits all parts, which share these fields."""
+    """A part of PostgresStore: the methods for one subject. All parts share these fields."""
 
     def __init__(
         self,
@@ -19,10 +19,10 @@ class Part:
         committed: Callable[[Change], None] = lambda change: None,
         cancelled: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """`publish` is called after each commit that others may wait for.
+        """`publish` is called after each commit for which others may be waiting.
 
-        `committed` is called after each transition, and `cancelled` with the number of tasks that
-        each batch has cancelled.
+        `committed` is called after each transition. `cancelled` is called with the number of
+        intents that cancel_tasks, or cancel_tree for descendants, has recorded.
         """
         self._pool = pool
         self._clock = clock

@@ -1,4 +1,4 @@
-"""A pool of connections with shares, and how statements use it."""
+"""A pool of connections that is divided into shares, and how statements use it."""
 
 import asyncio
 import select
@@ -26,14 +26,14 @@ from evershell.store.connections import (
 # deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
-# The same two limits for lists.
+# For lists: how long a list waits for a place, and then for the server's answers.
 _LIST_WAIT_SECONDS = 0.5
 LIST_TIMEOUT_SECONDS = 1.0
-# The longest time for which a place stays taken after a list. It is short, so that the next
-# statement of the same call is not refused.
+# The longest time for which the place of a list stays taken after the list has been read. It is
+# short, so that the next statement of the same call is not refused.
 _LIST_PAUSE_SECONDS = 0.05
-# How long the pool retries to connect. The next request for a connection starts a new series of
-# attempts, with the shortest backoff.
+# How long the pool tries to reconnect. After that, the next request for a connection starts a new
+# series of attempts, again with the shortest backoff.
 _RECONNECT_TIMEOUT_SECONDS = 2.0
 _ALL_USED = "all connections of the share are used"
 _UNAVAILABLE = (
@@ -61,31 +61,34 @@ class Sizes(NamedTuple):
 
     # Cancellations that wait for a lock.
     locks: int
-    # The part of `locks` for cancellations of many tasks.
+    # The part of `locks` for cancel_tasks and cancel_tree.
     bulk: int
     # Everything except cancellations.
     others: int
-    # The parts of `others` for lists, and for submissions into trees, which wait for tree locks.
+    # Two parts of `others`: for lists, and for submissions into trees, which wait for tree locks.
     lists: int
     trees: int
 
     @classmethod
     def of(cls, connections: int) -> Self:
-        """The sizes for a pool. A quarter stays for cancellations that wait for no lock."""
+        """The sizes for a pool of this many connections.
+
+        A quarter of the connections is in no share, for cancellations that do not wait for a lock.
+        """
         part = max(1, connections // 4)
         lists = max(1, connections // 8)
         return cls(part, max(1, part // 2), max(1, connections - 2 * part), lists, part)
 
 
 class Pool(AsyncConnectionPool[Connection]):
-    """A pool with shares that hands out the most recently used connection.
+    """A pool with shares. It always hands out the connection that was used last.
 
     The caches of PostgreSQL's process and of the processor then still have what a statement needs.
     After a burst, psycopg's own order would use each connection of the burst in turn.
 
-    Cancellations, reads of one task, holds and credentials use the pool itself. Everything else
-    that callers do uses a share. From four connections on, the shares together are smaller than the
-    pool.
+    Cancellations that do not wait for a lock, reads of one task, holds and credentials use the pool
+    itself. Everything else that callers do uses a share. If the pool has at least four connections,
+    the shares together are smaller than the pool.
     """
 
     # How long a call waits for the server's answers.
@@ -102,13 +105,13 @@ class Pool(AsyncConnectionPool[Connection]):
 
     async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
         # psycopg takes the first connection, appends a connection that is given back, and closes
-        # the first one if there are too many. It has no setting for this order.
+        # the first one if there are too many. No setting changes this order.
         self._pool.rotate(1)
         return await super()._get_ready_connection(timeout)
 
 
 class Share:
-    """A part of the connections of a pool. Used like the pool."""
+    """Some of the connections of a pool. A share is used like a pool."""
 
     answer_seconds = ANSWER_TIMEOUT_SECONDS
 
@@ -143,30 +146,30 @@ class Share:
 
 
 class Lists(Share):
-    """The share of lists, in which organizations take turns.
+    """The share for lists. No organization can take all of its places.
 
-    An organization holds at most half of the places, and at least one. Its other lists wait until
-    it frees a place. So a list waits for at most that many lists of each other organization. A list
-    that waits holds no connection. It waits for a shorter time than other calls, because a repeat
-    is harmless.
+    The lists of one organization take at most half of the places, but at least one. Further lists
+    of this organization wait until it frees a place. Therefore at most that many lists of each
+    other organization can be ahead of a list. A list that waits has no connection. It waits for a
+    shorter time than other calls, because its caller can safely repeat it.
 
-    After a list, its place stays taken for as long as the list took, up to a limit. Therefore short
-    lists, however many, use the database for at most about half of the time.
+    After a list has been read, its place stays taken for as long as the list took, up to a limit.
+    Therefore short lists, however many, use the database for at most about half of the time.
     """
 
     answer_seconds = LIST_TIMEOUT_SECONDS
 
     def __init__(self, pool: "Connections", size: int, timeout: float) -> None:
         super().__init__(pool, size, timeout)
-        # The calls that have a place and wait for a connection.
+        # The number of calls that have a place and wait for a connection.
         self._waiting = 0
-        # An organization that reads no list has no entry.
+        # The places of each organization that is reading lists.
         self._of_orgs: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         # For each connection in use: when it was taken, and what frees its places.
         self._taken: dict[Connection, tuple[float, ExitStack]] = {}
 
     async def getconn(self, timeout: float) -> Connection:
-        """Also raises Failure rate_limited if lists have no place left for this organization."""
+        """Also raises Failure rate_limited if the organization gets no place in time."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         with ExitStack() as places:
@@ -216,9 +219,9 @@ async def open_pool(
     acquire_timeout_seconds: float = ACQUIRE_TIMEOUT_SECONDS,
     behind_pooler: bool = False,
 ) -> AsyncIterator[Pool]:
-    """A pool of connections, closed when the context is left. Their rows are named tuples.
+    """A pool of connections, closed when the context is left. Rows are named tuples.
 
-    The pool opens even if the database cannot be reached, and connects when it can. A call that
+    The pool opens even if the database cannot be reached, and connects once it can. A call that
     gets no connection within `acquire_timeout_seconds` raises UnavailableError. `behind_pooler`
     says that the URL leads to a pooler in transaction mode.
     """
@@ -243,10 +246,10 @@ async def open_pool(
 class connected:  # noqa: N801 - used like a function
     """A connection of the pool. Raises UnavailableError if the database does not answer.
 
-    If the block raises an error in _UNAVAILABLE, it becomes an UnavailableError too.
+    Also raises UnavailableError in place of an error of the block that is listed in _UNAVAILABLE.
 
-    Uses neither a generator nor `pool.connection()`, which took a quarter of the processor time of
-    a short statement.
+    Uses neither a generator nor `pool.connection()`. Together they took a quarter of the processor
+    time of a short statement.
     """
 
     __slots__ = ("_connection", "_hang_up", "_pool")
@@ -275,7 +278,8 @@ class connected:  # noqa: N801 - used like a function
         try:
             if isinstance(error, asyncio.CancelledError):
                 # In psycopg 3.3 a cancelled connection may stay in pipeline mode, but the pool
-                # treats it as idle. Later writes on it would be answered without being committed.
+                # treats it as idle. Later writes on it would seem to succeed, but would not be
+                # committed.
                 await _close(self._pool, self._connection)
             else:
                 # Each statement is committed by itself, except in a `connection.transaction()`. The
@@ -299,7 +303,7 @@ async def fetch_all(
 ) -> Sequence[Any]:
     """All rows. Raises UnavailableError, like `connected`.
 
-    Without `prepare`, the query is planned for these parameters.
+    If `prepare` is False, PostgreSQL plans the query for exactly these parameters.
     """
     async with connected(pool) as connection:
         cursor = await connection.execute(query, parameters, prepare=prepare, binary=True)
@@ -318,7 +322,8 @@ def _has_ended(connection: Connection) -> bool:
     """Whether the server has ended the session.
 
     An idle connection is readable only if the server has closed it. This check is one system call.
-    The pool's own check takes a round trip for each call, and a second for each dead connection.
+    The pool's own check would add a round trip to each call, and wait for about 1 s after each dead
+    connection.
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)

@@ -9,8 +9,8 @@ class Publish(Protocol):
     def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
         """Publishes the change to its subscribers.
 
-        `watched`: other processes may have subscribers for the workspace. `reconcile`: the fleet
-        controller must act on the change without delay.
+        `watched` says that other processes may have subscribers for the workspace. `reconcile` says
+        that the fleet controller must act on the change without delay.
         """
 
 

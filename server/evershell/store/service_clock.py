@@ -7,15 +7,16 @@ The clock of the database may be set too, and a fail-over may lead to a host who
 Deadlines that were recorded before must then keep their distance. The programs therefore ignore the
 step at first. The leading fleet controller records the difference as a correction. From then on,
 all programs add it to the clock of the database, even those that start later. The leader reduces
-the correction by RETURN_SHARE of the elapsed time, so the service returns to the clock of the
-database, and no duration is wrong by a larger share.
+the correction by RETURN_SHARE of the elapsed time. The service thus returns to the clock of the
+database, and no duration is wrong by more than this share.
 
-A program that starts has no earlier time to compare with. The leader therefore also records the
-time that it has seen. The clock since the boot of that machine, or the wall clock of another
-machine, then says whether the clock of the database was set in between (`_judged`).
+A program that starts has no earlier time to compare with. The leader therefore regularly records
+the time of the service. A program that starts later checks with a clock of its machine whether the
+clock of the database was set since that record (`_judged`): with the clock since boot if the leader
+ran on the same machine, otherwise with the wall clock.
 
 Where other systems are involved (the expiry of their tokens, the times in our signatures), a
-correct time matters more than an even one. `utc_seconds` is for these cases.
+correct time matters more than a steady one. `utc_seconds` is for these cases.
 """
 
 import asyncio
@@ -37,20 +38,20 @@ from evershell.store.statements import statements
 
 # How often a program asks for the time.
 _SAMPLE_SECONDS = 1.0
-# A larger difference is not the drift of a monotonic clock: a clock was set.
+# A difference larger than this is not drift: a clock was set.
 STEP_SECONDS = 1.0
 # How long a program ignores a step that no leader has corrected. After that it follows the
-# database, unless the record of the last leader says that the database is wrong. `utc_seconds`
-# ignores a common step of the database's and the machine's clock for the same time, because the two
-# may be the same clock.
+# database, unless the record of the last leader says that the database is wrong. If the clocks of
+# the database and of the machine step together, `utc_seconds` also ignores the step for this long,
+# because the two may be the same clock.
 HOLD_SECONDS = 30.0
 # The share of the elapsed time by which the leader reduces the correction. A correction of an hour
-# takes four days.
+# is gone after four days.
 RETURN_SHARE = 0.01
-# How often the leader records the time that it has seen.
+# How often the leader records the time of the service.
 _RECORD_SECONDS = 30.0
-# A wall clock is credible if it is at most this far ahead of the recorded time. A fleet rarely has
-# no leader for longer.
+# A wall clock is credible if it is at most this far ahead of the recorded time. A fleet is rarely
+# without a leader for longer.
 _OUTAGE_SECONDS = 600.0
 # How much two clocks that nobody sets may drift apart, as a share of the elapsed time.
 _DRIFT_SHARE = 0.001
@@ -63,7 +64,7 @@ _log = structlog.get_logger()
 
 
 def machine_clock() -> datetime:
-    """The clock of this machine, for tests, and for audit entries before the first answer."""
+    """The clock of this machine, for tests, and for audit entries before the database answers."""
     return datetime.now(UTC)
 
 
@@ -109,12 +110,14 @@ class ServiceClock:
         self._base: float | None = None
         # UTC minus the monotonic clock.
         self._utc_base = 0.0
-        # When the other two clocks first disagreed with this UTC; None while they agree.
+        # Since when both other clocks have been ahead of this UTC, or both behind it, by more than
+        # STEP_SECONDS; None while they are not.
         self._utc_stepped_at: float | None = None
-        # The recorded time at the first answer, and the base by the machine's clock if this clock
-        # contradicts the database. A leader takes the earlier of the two bases, unless another
-        # program has led since.
+        # The recorded time in the first answer.
         self._first_seen: float | None = None
+        # The base by the machine's clock, if this clock contradicted the database at the first
+        # answer. When this program begins to lead, it takes the earlier of the two bases, unless
+        # another program has led since the first answer.
         self._earlier_base: float | None = None
         self._is_known = asyncio.Event()
         self._leads = False
@@ -135,13 +138,14 @@ class ServiceClock:
         return _EPOCH + timedelta(seconds=self.unix_seconds())
 
     def for_audit(self) -> datetime:
-        """The time of the service. Before the first answer, the time of this machine: refusals are
-        recorded even while the database is unavailable.
+        """The time of the service, or the time of this machine before the first answer.
+
+        Audit entries of refused calls need a time even if the database has never answered.
         """
         return machine_clock() if self._base is None else self()
 
     def unix_seconds(self) -> float:
-        """The time of the service in seconds since 1970. Raises UnavailableError like a call."""
+        """Like calling the clock, but in seconds since 1970."""
         if self._base is None:
             raise UnavailableError("the database has not told the time yet")
         return self._base + self._monotonic()
@@ -150,8 +154,9 @@ class ServiceClock:
         """UTC in seconds since 1970, as the median of three clocks.
 
         They are the clock of the database, the clock of this machine, and this program's own count
-        since its start. A step of one of them changes nothing. If the other two agree on a step,
-        this program follows them after HOLD_SECONDS. Raises UnavailableError like a call.
+        since its start. If only one clock steps, the result does not change. If the clocks of the
+        database and of this machine step together, this program follows them after HOLD_SECONDS.
+        Raises UnavailableError before the first answer of the database.
         """
         if self._base is None:
             raise UnavailableError("the database has not told the time yet")
@@ -159,7 +164,7 @@ class ServiceClock:
 
     @property
     def machine_offset_seconds(self) -> float:
-        """How far this machine's clock is ahead of the service. 0 before the first answer."""
+        """How far this machine's clock is ahead of the service; 0 before the first answer."""
         return 0.0 if self._base is None else self._wall() - self.unix_seconds()
 
     async def known(self) -> None:
@@ -203,12 +208,12 @@ class ServiceClock:
     def _take(self, row: Any, sent: float, received: float) -> float:
         """Follows an answer of the database.
 
-        Returns how far the database's clock was set if this program does not follow it, else 0.
+        Returns the step of the database's clock if this program does not follow the step, else 0.
         """
         middle = row.database_seconds - (sent + received) / 2
         is_first = self._base is None
         # The clock of the database may be set again between a correction and the next answer.
-        # Therefore two answers must have a new correction before this program follows it.
+        # Therefore this program follows a new correction only after two answers have had it.
         is_settled = abs(row.correction_seconds - self.correction_seconds) <= STEP_SECONDS
         self.correction_seconds = row.correction_seconds
         if self._base is None:
@@ -260,11 +265,11 @@ class ServiceClock:
         self._utc_base, self._utc_stepped_at = base, None
 
     def _contradicting(self, row: Any, received: float) -> float | None:
-        """The base by this machine's clock, if it is credible and differs from the database's base.
+        """The base by this machine's clock, if the clock is credible and contradicts the database.
 
         The database's clock may then have been set by less than _OUTAGE_SECONDS. With the earlier
-        base, nothing ends too early. None if the last leader ran on this machine: it is then
-        certain how much time has passed.
+        of the two bases, no deadline passes too early. Returns None if the last leader ran on this
+        machine: `_judged` then knows exactly how much time has passed.
         """
         seen, machine = row.seen_seconds, self._wall()
         if seen is None or (self._boot_id and row.boot_id == self._boot_id):
@@ -275,8 +280,8 @@ class ServiceClock:
     def _judged(self, row: Any, base: float, received: float) -> float:
         """The database's `base`, or a better one if the record contradicts it.
 
-        Two of three decide: the clock of the database, the record with the time that has passed
-        since, and the clock of this machine.
+        Compares three times, and trusts the two that agree: the clock of the database, the recorded
+        time with the time that has passed since, and the clock of this machine.
         """
         seen: float | None = row.seen_seconds
         if seen is None:
@@ -304,7 +309,7 @@ class ServiceClock:
     async def _record(self, connection: Connection, seconds: float) -> None:
         """Adds `seconds` to the correction, unless another program has changed it since the answer.
 
-        Also records the time of the service, every _RECORD_SECONDS even without a correction.
+        Also records the time of the service. If `seconds` is 0, does so only every _RECORD_SECONDS.
         """
         now = self._monotonic()
         if not seconds and now < self._recorded_at + _RECORD_SECONDS:

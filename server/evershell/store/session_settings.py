@@ -1,8 +1,9 @@
 """The settings of this service's sessions in PostgreSQL.
 
-A connection to PostgreSQL itself sends them when it begins. A pooler in transaction mode cannot
-keep them for a client, because each transaction may run in another session. Behind a pooler, the
-settings are therefore defaults of the role in this database, which `migrate` stores.
+A client that connects to PostgreSQL itself sends them when its session begins. A pooler in
+transaction mode cannot keep them for a client, because each transaction may run in another session.
+For use behind a pooler, `migrate` therefore stores the settings as defaults of the role in this
+database.
 """
 
 from typing import Any, LiteralString
@@ -15,33 +16,34 @@ from evershell.store.statements import statements
 
 SQL = statements("session_settings")
 SETTINGS = {
-    # With UTC, times are read as they were written.
+    # The service writes times in UTC. With this setting, it also reads them in UTC.
     "TimeZone": "UTC",
     # The locking of the store requires this isolation level.
     "default_transaction_isolation": "read committed",
     "statement_timeout": "5s",
-    # A session that hangs in a transaction holds the lock of a workspace, so the server ends it.
+    # A session that hangs in a transaction may hold the lock of a workspace, so the server ends it.
     "idle_in_transaction_session_timeout": "10s",
-    # The server notices that a client has closed its connection (hang_up_after) even
-    # while the session waits for a lock, and ends the session.
+    # If a client closes its connection (hang_up_after), the server ends the session, even while the
+    # session waits for a lock.
     "client_connection_check_interval": "500ms",
 }
-# The server notices within 9 s that the host of a client cannot be reached. By default it takes two
-# hours, and each network partition would use up connections. A pooler has its own such settings.
+# With these settings, the server notices within 9 s that the host of a client cannot be reached. By
+# default this takes two hours, so network partitions would use up connections. They are no defaults
+# of the role, because a pooler has its own network settings.
 _NETWORK_SETTINGS = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "2",
     "tcp_user_timeout": "5000",
 }
-# The settings as the connection parameter `options`.
+# All these settings, in the form of the connection parameter `options`.
 OPTIONS = " ".join(
     "-c {}={}".format(name, value.replace(" ", r"\ "))
     for name, value in (SETTINGS | _NETWORK_SETTINGS).items()
 )
-# The settings of migrations, which may take longer than the limits, even if the limits are defaults
-# of their role. The server ends the session of a command that was killed, even while it waits for a
-# lock.
+# The settings for commands such as `migrate`, which may take longer than the limits. They override
+# limits that are defaults of the role. If the command is killed, the server ends the session, even
+# while the session waits for a lock.
 UNLIMITED = (
     "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 "
     f"-c client_connection_check_interval={SETTINGS['client_connection_check_interval']}"
@@ -49,7 +51,7 @@ UNLIMITED = (
 
 
 def store_as_defaults(session_url: str) -> None:
-    """Makes the settings the defaults of the URL's role in its database. Every role may do that.
+    """Makes the settings the defaults of the URL's role in its database. Needs no privilege.
 
     `session_url` must lead to PostgreSQL itself. Raises psycopg.Error.
     """
@@ -72,16 +74,16 @@ _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON orgs, api_keys, workspaces, tasks, events, "
     "idempotency_keys, org_holds, service_clock, agent_cards, webhooks, webhook_deliveries, "
     "deleted_workspaces TO {role}",
-    # Nobody changes or removes an entry of the audit log through the service.
+    # The service cannot change or remove entries of the audit log.
     "REVOKE ALL ON audit_entries FROM {role}",
     "GRANT SELECT, INSERT ON audit_entries TO {role}",
-    # Programs read the migrations, to wait until the schema is current.
+    # Programs read which migrations are applied, to wait until the schema is current.
     "GRANT SELECT ON _yoyo_migration TO {role}",
 )
 
 
 def grant(connection: psycopg.Connection[Any], service_database_url: str) -> None:
-    """Grants the URL's role what the service needs. Does nothing if it is the current role.
+    """Grants what the service needs to the role of the URL, unless it is the current role.
 
     Raises psycopg.ProgrammingError if there is no such role.
     """

@@ -1,10 +1,11 @@
-"""Reads the SQL of a module of the store, or of a room, from the .sql file of the same name.
+"""Reads the SQL of a module from the .sql file of the same name, in the store or in a room.
 
 A file has statements, and parts that several statements share. A statement begins with a line
 `-- name: …`, a part with `-- part: …`. Other comments are not sent to the database.
 
-In both, `{place}` stands for an earlier part, or for a value that the module passes. `{workspace}`,
-`{task}` and `{event}` stand for the columns that rows.py reads. `{w.task}` puts `w.` before each.
+In statements and parts, `{name}` stands for an earlier part, or for a value that the module passes.
+`{workspace}`, `{task}` and `{event}` stand for the columns that rows.py reads. `{w.task}` puts `w.`
+before each of these columns.
 """
 
 import re
@@ -26,8 +27,8 @@ def statements(
 ) -> SimpleNamespace:
     """The statements and parts of `<module>.sql` in the package, as attributes.
 
-    A value that is a function is called with the prefix of each column, for example `w.`. Raises
-    KeyError for an unknown place.
+    If a value is a function, it is called with the prefix for the columns, for example `w.`. Raises
+    KeyError for an unknown name in braces.
     """
     known: dict[str, str | int | Columns] = {
         "workspace": workspace_columns,

@@ -54,13 +54,13 @@ class TaskLists(Part):
         }
         found = await listed(pool, query, _task_of, limit=limit, **parameters)
         if query is SQL.list_descendants and found.last_id is None and len(found) < limit:
-            # The root is the oldest task of its tree.
+            # The root is the oldest task of its tree, so it comes last.
             found += [_task_of(row) for row in await fetch_all(pool, SQL.find_root, **parameters)]
         return found
 
 
 def _query_of(wanted: OrgListFilter) -> str:
-    """The query that reads the fewest rows."""
+    """Of the queries that fit the filter, the one that reads the fewest rows."""
     query: str
     if wanted.active:
         query = SQL.list_active_of_workspace if wanted.workspace_id else SQL.list_active

@@ -18,14 +18,14 @@ from evershell.store.pool import Pool, connected
 from evershell.store.statements import statements
 
 MARK_SECONDS = 60.0
-# A mark of this age is renewed. A mark that another process has set within this time is kept.
+# A mark is renewed at this age. A mark that another process has set more recently is kept.
 RENEW_SECONDS = 20.0
-# How often this process looks for marks of that age.
+# How often this process looks for marks that it must renew.
 _CHECK_SECONDS = 1.0
 # A batch holds the locks of its rows for about a millisecond.
 _MAX_BATCH = 100
-# How long a subscriber waits for its mark, for example if a transaction holds the row or the
-# database does not answer. It then reads without the mark, and reads again once there is one.
+# The longest time for which a subscriber waits for its mark, for example because a transaction has
+# locked the row. It then reads without the mark, and reads again once the workspace is marked.
 _MARK_LIMIT_SECONDS = 0.25
 
 SQL = statements("watched_workspaces")
@@ -46,14 +46,14 @@ class _Mark:
         self.is_watched = True
         # When the last statement that set or found the mark began.
         self.set_at = -math.inf
-        # Exists only while subscribers wait for the mark. Most marks are in force already.
+        # None unless subscribers wait for the mark. Most find that the mark is in force already.
         self.is_set: asyncio.Event | None = None
         # The number of attempts in a row that did not set the mark.
         self.failures = 0
 
 
 class WatchedWorkspaces:
-    """Marks the workspaces in which this process has subscribers, so that others notify it.
+    """Keeps the workspaces marked in which this process has subscribers.
 
     The mark is the column `watched_until` of the workspace. A process that commits a change of the
     workspace reads the mark in the statement that locks the row, and notifies the other processes
@@ -62,7 +62,8 @@ class WatchedWorkspaces:
     No commit is missed. A subscriber reads the workspace only after the mark is committed. A
     transaction that changes the workspace and the transaction that sets the mark both lock the row,
     so one of them is first. If the change is first, it is committed before the mark is set, and the
-    subscriber reads it. If the mark is first, the change sees it, and notifies.
+    subscriber reads it. If the mark is first, the process that commits the change sees the mark,
+    and notifies the other processes.
 
     The mark expires after MARK_SECONDS. While there are subscribers, it is renewed long before.
     Whenever a mark comes into force, the subscribers are woken and read again. This covers a new
@@ -85,14 +86,14 @@ class WatchedWorkspaces:
         self._clock = clock
         self._mark_seconds = mark_seconds
         self._renew_seconds = renew_seconds
-        # The shortest time that is left of a mark after a statement has set or found it.
+        # A mark lasts for at least this time after a statement has set or found it.
         self._kept_seconds = mark_seconds - renew_seconds
-        # Includes marks whose last subscriber has left since the last check.
+        # By workspace id. Includes marks whose last subscriber has left since the last check.
         self._marks: dict[str, _Mark] = {}
         self._due: Batch[str, None] = Batch(self._set_due_marks, at_most=_MAX_BATCH)
 
     async def watch(self, workspace_id: str) -> None:
-        """Returns when the mark is in force, or after _MARK_LIMIT_SECONDS without one."""
+        """Waits until the mark is in force, for at most _MARK_LIMIT_SECONDS."""
         mark = self._marks.setdefault(workspace_id, _Mark())
         mark.is_watched = True
         if self._is_in_force(mark):
@@ -104,13 +105,13 @@ class WatchedWorkspaces:
                 await is_set.wait()
 
     def leave(self, workspace_id: str) -> None:
-        """Stops the renewal, because the last subscriber has left. The mark expires by itself."""
+        """Stops renewing the mark, because the last subscriber has left. The mark then expires."""
         self._marks[workspace_id].is_watched = False
 
     def mark_again(self) -> None:
         """Sets all marks again, and then wakes all subscribers.
 
-        The database may have lost the marks, and this process some notifications.
+        The database may have lost the marks, and this process may have missed notifications.
         """
         for workspace_id, mark in self._marks.items():
             mark.set_at = -math.inf
@@ -168,7 +169,7 @@ class WatchedWorkspaces:
             self._wake(workspace_id)
 
     async def _set_marks(self, workspace_ids: Collection[str]) -> set[str]:
-        """Sets the marks in one transaction, and returns the ids of those that are in force."""
+        """Marks the workspaces in one transaction. Returns the ids of the marked workspaces."""
         try:
             values = {
                 "ids": list(workspace_ids),
