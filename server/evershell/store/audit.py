@@ -45,7 +45,7 @@ async def store_audit_entry(connection: Connection, audit: AuditEntry | None) ->
 
 
 def audit_json(entry: AuditEntry) -> dict[str, Any]:
-    """The entry as an object whose keys are the columns."""
+    """The entry as a JSON object, with the names of the columns as keys."""
     return _fields_of(entry) | {"time": entry.time.isoformat()}
 
 
@@ -75,7 +75,8 @@ class AuditLog(Part):
             self._pool.lists,
             SQL.list_of_workspace if wanted.workspace_id else SQL.list_of_org,
             _entry_of,
-            # A generic plan would expect few rows, and could read and sort all rows of the key.
+            # With a generic plan, PostgreSQL would expect few rows. It might then read and sort all
+            # rows of the key.
             prepare=False,
             org_id=permission.caller.org_id,
             own_only=permission.own_only,
@@ -96,10 +97,10 @@ def _entry_of(row: Any) -> AuditEntry:
     return AuditEntry(**{column: getattr(row, column) for column in _COLUMNS})
 
 
-# So that an entry is stored within a second.
+# How long entries are gathered. It is short, so that an entry is stored within a second.
 _GATHER_SECONDS = 0.5
-# How long an uncertain entry waits. The call that was given up may still be committing its change
-# and its entry; the database ends its statement within this time.
+# How long an entry waits if its call was given up, and it is uncertain whether the call has stored
+# the entry. The database may still execute the call's statement, but ends it within this time.
 UNCERTAIN_SECONDS = 10.0
 _MAX_BATCH = 500
 _MAX_ENTRIES = 10_000
@@ -127,7 +128,7 @@ class AuditQueue:
         self._uncertain: dict[str, AuditEntry] = {}
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        """Stores the entry soon; an `uncertain` one later, unless the call itself has stored it."""
+        """Stores the entry soon, or an `uncertain` one later, unless its call has stored it."""
         if not uncertain:
             self._entries.put(entry, entry.id)
         elif len(self._uncertain) < _MAX_ENTRIES:
@@ -144,7 +145,7 @@ class AuditQueue:
         self._lost += 1
 
     async def drained(self) -> None:
-        """Stores all entries, even uncertain ones."""
+        """Stores all entries that wait, even uncertain ones."""
         for entry_id in list(self._uncertain):
             self._put_uncertain(entry_id)
         await self._entries.drained()
@@ -169,13 +170,13 @@ class AuditQueue:
             self._report_lost(lost)
 
 
-# Partitions exist for this month and the months after it.
+# Partitions exist for the current month, and for this number of months after it.
 _MONTHS_AHEAD = 12
 _DEFAULT = "audit_entries_default"
 
 
 def add_partitions(connection: psycopg.Connection[Any], now: datetime) -> None:
-    """Adds the missing partitions, and moves their entries from the default partition."""
+    """Adds the missing partitions, and moves entries into them from the default partition."""
     existing = {name for (name,) in connection.execute(SQL.list_partitions)}
     for month in _months(now, _MONTHS_AHEAD + 1):
         if _name(month) not in existing:
@@ -186,8 +187,8 @@ def add_partitions(connection: psycopg.Connection[Any], now: datetime) -> None:
 def prune(connection: psycopg.Connection[Any], before: datetime) -> int:
     """Removes the entries of all months that ended before this time. Returns the number of months.
 
-    The month that contains `before` is kept whole. Also removes the records of workspaces that were
-    deleted before this time.
+    Keeps all entries of the month that contains `before`. Also removes the records of workspaces
+    that were deleted before this time.
     """
     connection.execute(SQL.prune_deleted_workspaces, {"before": before})
     dropped = 0

@@ -16,19 +16,21 @@ from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# How long a caller waits for its result, beyond `gather_seconds`, if its deadline is not earlier.
+# How long a caller waits for its result, in addition to `gather_seconds`. It waits less if its
+# deadline is earlier.
 _WAIT_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS
-# How long a group holds back callers. A group that takes longer counts as slow, for example because
-# its connection is broken.
+# How long callers wait for the groups in flight before the oldest of these groups counts as slow,
+# for example because its connection is broken. A further group may then start.
 _PATIENCE_SECONDS = 0.1
-# How many slow groups may be in flight, so that they do not use all connections of the pool.
+# The maximum number of slow groups in flight, so that they do not use all connections of the pool.
 _MAX_SLOW = 3
-# The shortest pause after the database did not answer, for items for which no caller waits.
+# If the database does not answer: the shortest pause before items are handled again for which no
+# caller waits.
 _RETRY_SECONDS = 0.25
 _CAPACITY = 10_000
 
-# Errors that pool.connected turns into UnavailableError although the database works. One item has
-# caused the error, and the transaction was rolled back.
+# Errors that pool.connected turns into UnavailableError, but that do not mean that the database is
+# unavailable: an item of the group has caused the error, and the transaction was rolled back.
 _CAUSED_BY_ITEM = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,
@@ -48,9 +50,9 @@ class _Waiting(Generic[Item, Result]):
     ) -> None:
         self.item = item
         self.key = key
-        # The time of the event loop at which its group may start; 0 for now.
+        # When the group of the item may start, by the clock of the event loop; 0 for at once.
         self.due_at = due_at
-        # None if no caller waits. Done early if the caller was cancelled or has waited too long.
+        # None if no caller waits. Already done if the caller was cancelled or has waited too long.
         self.result = result
 
 
@@ -60,19 +62,19 @@ class Batch(Generic[Item, Result]):
     `await batch(item)` waits for the result of the item. `batch.put(item)` returns at once, and the
     item is handled in the background.
 
-    - Groups: `handle` gets the items of a group, and returns a result for each, in the same order;
-      None if no caller waits. For a statement that is after the commit. A group has at most
-      `at_most` items. At most `at_once` groups are in flight.
-    - The first item of a group waits for `gather_seconds`, and until a group may start. All items
-      that wait then share the group. If `gather_seconds` is 0 and a group may start, a call of
-      `batch(item)` starts at once, alone and in the task of its caller.
-    - Errors: if one item makes its group fail, each item is handled alone, so that only this item
-      gets the error. A caller gets the error of its item. If the database does not answer, items
-      that were `put` are handled again after `gather_seconds`, but not before 0.25 s have passed.
-      After any other error they are dropped.
-    - A slow group does not hold back the callers after it.
-    - If a caller is cancelled, its item is dropped if it still waits. If its group is in flight,
-      the item is handled nevertheless.
+    - Groups: `handle` gets the items of a group. It returns their results, in the same order, or
+      None if no caller waits for them. A `handle` that executes a statement returns after the
+      commit. A group has at most `at_most` items. At most `at_once` groups are in flight.
+    - Start: the first item of a group waits for `gather_seconds`, and then until a group may start.
+      The other items that wait by then join the group. If `gather_seconds` is 0 and a group may
+      start, `batch(item)` handles its item at once, alone and in the asyncio task of the caller.
+    - Errors: if one item makes its group fail, each item of the group is handled alone, so that
+      only this item fails. A caller gets the error of its item. If the database does not answer,
+      items that were `put` are handled again after `gather_seconds`, but not before 0.25 s have
+      passed. After any other error they are dropped.
+    - Slow groups: a slow group does not delay the callers after it.
+    - Cancellation: if a caller is cancelled while its item waits, the item is dropped. If the group
+      of the item is in flight by then, the item is handled nevertheless.
     - End: `drained` handles everything that waits.
     """
 
@@ -86,7 +88,7 @@ class Batch(Generic[Item, Result]):
         capacity: int = _CAPACITY,
         dropped: Callable[[Item], None] = lambda item: None,
     ) -> None:
-        """At most `capacity` items of `put` wait. `dropped` gets each item that is not handled."""
+        """`put` drops its item if `capacity` items wait. `dropped` gets each dropped item."""
         self._handle = handle
         self._at_most = at_most
         self._at_once = at_once
@@ -94,16 +96,17 @@ class Batch(Generic[Item, Result]):
         self._capacity = capacity
         self._dropped = dropped
         self._waiting: OrderedDict[Hashable, _Waiting[Item, Result]] = OrderedDict()
-        # Starts the next group, unless the end of a group does.
+        # The timer that starts the next group; None if no item waits, or if the end of a group
+        # starts the next one.
         self._timer: asyncio.TimerHandle | None = None
-        # No group starts earlier, because the database did not answer.
+        # Before this time of the event loop no group starts, because the database did not answer.
         self._resume_at = 0.0
         # The numbers of the groups in flight that are not slow, the oldest first.
         self._in_flight: dict[int, None] = {}
         self._last_number = 0
         self._slow = 0
         self._groups: set[asyncio.Task[None]] = set()
-        # Runs while a caller waits.
+        # The timer that finds slow groups. Runs while a caller waits.
         self._watchdog: asyncio.TimerHandle | None = None
         self._is_ending = False
 
@@ -111,7 +114,7 @@ class Batch(Generic[Item, Result]):
         """Handles the item and returns its result.
 
         Raises the error of `handle`. Raises UnavailableError if there is no result within the
-        deadline of the caller; the item may be handled or not.
+        deadline of the caller. The item may nevertheless be handled.
         """
         if not self._gather_seconds and len(self._in_flight) < self._at_once:
             number = self._begin()
@@ -137,7 +140,7 @@ class Batch(Generic[Item, Result]):
     def put(self, item: Item, key: Hashable = None) -> None:
         """Handles the item in the background. Drops it if too many items wait.
 
-        It replaces an item with the same key that still waits. By default the item is the key.
+        Replaces an item with the same key that still waits. By default, the item is its own key.
         """
         key = item if key is None else key
         if (waiting := self._waiting.get(key)) is not None:
@@ -164,8 +167,8 @@ class Batch(Generic[Item, Result]):
             due_at = asyncio.get_running_loop().time() + self._gather_seconds
         self._waiting[key] = _Waiting(item, key, due_at, result)
         if self._timer is None and len(self._in_flight) < self._at_once:
-            # Not at once: all items of this turn of the event loop share the group. An empty
-            # context: the deadline of one caller must not apply to the others.
+            # Not at once, so that all items of this turn of the event loop share the group. In an
+            # empty context, so that the deadline of one caller does not apply to the others.
             self._timer = asyncio.get_running_loop().call_later(
                 self._gather_seconds, self._start, context=Context()
             )
@@ -183,7 +186,7 @@ class Batch(Generic[Item, Result]):
         self._start()
 
     def _start(self) -> None:
-        """Starts all groups that may start, or waits until the first one may."""
+        """Starts all groups that may start now, and sets the timer for the next group."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -217,7 +220,7 @@ class Batch(Generic[Item, Result]):
             await self._handle_group(group)
         finally:
             for waiting in group:
-                # Has an effect only if this task was cancelled, at the end of the process.
+                # Has an effect only if this asyncio task was cancelled, at the end of the process.
                 if waiting.result is not None:
                     waiting.result.cancel()
             self._end(number)
@@ -231,7 +234,7 @@ class Batch(Generic[Item, Result]):
                     self._fail(waiting, error)
                 return
             for waiting in group:
-                # Skips an item whose caller has left: it could take effect much later.
+                # Skips an item whose caller has given up, because it could take effect much later.
                 if waiting.result is None or not waiting.result.done():
                     await self._handle_group([waiting])
             return
@@ -254,7 +257,7 @@ class Batch(Generic[Item, Result]):
         else:
             pause = max(self._gather_seconds, _RETRY_SECONDS)
             self._resume_at = asyncio.get_running_loop().time() + pause
-            # An item that came meanwhile with the same key is newer.
+            # If another item with the same key waits by now, it is newer and replaces this one.
             self._waiting.setdefault(waiting.key, waiting)
 
     def _arm_watchdog(self) -> None:
@@ -263,7 +266,7 @@ class Batch(Generic[Item, Result]):
         )
 
     def _overtake(self) -> None:
-        """Counts the oldest group as slow, so that the callers that wait can start."""
+        """Counts the oldest group as slow, so that the next group can start."""
         self._watchdog = None
         if len(self._in_flight) >= self._at_once and self._slow < _MAX_SLOW:
             del self._in_flight[next(iter(self._in_flight))]

@@ -38,8 +38,8 @@ class CancelTasks(Part):
             "limit": limit,
         }
         async with connected(self._pool) as connection:
-            # Not prepared, so that the plan fits these values: it uses the index of the ids if ids
-            # are given.
+            # Not prepared, so that PostgreSQL plans the query for these values. If ids are given,
+            # it then uses the index on the ids.
             cursor = await connection.execute(SQL.match_tasks, parameters, prepare=False)
             rows = await cursor.fetchall()
         if not rows:
@@ -120,7 +120,7 @@ class CancelTasks(Part):
 
 
 def _values_of(wanted: TaskSelection) -> dict[str, Any]:
-    """The values of the filter; None for a field that is not set, which matches every task."""
+    """The values of the filter. A field that is not set has None, which matches every task."""
     values = {name: getattr(wanted, name, None) for name in TaskFilter.__slots__}
     lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
     metadata = values["metadata"]

@@ -28,9 +28,9 @@ SQL = statements("cancellations")
 # The fields of `cancellation_request`, by name.
 Request = dict[str, Any]
 
-# Larger groups make each request slower, and smaller groups cost more CPU. With fewer statements at
-# once, calls of four concurrent callers took longer; with more, the groups became smaller
-# (docs/decisions/0014-group-commit.md has the figures).
+# Larger groups make each request slower, and smaller groups cost more CPU. With fewer statements in
+# flight, the calls of four concurrent callers took longer. With more, the groups became smaller.
+# docs/decisions/0014-group-commit.md has the figures.
 _MAX_BATCH = 64
 _AT_ONCE = 2
 
@@ -38,9 +38,9 @@ _AT_ONCE = 2
 class Cancellations(Part):
     """Implements core.ports.Cancellations.record_cancellation.
 
-    A statement that several callers share waits for no lock of a workspace. If another transaction
-    has locked the workspace of a request, the request is repeated alone and waits for the lock, so
-    a slow transaction delays only the requests for its workspace.
+    A statement that several callers share does not wait for the locks of workspaces. If another
+    transaction has locked the workspace of a request, the request is repeated alone and waits for
+    the lock. A slow transaction therefore delays only the requests for its workspace.
     """
 
     @cached_property
@@ -49,9 +49,9 @@ class Cancellations(Part):
 
     @cached_property
     def _lock_queues(self) -> WeakValueDictionary[str, asyncio.Lock]:
-        """For each locked workspace, one request waits in the database.
+        """The queues of requests for locked workspaces, by workspace id.
 
-        The others wait here, in order.
+        The first request of a queue waits in the database, and the others wait here.
         """
         return WeakValueDictionary()
 
@@ -84,7 +84,7 @@ class Cancellations(Part):
     async def _record_all(
         self, requests: Sequence[Request], *, wait: bool = False
     ) -> Sequence[RecordedCancellation | None]:
-        """The results in the order of the requests. None for a workspace that was locked."""
+        """The results, in the order of the requests. None if the request's workspace was locked."""
         try:
             async with connected(self._pool.locks if wait else self._pool) as connection:
                 parameters = {"requests": json_of(requests), "wait": wait}
@@ -140,9 +140,9 @@ def result_of(row: Any) -> RecordedCancellation:
 
 
 def _may_have_changed_force_at(recorded: RecordedCancellation, request: Request) -> bool:
-    """Whether the call may have moved the force deadline of an intent that was recorded before.
+    """Whether the call may have moved the force deadline of an intent that was recorded earlier.
 
-    Also true if the deadline was the same before. The change is then published needlessly.
+    Also true if the deadline was the same before. A change is then published needlessly.
     """
     force_at: datetime | None = request["force_at"]
     if force_at is None or recorded.task is None or recorded.task.cancel is None:

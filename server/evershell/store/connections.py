@@ -1,8 +1,8 @@
 """Connects to the PostgreSQL server that accepts writes, or to a pooler.
 
-A URL may name several hosts: a primary and its standbys. libpq passes over servers that accept no
+A URL may name several hosts: a primary and its standbys. libpq skips servers that do not accept
 writes. A standby that is promoted begins a new timeline. If several servers accept writes, the one
-with the highest timeline is the primary, and the others are former primaries that came back. They
+with the highest timeline is the primary. The others are former primaries that have come back, and
 are not used.
 """
 
@@ -23,19 +23,19 @@ from evershell.core.errors import OperatorError
 from evershell.store import session_settings
 from evershell.store.statements import statements
 
-# If the URL names several hosts: after a server that accepts writes has answered, how long to wait
-# for the next answer. That server may be a former primary, so the newest one is chosen.
+# If the URL names several hosts: how long to wait for further answers after a server that accepts
+# writes has answered. That server may be a former primary.
 _OTHERS_SECONDS = 0.5
 # How long a session outside the pool waits for an answer.
 ANSWER_SECONDS = 1.5
-# PgBouncer's answer to session settings.
+# A part of the error with which PgBouncer refuses session settings.
 _REFUSED_SETTING = "unsupported startup parameter"
 SQL = statements("connections")
 
-# The name of the sessions of commands. They end a little later than their command, so a fence must
-# not count them as sessions of a worker or a controller.
+# The name of the sessions of commands. Such a session ends a little later than its command, so a
+# fence must not take it for a session of a worker or a controller.
 COMMAND_NAME = "evershell command"
-# The name of the session in which a worker listens, by which the controller finds the workers.
+# The name of the session in which a worker listens. The controller finds the workers by this name.
 WORKER_NAME = "evershell worker"
 # The name of the sessions in which a worker serves calls.
 CALLS_NAME = "evershell calls"
@@ -52,9 +52,9 @@ _log = structlog.get_logger()
 
 
 def conninfo(database_url: str, session_options: str = session_settings.OPTIONS) -> str:
-    """The connection string for the database, with these options of its session.
+    """The connection string for the database, with these options for the session.
 
-    Network settings of the URL take precedence.
+    Network settings in the URL take precedence.
     """
     url_parameters = conninfo_to_dict(database_url)
     parameters = {
@@ -86,18 +86,18 @@ def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> I
 
 
 def hang_up_after(connection: AsyncConnection[Any], seconds: float) -> asyncio.TimerHandle:
-    """Shuts the connection down after this time, unless the timer is cancelled before."""
+    """Shuts the connection down after this time, unless the returned timer is cancelled."""
     return asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
 
 
 def _hang_up(connection: AsyncConnection[Any]) -> None:
-    # A duplicate, because psycopg closes its own descriptor.
+    # Uses a duplicate of the descriptor, because psycopg itself closes the original.
     with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
         end.shutdown(socket.SHUT_RDWR)
 
 
 class PoolerError(OperatorError, psycopg.OperationalError):
-    """The URL leads to a pooler where a session is needed."""
+    """The URL leads to a pooler, but a session of PostgreSQL itself is needed."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -117,7 +117,7 @@ class PrimaryConnection(AsyncConnection[Any]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Raises psycopg.OperationalError, for example if no server is the primary."""
+        """Connects to the primary. Raises psycopg.OperationalError if there is none."""
         servers = _servers_of(conninfo)
         if len(servers) == 1:
             return await super().connect(conninfo, **kwargs)
@@ -172,7 +172,7 @@ class PrimaryConnection(AsyncConnection[Any]):
 
 
 def _refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
-    """Raises PoolerError if a session other than the connection's own has answered.
+    """Raises PoolerError if the session that answered is not the session of the connection.
 
     `row` is the result of `session_pid`.
     """
@@ -183,8 +183,8 @@ def _refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None
 async def connect_to_session(conninfo: str) -> PrimaryConnection:
     """A connection with its own session, for LISTEN and for advisory locks.
 
-    Raises psycopg.OperationalError; a PoolerError if a pooler answers, because it may run each
-    transaction in another session.
+    Raises psycopg.OperationalError. Raises PoolerError if a pooler answers, because a pooler may
+    run each transaction in another session.
     """
     try:
         connection = await PrimaryConnection.connect(conninfo, autocommit=True)
@@ -231,7 +231,7 @@ def _only(conninfo: str, host: str, port: str) -> str:
 
 
 async def warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
-    """Logs the settings that are not in force in the session behind a pooler.
+    """Logs which settings are not in force in the session behind the pooler.
 
     The session may have started before the defaults were stored.
     """
@@ -252,9 +252,10 @@ async def warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
 
 @asynccontextmanager
 async def pooler_watched(database_url: str) -> AsyncIterator["asyncio.Future[None]"]:
-    """Waits for a connection to the pooler. Yields a future, done when the pooler has closed it.
+    """Connects to the pooler. Yields a future that is done once the connection is closed.
 
-    The connection is used for nothing else, so that a busy pooler does not seem to have ended.
+    Tries to connect until it succeeds. Uses the connection for nothing else, so that a busy pooler
+    does not seem to have ended.
     """
     connection = await _connected_to_pooler(conninfo(database_url, ""))
     async with connection:
@@ -265,7 +266,7 @@ async def pooler_watched(database_url: str) -> AsyncIterator["asyncio.Future[Non
             loop.remove_reader(descriptor)
             closed.set_result(None)
 
-        # The pooler sends nothing on an idle connection, so it is readable only if it was closed.
+        # The pooler sends nothing on an idle connection. If it is readable, it has been closed.
         loop.add_reader(descriptor, end)
         try:
             yield closed
@@ -283,9 +284,9 @@ async def _connected_to_pooler(pooler: str) -> PrimaryConnection:
 
 
 def primary_conninfo(database_url: str) -> str:
-    """The connection string of the primary, for the session of a command. Blocks.
+    """The connection string of the primary, for the session of a command. Synchronous.
 
-    Raises psycopg.Error, which is a PoolerError if the URL leads to a pooler.
+    Raises psycopg.Error, or PoolerError if the URL leads to a pooler.
     """
     server = make_conninfo(database_url, application_name=COMMAND_NAME)
     if _has_standbys(server):
@@ -297,12 +298,12 @@ def primary_conninfo(database_url: str) -> str:
 
 
 def connect_for_command(database_url: str) -> psycopg.Connection[Any]:
-    """A session of a command, which commits each statement. Raises like `primary_conninfo`."""
+    """A session for a command. Commits each statement. Raises like `primary_conninfo`."""
     return psycopg.connect(primary_conninfo(database_url), autocommit=True)
 
 
 def problem_of(error: psycopg.Error) -> str:
-    """The text of the error for an operator. psycopg's text for an invalid URL has the password."""
+    """The error as a text for an operator. Leaves out the URL, which may contain a password."""
     if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
         return "DATABASE_URL is not a valid URL of PostgreSQL"
     return str(error).strip()

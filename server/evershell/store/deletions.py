@@ -14,8 +14,8 @@ SQL = statements("deletions")
 class Deletions(Part):
     """Implements Fleet.remove_workspace and Workspaces.find_deleted_workspace of core.ports."""
 
-    # The most events that one transaction removes. Each may have 4 MiB, which PostgreSQL removes in
-    # pieces of 2 KiB, and a statement may take 5 s.
+    # The most rows that one transaction removes from a table. An event may have 4 MiB, which
+    # PostgreSQL removes in pieces of 2 KiB, and a statement must not take longer than 5 s.
     removed_at_once = 200
 
     async def remove_workspace(self, workspace_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""Reads what is due. due.sql has the query."""
+"""Reads what is due for the fleet controller. due.sql has the query."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def _task_of(row: Any) -> Task | None:
     task = task_of(row)
     if task is None or row.kind != Kind.TREE_LIMIT:
         return task
-    # The numbers may exceed 64 bits, because agents may report any number of tokens.
+    # The sums may exceed 64 bits, because agents may report any number of tokens.
     cost = row.tree_cost_nanos
     usage = replace(
         task.used,

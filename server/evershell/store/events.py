@@ -12,7 +12,7 @@ from evershell.store.rows import (
 from evershell.store.shared_reads import SharedReads
 from evershell.store.statements import statements
 
-# A watcher that stops reading keeps its current batch in memory. A single event may have 4 MiB.
+# The current batch stays in memory while its watcher does not read. One event may have 4 MiB.
 MAX_BATCH_BYTES = 256 * 2**10
 SQL = statements("events", max_batch_bytes=MAX_BATCH_BYTES)
 

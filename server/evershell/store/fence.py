@@ -13,10 +13,11 @@ SQL = statements("fence")
 
 
 def fence(database_url: str) -> int:
-    """Moves each workspace to an epoch that no agent has had, in one statement. Blocks.
+    """Moves each workspace to an epoch that no agent has had, in one statement. Synchronous.
 
-    No controller leads meanwhile, and none begins to. Returns the number of workspaces. Raises
-    OperatorError if nothing was changed, and the errors of connect_for_command.
+    Meanwhile, no controller can lead. Returns the number of workspaces. Raises OperatorError, and
+    changes nothing, if a program of this service is connected, if another fence is in progress, or
+    if the database is read-only or lacks the schema. Also raises the errors of connect_for_command.
     """
     name = conninfo_to_dict(database_url).get("application_name")
     names = {"worker": WORKER_NAME, "calls": CALLS_NAME, "url_name": name}

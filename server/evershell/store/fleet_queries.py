@@ -1,4 +1,4 @@
-"""What the fleet controller reads beside what is due (due.py): pods, leases, workers, counts."""
+"""What the fleet controller reads: pods, leases, workers, counts. due.py reads what is due."""
 
 from collections.abc import Mapping, Sequence
 

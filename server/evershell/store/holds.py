@@ -18,7 +18,7 @@ SQL = statements("holds", lock_class=0x6576_6C68)
 async def share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
     """Takes the lock of the organization in shared mode, for a call that a hold would refuse.
 
-    The cursor has the row of the hold, if there is one. `hold_of` decodes it.
+    Returns a cursor with the row of the hold, if there is one. `hold_of` decodes the row.
     """
     org = {"org_id": org_id}
     await connection.execute(SQL.share_hold_lock, org, prepare=True)

@@ -19,9 +19,9 @@ from evershell.store.statements import statements
 # The maximum number of keys in one statement, which then takes a few milliseconds.
 _MAX_BATCH = 500
 # The pause after a query for several keys. It limits a worker to a hundred such queries a second,
-# which take about 3 % of its time.
+# which take about 3 % of the worker's time.
 _PAUSE_SECONDS = 0.01
-# How long the times of use are gathered in memory, and for how many keys.
+# How long the times of use are gathered in memory before they are stored, and for how many keys.
 _USE_SECONDS, _MAX_USED = 60.0, 100_000
 SQL = statements("keys", **vars(service_clock.SQL))
 
@@ -29,11 +29,11 @@ _log = structlog.get_logger()
 
 
 class PostgresKeys:
-    """The keys in the database. Each method raises UnavailableError if it does not answer."""
+    """The keys in the database. If it does not answer, each method raises UnavailableError."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        # Anyone can send unknown keys, so all lookups share one connection, in batches.
+        # Anyone can send unknown keys. Therefore all lookups share one connection, in batches.
         self._lookups = Batch(self._find_keys, at_most=_MAX_BATCH)
         self._uses: Batch[tuple[str, float], None] = Batch(
             self._store_uses, at_most=_MAX_BATCH, gather_seconds=_USE_SECONDS, capacity=_MAX_USED
@@ -92,7 +92,7 @@ class PostgresKeys:
             return cursor.rowcount == 1
 
     def record_use(self, key_id: str, now: float) -> None:
-        """Stores within about a minute that the key was used. `now` is in seconds since 1970."""
+        """Stores, after up to a minute, that the key was used. `now` is in seconds since 1970."""
         self._uses.put((key_id, now), key_id)
 
     async def drained(self) -> None:
@@ -100,7 +100,7 @@ class PostgresKeys:
         await self._uses.drained()
 
     async def _store_uses(self, uses: Sequence[tuple[str, float]]) -> None:
-        # In the order of their ids, so that two workers cannot wait for each other's row locks.
+        # Sorted by id, so that two workers cannot wait for each other's row locks.
         uses = sorted(uses)
         parameters = {
             "ids": [key_id for key_id, _ in uses],
@@ -110,12 +110,12 @@ class PostgresKeys:
             async with connected(self._pool) as connection:
                 await connection.execute(SQL.record_use, parameters)
         except (UnavailableError, psycopg.Error) as error:
-            # psycopg.Error: for example if the role may not update keys yet.
+            # psycopg.Error is raised, for example, if the role may not update keys yet.
             _log.warning("key_use_not_stored", error=str(error).strip(), keys=len(uses))
             raise UnavailableError(str(error)) from error
 
     async def list_orgs(self) -> Sequence[tuple[str, str, int]]:
-        """The id, the slug and the number of valid keys of each organization, by slug."""
+        """The id, the slug and the number of valid keys of each organization, sorted by slug."""
         async with connected(self._pool) as connection:
             cursor = await connection.execute(SQL.list_orgs)
             return [(row.id, row.slug, row.keys) for row in await cursor.fetchall()]

@@ -1,6 +1,6 @@
 """Migrates a database to the schema of this version: the migrations first, then the functions.
 
-functions/ has one file for each function, with its name.
+functions/ has one file for each function. The file has the name of the function.
 """
 
 import hashlib
@@ -22,14 +22,15 @@ from evershell.store.statements import statements
 
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
-# Every database that this service has migrated has a record of this migration.
+# A record of this migration exists in every database that this service has migrated.
 _FIRST_MIGRATION = "0001_initial"
-# The line of a migration that PostgreSQL refuses in a transaction, such as one that creates an
-# index while workers write. It can be repeated, and each statement ends with its line.
+# This line marks a migration that PostgreSQL refuses in a transaction, for example one that creates
+# an index while workers write. Such a migration must be safe to repeat, and each of its statements
+# must end at the end of a line.
 _NOT_TRANSACTIONAL = "-- transactional: false\n"
 _NAMED_TABLES = 3
-# Version 0.1.0 keeps its records with the library yoyo, and named the table like this. It finds a
-# migration by the hash of its name, and starts on a database that has both tables.
+# Version 0.1.0 keeps its records with the library yoyo, which has given the tables their names and
+# finds a migration by the hash of its name. That version starts if the database has both tables.
 _CREATE_RECORDS = """
 CREATE TABLE _yoyo_migration (
     migration_hash varchar(64) PRIMARY KEY, migration_id varchar(255), applied_at_utc timestamp
@@ -41,12 +42,12 @@ SQL = statements("migrate")
 
 
 def migrate(database_url: str, service_database_url: str = "") -> None:
-    """Applies the missing migrations. Blocks. Any number of processes may call it at once.
+    """Applies the missing migrations. Synchronous. Several processes may call it at once.
 
     `database_url` is a libpq connection URI. If `service_database_url` names another role, that
-    role may use the tables, and may only insert into and read the audit log. Raises OperatorError
-    if the database cannot be reached or accepts no changes, and if the schema has tables and this
-    service has never migrated it.
+    role is granted the use of the tables, but of the audit log only to read and add entries. Raises
+    OperatorError if the database cannot be reached or is read-only, or if the schema has tables
+    although this service has never migrated it.
     """
     try:
         with psycopg.connect(primary_conninfo(database_url), autocommit=True) as guard:
@@ -55,7 +56,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
             _check_owner(guard)
             _apply(guard)
             _replace_functions(guard, _definitions())
-            # If the role lacks the privilege, the default partition takes the later entries.
+            # If the role may not add partitions, later entries go to the default partition.
             with suppress(psycopg.errors.InsufficientPrivilege):
                 add_partitions(guard, time_of(guard))
             grant(guard, service_database_url or database_url)
@@ -69,8 +70,8 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
 def _lock(guard: psycopg.Connection[Any]) -> None:
     """Waits for the lock, but not within a statement.
 
-    The creation of an index waits for running statements. A statement that waited for the process
-    that creates the index would therefore never end.
+    The process that has the lock may create an index, which waits for all running statements. If
+    one of them waited for the lock, neither process would ever go on.
     """
     while guard.execute(SQL.try_lock, {"key": _LOCK_KEY}).fetchone() != (True,):
         time.sleep(0.1)
@@ -86,7 +87,7 @@ def check_writable(connection: psycopg.Connection[Any]) -> None:
 
 
 def _check_owner(connection: psycopg.Connection[Any]) -> None:
-    """Raises OperatorError if the schema has tables and was never migrated by this service."""
+    """Raises OperatorError if the schema has tables but this service has never migrated it."""
     foreign = [str(name) for (name,) in connection.execute(SQL.list_tables)]
     if not foreign or _was_migrated(connection):
         return
@@ -115,7 +116,7 @@ def _has_records(connection: psycopg.Connection[Any]) -> bool:
 
 
 def _apply(guard: psycopg.Connection[Any]) -> None:
-    """Applies the missing migrations in the order of their names, each with its record."""
+    """Applies the missing migrations in the order of their names, and records each of them."""
     if not _has_records(guard):
         guard.execute(_CREATE_RECORDS)
     applied = {name for (name,) in guard.execute(SQL.list_migrations)}
@@ -123,7 +124,7 @@ def _apply(guard: psycopg.Connection[Any]) -> None:
         if name in applied:
             continue
         if _NOT_TRANSACTIONAL in text:
-            # PostgreSQL runs several statements that it gets at once in one transaction.
+            # One by one: PostgreSQL would run statements that are sent together in a transaction.
             for statement in text.split(";\n"):
                 if statement.strip():
                     guard.execute(statement.encode())
@@ -144,17 +145,17 @@ def _definitions() -> dict[str, str]:
 
 
 def _sources(folder_name: str) -> dict[str, str]:
-    """The files of SQL in a folder, by their names."""
+    """The texts of the SQL files in a folder, by the names of the files without `.sql`."""
     folder = resources.files("evershell.store") / folder_name
     files = (file for file in folder.iterdir() if file.name.endswith(".sql"))
     return {file.name.removesuffix(".sql"): file.read_text() for file in files}
 
 
 def _replace_functions(connection: psycopg.Connection[Any], definitions: Mapping[str, str]) -> None:
-    """Replaces the functions whose definitions have changed, all of them or none.
+    """Replaces the functions whose definitions have changed, all of them in one transaction.
 
     The functions call each other, and workers call them meanwhile. The comment of each function is
-    the hash of its definition. Nothing is written if the hashes match, so a role that may only use
+    the hash of its definition. If all hashes match, nothing is written, so a role that may only use
     the schema can start a stack on an up-to-date database.
     """
     with connection.transaction():
@@ -185,7 +186,7 @@ def _replace_changed(connection: psycopg.Connection[Any], definitions: Mapping[s
 def _create_function(
     connection: psycopg.Connection[Any], name: str, definition: str, digest: str
 ) -> None:
-    """Creates the function, or replaces the one with the same parameters. Sets its comment."""
+    """Creates the function or replaces it, and sets its comment."""
     comment = sql.SQL("COMMENT ON FUNCTION {} IS {}").format(sql.Identifier(name), digest)
     with connection.transaction():
         connection.execute(definition.encode())

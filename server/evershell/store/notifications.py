@@ -3,13 +3,13 @@
 Subscribers in this process are told directly. Other processes are told with PostgreSQL's NOTIFY and
 LISTEN, if one of them has marked the workspace (watched_workspaces.py).
 
-A background task sends the notification after the commit, not within the transaction: PostgreSQL
-takes a lock on the whole cluster while a transaction that has notified commits, so all such commits
-would wait for each other. One notification carries the ids of all workspaces that changed while the
-previous one was in flight.
+A background task sends the notification after the commit, not within the transaction. While a
+transaction with a notification commits, PostgreSQL locks the queue of notifications of the whole
+cluster, so all such commits would wait for each other. One notification carries the ids of all
+workspaces that changed while the previous notification was in flight.
 
-A notification is lost if a process dies between commit and notification, or if a listener is
-reconnecting. Subscribers therefore also poll.
+A notification is lost if its process dies between the commit and the notification. A listener also
+misses notifications while it reconnects. Subscribers therefore also poll.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Channel(StrEnum):
 
 # PostgreSQL accepts payloads of less than 8000 bytes (NOTIFY).
 _MAX_PAYLOAD_BYTES = 7_900
-# The workspaces that one transaction notifies of.
+# The maximum number of workspaces in one batch of notifications.
 _MAX_BATCH = 1_000
 _RETRY_SECONDS = 0.25
 SQL = statements("notifications")
@@ -73,7 +73,8 @@ class _Notifications(ABC):
     def __init__(self, pool: Pool, database_url: str) -> None:
         self._pool = pool
         self._conninfo = conninfo(database_url)
-        # Identifies the notifications of this process, which has already acted on them.
+        # Identifies the notifications that this process has sent. It ignores them, because it has
+        # already told its own subscribers.
         self._origin = uuid4().hex
         self._changes: Batch[tuple[Channel, str], None] = Batch(self._send, at_most=_MAX_BATCH)
         self._listening = asyncio.Event()
@@ -94,7 +95,7 @@ class _Notifications(ABC):
 
     @abstractmethod
     def _connected(self) -> None:
-        """Called when the listener has connected. Earlier notifications may be lost."""
+        """Called when the listener has connected. It may have missed earlier notifications."""
 
     def publish(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
         """Implements Publish."""
@@ -109,14 +110,14 @@ class _Notifications(ABC):
         await self._listening.wait()
 
     async def disconnected(self) -> None:
-        """Returns when the listener has lost its connection.
+        """Waits until the listener has lost its connection.
 
-        It notices within 3 s, even if the database is frozen.
+        The listener notices within 3 s, even if the database is frozen.
         """
         await self._disconnected.wait()
 
     async def _run(self) -> None:
-        # The problems of this outage that were logged. Each is logged only once.
+        # The problems of the current outage. Each of them is logged only once.
         logged: set[str] = set()
         while True:
             try:
@@ -144,7 +145,7 @@ class _Notifications(ABC):
                 if origin != self._origin:
                     for workspace_id in ids:
                         self._receive(workspace_id)
-            # Also shows that the worker is alive.
+            # This statement also shows the fleet controller that the worker is alive.
             with answered_within(connection, ANSWER_SECONDS):
                 await connection.execute("SELECT 1")
 
@@ -164,7 +165,7 @@ class _Notifications(ABC):
 
 
 def _payloads(origin: str, ids: Iterable[str]) -> list[str]:
-    """Splits the ids into payloads that fit. Each has the origin, then one id per line."""
+    """Splits the ids into payloads that fit. Each has one line with the origin, then one per id."""
     payloads, payload = [], origin
     for workspace_id in ids:
         if len(payload) + 1 + len(workspace_id) > _MAX_PAYLOAD_BYTES:
@@ -177,8 +178,9 @@ def _payloads(origin: str, ids: Iterable[str]) -> list[str]:
 class WorkspaceSubscription:
     """Implements core.ports.Subscription while its context is entered.
 
-    Thousands may wait at a time, so a wait is only a future and a timer. An Event would need three
-    times as much memory, and a context manager with a generator 0.7 kB more.
+    Thousands of subscriptions may wait at the same time, so a wait needs only a future and a timer.
+    An asyncio.Event would need three times as much memory. To implement the context manager with a
+    generator would take another 0.7 kB.
     """
 
     __slots__ = ("_has_changed", "_has_ended", "_owner", "_waiting", "workspace_id")
@@ -193,7 +195,7 @@ class WorkspaceSubscription:
 
     async def __aenter__(self) -> Self:
         await self._owner.add(self)
-        # The subscriber finds earlier changes in its first read.
+        # The subscriber sees earlier changes in its first read.
         self._has_changed = False
         return self
 
@@ -219,7 +221,7 @@ class WorkspaceSubscription:
         self._end_wait()
 
     def end(self) -> None:
-        """Ends this wait and every later one."""
+        """Ends the current wait and all later ones."""
         self._has_ended = True
         self.wake()
 
@@ -251,11 +253,11 @@ class WorkspaceSubscriptions(_Notifications):
         self._watched = WatchedWorkspaces(pool, self._receive, clock)
 
     def subscribe(self, workspace_id: str) -> WorkspaceSubscription:
-        """Subscribes. Takes at most 0.25 s, and one statement if the workspace is not marked."""
+        """The context is entered within 0.25 s, with a statement if the workspace is not marked."""
         return WorkspaceSubscription(self, workspace_id)
 
     async def add(self, subscription: WorkspaceSubscription) -> None:
-        """Begins a subscription, which lasts until `remove`. If this raises, there is none."""
+        """Begins a subscription, which lasts until `remove`. If `add` raises, nothing has begun."""
         self._subscriptions[subscription.workspace_id].add(subscription)
         try:
             await self._watched.watch(subscription.workspace_id)
@@ -284,7 +286,7 @@ class WorkspaceSubscriptions(_Notifications):
     def end_waits(self) -> None:
         """Ends all current waits, so that their calls answer with the current state.
 
-        Does not affect later subscriptions.
+        Later subscriptions can wait as usual.
         """
         for subscribers in self._subscriptions.values():
             for subscription in subscribers:
@@ -314,7 +316,7 @@ class FleetSubscription:
     async def wait(self, timeout_seconds: float) -> set[str]:
         """Returns the ids of the workspaces that have changed since the last return.
 
-        An empty set means that the timeout has passed or that changes may have been missed.
+        Returns an empty set after the timeout, or if changes may have been missed.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
@@ -334,7 +336,7 @@ class FleetSubscription:
 
 
 class FleetSubscriptions(_Notifications):
-    """The fleet controller's subscriptions to the workspaces on which it must act."""
+    """The subscriptions of the fleet controller to the workspaces on which it must act."""
 
     _channel = Channel.FLEET
 

@@ -34,8 +34,8 @@ class PostgresStore(
     Deletions,
     OldTasks,
 ):
-    """Implements core.ports.Store. The parts have no method in common."""
+    """Implements core.ports.Store. No two parts define the same method."""
 
     async def drained(self) -> None:
-        """Returns when no shared statement is in flight, even one whose callers were cancelled."""
+        """Waits for all shared statements in flight, even if their callers were cancelled."""
         await asyncio.gather(self._cancellation_group.drained(), self._lease_group.drained())

@@ -80,14 +80,14 @@ EVENT_COLUMNS = (
 
 
 def workspace_columns(of: str = "") -> str:
-    """What to select for `workspace_of`. `of` comes before each column, for example `w.`."""
+    """The columns to select for `workspace_of`, each with the prefix `of`, for example `w.`."""
     return ", ".join(f"{of}{column}" for column in WORKSPACE_COLUMNS)
 
 
 def task_columns(of: str = "", *, started_calls: bool = False) -> str:
-    """What to select for `task_of`. `of` comes before each column, for example `t.`.
+    """The columns to select for `task_of`, each with the prefix `of`, for example `t.`.
 
-    Only a transaction that changes the task reads the started calls, which may have 64 KiB.
+    Only a transaction that changes the task reads the started calls, which may take up 64 KiB.
     """
     columns = {column: f"{of}{column}" for column in TASK_COLUMNS}
     if not started_calls:
@@ -96,7 +96,7 @@ def task_columns(of: str = "", *, started_calls: bool = False) -> str:
 
 
 def event_columns(of: str = "") -> str:
-    """What to select for `event_of`. `of` comes before each column, for example `e.`."""
+    """The columns to select for `event_of`, each with the prefix `of`, for example `e.`."""
     return ", ".join(f"{of}{column}" for column in EVENT_COLUMNS)
 
 
@@ -172,8 +172,8 @@ def task_of(row: Any) -> Task | None:
 
 def _open_iteration_of(row: Any) -> OpenIteration | None:
     stored = row.task_open_iteration
-    # A worker of an older version, which does not know the column, may have committed the iteration
-    # or ended the task.
+    # The column may be out of date: a worker of an older version does not know the column, but may
+    # have committed the iteration or ended the task.
     if (
         stored is None
         or stored["number"] != row.task_iterations + 1
@@ -251,7 +251,7 @@ def task_values(task: Task) -> Values:
 
 
 def event_of(row: Any) -> Event:
-    """The event of a row of EVENT_COLUMNS."""
+    """The event of a row with `event_columns`."""
     return Event(
         workspace_id=row.workspace_id,
         seq=row.seq,
@@ -277,7 +277,7 @@ def event_values(workspace_id: str, seq: int, event: NewEvent) -> Values:
     )
 
 
-# msgspec takes at most a quarter of the json module's time, with the same results for jsonb.
+# msgspec takes at most a quarter of the time of the module json, with the same results for jsonb.
 dump_json = msgspec.json.Encoder().encode
 # Applies to all connections.
 set_json_loads(msgspec.json.decode)
@@ -289,7 +289,7 @@ def json_value(value: Mapping[str, Any]) -> Jsonb:
 
 
 def _dumps(value: Any) -> bytes:
-    """JSON for jsonb, which accepts no NUL and no lone surrogate. Tools may output both."""
+    """JSON for jsonb. Replaces NULs and lone surrogates from tools, which jsonb does not accept."""
     try:
         dumped = dump_json(value)
         if b"\\u0000" not in dumped:
@@ -303,7 +303,7 @@ def _storable(value: Any) -> Any:
     """The value, with replacements for all characters that PostgreSQL cannot store."""
     match value:
         case str():
-            # Also turns a member of an enum into a plain string.
+            # A member of a StrEnum also becomes a plain string.
             text = str(value)
             return text if text.isascii() and "\0" not in text else _clean(text)
         case Mapping():

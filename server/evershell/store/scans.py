@@ -1,7 +1,7 @@
 """Lists that read a bounded number of rows, whatever their filter is.
 
-A page reads at most MAX_ROWS rows of one key from an index, newest first, and then filters them. So
-it may have fewer items than fit, or none, and says where the next page continues.
+A page reads at most MAX_ROWS rows of one key from an index, newest first, and then filters them. It
+may therefore have fewer items than its limit, or none, and says where the next page continues.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from evershell.core.validation import HasId, Listed
 from evershell.store.pool import Connections, fetch_all
 from evershell.store.statements import statements
 
-# PostgreSQL takes about 5 ms for this many rows.
+# PostgreSQL reads this many rows in about 5 ms.
 MAX_ROWS = 1_000
 # Sorts after every id, because no id contains a tilde.
 AFTER_ALL_IDS = "~"
@@ -23,6 +23,9 @@ Item = TypeVar("Item", bound=HasId)
 async def listed(
     pool: Connections, query: str, item_of: Callable[[Any], Item], **parameters: Any
 ) -> Listed[Item]:
-    """The items in the rows of a `page`. Raises UnavailableError and Failure rate_limited."""
+    """The items that the query finds. Raises UnavailableError and Failure rate_limited.
+
+    The query ends with the part `page` of scans.sql.
+    """
     rows = await fetch_all(pool, query, **parameters)
     return Listed([item_of(row) for row in rows if row.matches], rows[-1].last_id if rows else None)

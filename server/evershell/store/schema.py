@@ -17,9 +17,9 @@ _log = structlog.get_logger()
 
 
 async def await_schema(pool: Pool) -> None:
-    """Returns when all migrations of this version are applied and all its functions exist.
+    """Waits until all migrations of this version are applied and all its functions exist.
 
-    Migrations of later versions do no harm, because they only add.
+    Migrations of later versions do no harm, because they only add to the schema.
     """
     own = _own("migrations") | _own("functions")
     logged: set[str] = set()

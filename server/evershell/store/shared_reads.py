@@ -1,4 +1,4 @@
-"""Lets callers that ask for the same share one read."""
+"""Shares a read among concurrent callers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 class SharedReads(Generic[Key, Result]):
-    """Lets callers that want the same key share one read.
+    """Lets callers that ask for the same key share one read.
 
     A caller never gets the result of a read that started before its call. At most `at_once` reads
     run at a time, which leaves connections for other queries.
@@ -19,17 +19,17 @@ class SharedReads(Generic[Key, Result]):
     def __init__(self, read: Callable[[Key], Awaitable[Result]], at_once: int) -> None:
         self._read = read
         self._slots = asyncio.Semaphore(at_once)
-        # Reads that have not started, which later callers join.
+        # The reads that have not started yet. Later callers with the same key share them.
         self._next: dict[Key, asyncio.Task[Result]] = {}
 
     async def __call__(self, key: Key) -> Result:
         """The result of the read. Raises the error of the read."""
         reading = self._next.get(key)
         if reading is None:
-            # An empty context: the deadline of the first caller must not apply to the others.
+            # In an empty context, so that the first caller's deadline does not apply to the others.
             reading = self._next[key] = asyncio.create_task(self._begin(key), context=Context())
             reading.add_done_callback(_observe)
-        # The cancellation of one caller must not cancel the read of the others.
+        # Shielded, so that the cancellation of one caller does not cancel the read of the others.
         return await asyncio.shield(reading)
 
     async def _begin(self, key: Key) -> Result:
@@ -39,6 +39,6 @@ class SharedReads(Generic[Key, Result]):
 
 
 def _observe(reading: "asyncio.Future[Result]") -> None:
-    """Marks the exception as retrieved, because all callers may have been cancelled."""
+    """Retrieves the exception, so that asyncio does not log it if no caller is left."""
     if not reading.cancelled():
         reading.exception()

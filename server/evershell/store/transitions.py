@@ -1,4 +1,4 @@
-"""Changes of a workspace and its task: locks the rows, decides, and writes what has changed."""
+"""Changes a workspace and its task: locks the rows, decides, and writes what has changed."""
 
 import asyncio
 from collections.abc import Callable
@@ -150,7 +150,7 @@ async def _write_change(connection: Connection, locked: Locked, change: Change) 
 async def _write_row(
     connection: Connection, table: str, columns: tuple[str, ...], old: Values | None, new: Values
 ) -> None:
-    """Inserts the row, or updates the columns that differ, if any."""
+    """Inserts the row if `old` is None. Otherwise updates the columns that differ."""
     if old is None:
         query, parameters = insert(table, columns), list(new)
     else:

@@ -27,7 +27,7 @@ SQL = statements("workspaces", **vars(scans.SQL))
 
 
 class Workspaces(Part):
-    """Implements core.ports.Workspaces, without the lists of tasks and the events."""
+    """Implements core.ports.Workspaces, except the lists of tasks and the events."""
 
     async def create_workspace(
         self,

@@ -22,7 +22,7 @@ from evershell.core.task_filter import AllTasks, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.memory.state import State, covers
 
-# The statuses in which no intent is recorded, because the end of the workspace has recorded one.
+# In these statuses a call records no intent, because the end of the workspace has recorded one.
 _ENDING = (
     WorkspaceStatus.STOPPING,
     WorkspaceStatus.STOPPED,
@@ -34,7 +34,7 @@ _ENDING = (
 def cancellation_outcome(
     permission: Permission, workspace: Workspace | None, task: Task | None, *, is_named: bool
 ) -> CancellationOutcome:
-    """Decides the same as store/functions/cancellation_outcome.sql."""
+    """Returns the same outcome as store/functions/cancellation_outcome.sql."""
     if workspace is None:
         return "workspace_not_found"
     if not permission.covers(workspace):
@@ -87,7 +87,7 @@ class Cancellations(State):
         change = self._commit(locked, requested.caused_by(Origin(intent.request_id, trace_id)))
         assert change.task is not None
         if not change.events and change.task != task:
-            # An earlier `force_at` was taken over.
+            # Only an earlier `force_at` was stored, which `_commit` does not publish.
             self._publish(change.workspace)
         return change.workspace, change.task
 
@@ -154,7 +154,7 @@ class Cancellations(State):
         return outcomes
 
     def _open(self, permission: Permission) -> list[tuple[Workspace, Task]]:
-        """The current tasks of the workspaces that the permission covers."""
+        """The covered workspaces that have a current task, each with this task."""
         return [
             (at, self.tasks[at.current_task_id])
             for at in self.workspaces.values()
@@ -163,7 +163,7 @@ class Cancellations(State):
 
 
 def _accepts(at: Workspace) -> bool:
-    """Whether the intent for its task may be recorded."""
+    """Whether an intent can be recorded for the task of a workspace in this status."""
     return at.status not in _ENDING
 
 

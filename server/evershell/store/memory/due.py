@@ -1,4 +1,4 @@
-"""What is due in the store in memory, by the rules of the core."""
+"""Finds what is due in the store in memory, by the rules of the core."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

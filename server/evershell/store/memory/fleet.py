@@ -34,7 +34,7 @@ class Fleet(State):
         return min((left for left in lefts if left is not None), default=None)
 
     async def worker_silences(self) -> Sequence[float]:
-        """The process that holds the store is its only worker, and it answers now."""
+        """The only worker is this process, which is alive, because it answers the call."""
         return [0.0]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:

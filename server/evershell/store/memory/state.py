@@ -19,26 +19,26 @@ _Item = TypeVar("_Item", bound=HasId)
 
 
 class State:
-    """The rows, by id. Each part of MemoryStore inherits them.
+    """The rows, by id. Each part of MemoryStore inherits this class.
 
     No method awaits anything, so each call is one transaction.
     """
 
     def __init__(self, clock: Clock, publish: Publish = publish_to_nobody) -> None:
-        """`clock` is the clock of the leases. `publish` is called after each commit."""
+        """`clock` gives the time for leases. `publish` is called after each commit."""
         self.clock = clock
         self.publish = publish
         self.workspaces: dict[str, Workspace] = {}
-        # The workspaces that were removed, as last stored.
+        # The removed workspaces, as last stored.
         self.deleted: dict[str, Workspace] = {}
         self.cards: dict[str, AgentCard] = {}
         self.tasks: dict[str, Task] = {}
         # The events of each workspace, in order.
         self.events: defaultdict[str, list[Event]] = defaultdict(list)
         self.audit: dict[str, AuditEntry] = {}
-        # By organization and key.
+        # The keys are an organization and an idempotency key.
         self.first_calls: dict[tuple[str, str], FirstCall] = {}
-        # By organization.
+        # The keys are organizations.
         self.holds: dict[str, Hold] = {}
 
     def _task_of(self, workspace: Workspace, task_id: str | None) -> Task | None:
@@ -53,7 +53,7 @@ class State:
         return None if expires_at is None else (expires_at - self.clock()).total_seconds()
 
     def _with_lease(self, workspace: Workspace, lease_seconds: float) -> Workspace:
-        """The workspace with this lease, unless its lease is longer already."""
+        """The workspace with a lease of this length. A lease that lasts longer stays as it is."""
         until = self.clock() + timedelta(seconds=lease_seconds)
         return replace(workspace, lease_expires_at=max(workspace.lease_expires_at or until, until))
 
@@ -124,7 +124,7 @@ def page(found: Iterable[_Item], before_id: str | None, limit: int) -> Listed[_I
 
 
 def covers(permission: Permission, workspace: Workspace | None) -> bool:
-    """Whether the permission covers a workspace that exists, in the caller's organization."""
+    """Whether the workspace exists, is in the caller's organization, and is covered."""
     return (
         workspace is not None
         and workspace.org_id == permission.caller.org_id

@@ -10,7 +10,7 @@ from evershell.store.memory.state import State
 
 
 class Transitions(State):
-    """Changes workspaces, renews leases, and finds the first calls with a key."""
+    """Changes workspaces, renews leases, and finds the first call with a key."""
 
     async def transition(
         self,
