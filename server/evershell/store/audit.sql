@@ -1,7 +1,7 @@
 -- The audit log.
 
 -- name: store_entry
--- The entry may be stored already: by the call itself, or by an attempt whose answer was lost.
+-- The entry may be stored already, by the call itself or by an attempt whose answer was lost.
 INSERT INTO audit_entries ({entry}) VALUES ({entry_values}) ON CONFLICT (id) DO NOTHING;
 
 -- name: store_entries
@@ -11,8 +11,9 @@ SELECT {entry} FROM json_populate_recordset(NULL::audit_entries, %(entries)s)
 ON CONFLICT (id) DO NOTHING;
 
 -- part: page_of_entries
--- Callers of other organizations may have named the workspace. The subqueries are written so that
--- PostgreSQL cannot turn them into a hash of all workspaces that the caller created.
+-- Checks the organization, because callers of other organizations may have named the workspace. The
+-- subqueries are written so that PostgreSQL looks up each workspace by its id. Otherwise it might
+-- build a hash table of all workspaces that the caller has created.
 checked AS (
     SELECT *, org_id = %(org_id)s
         AND (%(task_id)s = '' OR task_id = %(task_id)s)
@@ -37,7 +38,7 @@ checked AS (
 {page}
 
 -- name: list_of_org
--- Compares ids instead of times, because the ids begin with the time.
+-- Compares ids instead of times, because an id begins with the time of its entry.
 WITH newest AS (
     SELECT {entry}, org_id AS scan_key, id AS scan_id FROM audit_entries
     WHERE org_id = ANY (ARRAY[%(org_id)s::text])

@@ -1,11 +1,11 @@
--- What a program asks a server of the database before it uses it.
+-- What a program asks a database server before it uses the server.
 
 -- name: session_pid
--- A pooler tells its clients a process id that differs from the id of the answering session.
+-- A pooler tells its client a process id that differs from the id of the session that answers.
 SELECT pg_backend_pid();
 
 -- name: timeline
--- The first 8 of the 24 hexadecimal digits of a WAL file are the timeline.
+-- The name of a WAL file has 24 hexadecimal digits. The first 8 are the timeline.
 SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8);
 
 -- name: settings_in_force

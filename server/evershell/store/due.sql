@@ -1,12 +1,13 @@
 -- What is due for the fleet controller. core/due.py says what each kind means.
 
 -- part: reached_at
--- When a task reaches its max_duration (core/task_limits.py), as in the index tasks_limited.
+-- When a task reaches its max_duration (core/task_limits.py). The index tasks_limited has the same
+-- expression.
 (started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds)
 
 -- part: tree_usage
--- The usage of the root `t` and of its descendants, by the index tasks_of_root. `open` is the usage
--- of the current iteration, as rows.py reads it; NULL if it is unknown.
+-- The usage of the root `t` and of its descendants. Uses the index tasks_of_root. `open` is the
+-- usage of the current iteration, as rows.py reads it; NULL if it is unknown.
 (
     SELECT sum(input) AS tree_input_tokens,
         sum(output) AS tree_output_tokens,
@@ -33,9 +34,9 @@
 )
 
 -- part: trees_at_a_limit
--- The roots whose limits include their descendants and have been reached, while a task of the tree is
--- open: by the index tasks_in_limited_trees. Leaves out a tree in which every open task is being
--- cancelled, unless a limit that is reached now would set an earlier force deadline.
+-- The roots of the trees that have an open task and have reached a limit for the whole tree. Uses
+-- the index tasks_in_limited_trees. Leaves out a tree in which every open task is being cancelled,
+-- unless the limit would set an earlier force deadline now.
 SELECT coalesce(t.started_at, t.completed_at, t.created_at) AS since, t.workspace_id, t.id AS task_id
 FROM (
     SELECT coalesce(ancestor_ids[1], id) AS root_id,
@@ -59,9 +60,10 @@ WHERE (
 )
 
 -- part: rows_of_kind
--- The rows of the kind `wanted.kind`. PostgreSQL skips the other parts.
+-- The rows of the kind `wanted.kind`. PostgreSQL skips the SELECTs for other kinds.
 --
--- By the indexes workspaces_breached and workspaces_unsettled, and the bounds of core/bounds.py.
+-- The bounds for `overdue` are in core/bounds.py. Uses the indexes workspaces_breached and
+-- workspaces_unsettled.
 SELECT updated_at AS since, id AS workspace_id, NULL AS task_id FROM workspaces
 WHERE kind = 'overdue' AND agent_breach IS NOT NULL
 UNION ALL
@@ -77,7 +79,7 @@ SELECT least(
     ), workspace_id, id
 FROM cancelled WHERE kind = 'overdue'
 UNION ALL
--- Reads the rows of all workspaces with a pod: no index contains the leases.
+-- Reads the rows of all workspaces with a pod, because no index contains the leases.
 SELECT lease_expires_at, id, NULL FROM workspaces
 WHERE kind = 'lease' AND lease_expires_at < %(now)s
     AND status IN ('provisioning', 'idle', 'busy', 'stopping')
@@ -104,7 +106,7 @@ WHERE kind = 'unstarted' AND w.status = 'provisioning'
 UNION ALL
 SELECT requested_at, workspace_id, id FROM cancelled WHERE kind = 'cancellation'
 UNION ALL
--- By the indexes workspaces_unsettled, workspaces_suspending and workspaces_deleting.
+-- Uses the indexes workspaces_unsettled, workspaces_suspending and workspaces_deleting.
 SELECT updated_at, id, NULL FROM workspaces WHERE kind = 'start' AND status = 'provisioning'
 UNION ALL
 SELECT updated_at, id, NULL FROM workspaces WHERE kind = 'stop' AND status = 'stopping'
@@ -119,15 +121,16 @@ SELECT updated_at, id, NULL FROM workspaces
 WHERE kind = 'removal' AND status = 'deleting' AND run_id IS NULL
 
 -- name: plan_once
--- PostgreSQL would plan the query anew each time, which takes longer than the query.
+-- Otherwise PostgreSQL would plan the query for each execution, which takes longer than to execute
+-- it.
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true);
 
 -- name: due
--- Each kind has its own order and LIMIT. Always returns a row, which has the number of open
--- cancellations. Reads all open tasks once, by the index tasks_one_open: an index of cancelled open
--- tasks would save less here than it would add to the writes of each cancellation
--- (docs/decisions/0015). The LATERAL queries look up each row by its id. For a plain join, PostgreSQL
--- might read all rows.
+-- Each kind has its own order and LIMIT. Each row has the number of open cancellations, so the
+-- query returns a row even if nothing is due. Reads all open tasks once, with the index
+-- tasks_one_open. An index of only the cancelled tasks would save less here than it would cost in
+-- the writes of each cancellation (docs/decisions/0015). The LATERAL queries look up each row by
+-- its id. For a plain join, PostgreSQL might read all rows.
 WITH cancelled AS MATERIALIZED (
     SELECT id, workspace_id, cancel_requested_at AS requested_at,
         CASE

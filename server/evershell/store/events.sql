@@ -1,8 +1,8 @@
 -- The events of a workspace.
 
 -- name: list_events
--- A batch ends early if its payloads are large. Returns no row if the workspace does not exist, and one
--- row without a `seq` at the end of the log.
+-- A batch ends early if its payloads are large. Returns no row if the workspace does not exist, and
+-- one row without a `seq` if the workspace has no further events.
 SELECT {e.event}
 FROM workspaces w LEFT JOIN LATERAL (
     SELECT {event}, sum(octet_length(payload::text)) OVER (

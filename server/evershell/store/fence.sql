@@ -4,15 +4,16 @@
 SELECT pg_try_advisory_xact_lock(%(key)s);
 
 -- name: fence
--- Epochs that were assigned after the backup are unknown, and would be assigned again. The time in
--- seconds is higher than all of them, because a workspace gets less than one epoch a second. For the
--- same reason it is higher than the epochs of an earlier restore of the same backup.
+-- The epochs that were assigned after the backup are unknown, and would be assigned again. The
+-- number of seconds since 1970 is higher than all of them, because a workspace gets less than one
+-- epoch a second. For the same reason it is higher than the epochs that followed an earlier restore
+-- of the same backup.
 --
--- A pod that was placed now belongs to another run, so the fleet controller ends its task and starts
--- another agent.
+-- The new run_id differs from the run of the existing pod, so the fleet controller ends the task of
+-- the pod and starts another agent.
 --
--- The parameters are the names of the workers' sessions, and the name that the URL gives to the
--- programs' sessions.
+-- The parameters are names of sessions: `worker` and `calls` for sessions of workers, and
+-- `url_name` for the name that the URL gives to its sessions.
 WITH programs AS (
     SELECT count(*) AS number FROM pg_stat_activity
     WHERE datname = current_database()

@@ -1,7 +1,7 @@
--- What the fleet controller reads beside what is due (due.sql): pods, leases, workers, counts.
+-- What the fleet controller reads: pods, leases, workers, counts. due.sql reads what is due.
 
 -- part: with_pod
--- The condition of the index workspaces_with_pod.
+-- The same condition as in the index workspaces_with_pod.
 status IN ('provisioning', 'idle', 'busy', 'stopping')
 
 -- name: list_wanted_pods
@@ -20,9 +20,9 @@ FROM workspaces WHERE id = %(workspace_id)s;
 
 -- name: worker_silences
 -- The listener of a worker (notifications.py) executes a statement every second. `state_change` is
--- null if the server does not track activities, or shows them only to other roles. Also lists the
--- sessions of calls whose commit waits for a disk or a standby: the listener and this statement only
--- read, so they may be fast although no call can commit.
+-- NULL if the server does not track activities, or does not show them to this role. Also lists the
+-- sessions of calls whose commit waits for a disk or a standby. The listener and this statement
+-- only read, so they may be fast although no call can commit.
 SELECT coalesce(extract(epoch FROM clock_timestamp() - state_change), 0)::float8 AS seconds
 FROM pg_stat_activity
 WHERE datname = current_database() AND (

@@ -1,9 +1,10 @@
 -- Holds of organizations, and the lock that orders holds and submissions.
 --
 -- The lock of an organization is an advisory lock, because an organization may have no row. A
--- transaction takes it first, before any row, and keeps it until it is committed. So it cannot take
--- part in a deadlock. Organizations whose ids have the same hash share a lock, which is harmless. The
--- class is an arbitrary number; locks with two numbers have a separate key space.
+-- transaction takes this lock before it locks any row, and keeps it until its end. The lock
+-- therefore cannot cause a deadlock. Organizations whose ids have the same hash share a lock, which
+-- is harmless. The class is an arbitrary number. Locks with two numbers cannot collide with locks
+-- with one number.
 
 -- name: lock_hold
 SELECT pg_advisory_xact_lock({lock_class}, hashtext(%(org_id)s));
@@ -12,7 +13,8 @@ SELECT pg_advisory_xact_lock({lock_class}, hashtext(%(org_id)s));
 SELECT pg_advisory_xact_lock_shared({lock_class}, hashtext(%(org_id)s));
 
 -- name: get_hold
--- A separate statement after the lock, so that it reads what was committed before the lock was taken.
+-- A separate statement after the lock, so that it sees what was committed before the lock was
+-- taken.
 SELECT org_id, held_by, held_since, reason FROM org_holds WHERE org_id = %(org_id)s;
 
 -- name: add_hold

@@ -1,8 +1,9 @@
 -- Idempotency keys, and the answers of the first calls with them.
 
 -- name: store_key
--- The insertion waits for a transaction that is about to store the same key. An expired key is
--- replaced. `unowned_key` is the form in which the previous version stored the key, without the caller.
+-- Waits if another transaction is about to store the same key. Replaces an expired key. Returns no
+-- row if the key is taken. `unowned_key` is the key as the previous version stored it, without its
+-- owner.
 INSERT INTO idempotency_keys AS stored (
     org_id, key, fingerprint, called_at, workspace_id, task_id, answer
 )
@@ -23,8 +24,8 @@ WHERE stored.called_at <= %(expires_before)s
 RETURNING true;
 
 -- name: prune_keys
--- Each call with a key removes up to two expired ones, so their number shrinks. A call never waits
--- for another one that removes the same keys.
+-- Each call with a key removes up to two expired keys, so the number of expired keys shrinks. A
+-- call does not wait for another call that removes the same keys.
 DELETE FROM idempotency_keys WHERE (org_id, key) IN (
     SELECT org_id, key FROM idempotency_keys
     WHERE called_at <= %(expires_before)s

@@ -37,8 +37,8 @@ SELECT {key} FROM api_keys WHERE org_id = %(org_id)s ORDER BY id DESC;
 UPDATE api_keys SET revoked_at = %(now)s WHERE id = %(key_id)s AND revoked_at IS NULL;
 
 -- name: record_use
--- Keeps a time that was stored less than a minute ago. Several workers that serve the same key thus
--- write its time about once a minute in total.
+-- Keeps the stored time if it is less than a minute older. Even if several workers serve the same
+-- key, its time is thus written only about once a minute.
 UPDATE api_keys SET last_used_at = used.at
 FROM unnest(%(ids)s::text[], %(times)s::timestamptz[]) AS used (id, at)
 WHERE api_keys.id = used.id

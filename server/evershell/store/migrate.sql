@@ -4,8 +4,8 @@
 SELECT pg_try_advisory_lock(%(key)s);
 
 -- name: list_tables
--- The tables and views in the current schema, except those that belong to extensions and
--- those of the records of migrations.
+-- The tables and views in the current schema. Leaves out what belongs to extensions, and the tables
+-- with the records of migrations.
 SELECT relname FROM pg_class
 WHERE relnamespace = current_schema()::regnamespace
     AND relkind IN ('r', 'p', 'v', 'm', 'f')

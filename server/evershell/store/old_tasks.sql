@@ -1,7 +1,7 @@
 -- The removal of old tasks. functions/remove_old_tasks.sql has the rules.
 
 -- name: list_old_logs
--- Reads the first event of each workspace by the primary key of the events.
+-- Uses the primary key of the events to read the first event of each workspace.
 SELECT
     id,
     coalesce(
@@ -17,5 +17,6 @@ SELECT /* remove_old_tasks */ task_count, event_count, last_seq
 FROM remove_old_tasks(%(workspace_id)s, %(before)s, %(after_seq)s, %(limit)s);
 
 -- name: oldest_end
--- The ids of tasks begin with the time, so the first ended task by id ended about first.
+-- The id of a task begins with the time of its creation. Of the tasks that have ended, the one with
+-- the lowest id is therefore about the first that ended.
 SELECT completed_at FROM tasks WHERE completed_at IS NOT NULL ORDER BY id LIMIT 1;

@@ -1,20 +1,23 @@
 -- How lists read a bounded number of rows, whatever their filter is.
 --
--- Each list has a query `newest`, which returns the rows that a page reads: the rows of one key, newest
--- first. It names the key scan_key and the id scan_id, and needs an index on both. The query `checked`
--- adds whether a row matches.
+-- Each list has a query `newest`, which returns the rows that a page reads: the rows of one key,
+-- newest first. The query names the key scan_key and the id scan_id, and needs an index on both. A
+-- query `checked` adds the column `matches`: whether the row fits the filter.
 --
--- `newest` compares the key with an array. With `=`, PostgreSQL would know that all keys are equal. It
--- could then walk through the primary key, and skip the rows of other keys, however many there are.
--- With an array, it does not know this, and only the index on the key and the id has the order.
+-- `newest` compares the key with an array. With `=`, PostgreSQL would know that all keys are equal.
+-- It could then go through the primary key, and read and discard the rows of other keys, however
+-- many there are. With an array, PostgreSQL does not know this. Only the index on the key and the
+-- id then has the order that the query needs.
 
 -- part: scanned
--- The SELECT hides the limit from PostgreSQL, which therefore plans for a tenth of the rows. If
--- PostgreSQL expected few rows, it could read and sort all rows of the key, however many there are.
+-- The SELECT hides the limit from PostgreSQL, which then plans for a tenth of the rows of the
+-- query. If PostgreSQL expected few rows, it could read and sort all rows of the key, however many
+-- there are.
 (SELECT {max_rows})
 
 -- part: page
--- The rows that match, and the last row that was read, even if it does not match.
+-- The rows that match. If the limit has ended the scan, also returns the last row that was read,
+-- even if it does not match: its `last_id` says where the next page continues.
 SELECT * FROM (
     SELECT *, CASE
         WHEN row_number() OVER (ORDER BY scan_key DESC, scan_id DESC) = {max_rows} THEN scan_id

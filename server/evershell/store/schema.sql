@@ -1,7 +1,7 @@
--- The schema that programs wait for.
+-- How programs check whether the schema is current.
 
 -- name: list_applied
--- The migrations that are applied, and the functions that exist.
+-- The names of the applied migrations and of the existing functions.
 SELECT migration_id AS name FROM _yoyo_migration
 UNION ALL
 SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace;

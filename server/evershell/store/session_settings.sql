@@ -1,4 +1,4 @@
--- The settings of a session that are defaults of its role.
+-- Settings of sessions that are stored as defaults of a role.
 
 -- name: defaults
 SELECT setconfig FROM pg_db_role_setting

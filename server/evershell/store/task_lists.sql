@@ -1,9 +1,9 @@
 -- Lists of the tasks of a workspace, of a tree, and of an organization (scans.sql).
 
 -- part: page_of_tasks
--- A page ends early if its texts are long. A full page could have 20 MB of texts, which a worker
--- needs 30 ms to read. The list has one or two tasks more than fit into the page, so that the
--- caller sees that there are more.
+-- A page ends early if its texts are long. A full page could have 20 MB of texts, which would take
+-- a worker 30 ms to read. The list has one or two tasks more than fit into the page, so that the
+-- caller sees that further tasks exist.
 SELECT {task}, matches, last_id
 FROM (
     SELECT *, sum(length(description) + length(result)) OVER (
@@ -22,7 +22,7 @@ ORDER BY workspace_id DESC, id DESC
 LIMIT {scanned}
 
 -- part: is_listed
--- The condition of a ListFilter. The first expression is `listed_status` of core/task.py.
+-- The condition of a ListFilter. The CASE expression is `Task.listed_status` in core/task.py.
 (
     %(statuses)s::text[] IS NULL
     OR CASE
@@ -52,8 +52,8 @@ coalesce(ancestor_ids[1], id)
 ancestor_ids[cardinality(ancestor_ids)]
 
 -- part: checked
--- The condition of the permission and of an OrgListFilter, except `active`. An API key has no user
--- (NULL), and no creator matches NULL.
+-- Whether the permission covers a row and an OrgListFilter matches it, except for its field
+-- `active`. An API key has no user (NULL), and no creator matches NULL.
 checked AS (
     SELECT *, (
             SELECT w.org_id = %(org_id)s
@@ -67,8 +67,8 @@ checked AS (
 )
 
 -- name: list_children
--- Uses the index tasks_of_parent, whose condition is that the column is not NULL. PostgreSQL does not
--- conclude this from the key, so the query repeats it.
+-- Uses the index tasks_of_parent, which has the condition `ancestor_ids IS NOT NULL`. The query
+-- must repeat the condition, because PostgreSQL does not infer it from the comparison of the key.
 WITH newest AS (
     SELECT *, {parent_id} AS scan_key, id AS scan_id FROM tasks
     WHERE {parent_id} = ANY (ARRAY[%(parent_task_id)s::text])
@@ -79,7 +79,8 @@ WITH newest AS (
 {page_of_tasks};
 
 -- name: list_descendants
--- The descendants of a root, by the index tasks_in_tree. The index tasks_of_root has another order.
+-- The descendants of a root. Uses the index tasks_in_tree, because the index tasks_of_root has
+-- another order.
 WITH newest AS (
     SELECT *, {root_id} AS scan_key, id AS scan_id FROM tasks
     WHERE {root_id} = ANY (ARRAY[%(root_task_id)s::text])
@@ -97,7 +98,7 @@ WITH newest AS (
 SELECT {task} FROM checked WHERE matches;
 
 -- part: current_tasks
--- The tasks that have not ended. The LATERAL query looks up each by its id. For a plain join,
+-- The tasks that have not ended. The LATERAL query looks up each task by its id. For a plain join,
 -- PostgreSQL might read all tasks.
 workspaces w, LATERAL (SELECT * FROM tasks WHERE tasks.id = w.current_task_id OFFSET 0) t
 

@@ -4,12 +4,11 @@
 -- added a column.
 
 -- name: lock_workspace
--- Begins a change of a workspace.
 SELECT {workspace}, watched_until FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
 -- name: current_task
 -- A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
--- would read the tasks as they were before it waited.
+-- would read the task as it was before the wait.
 SELECT {whole_task} FROM tasks
 WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %(workspace_id)s);
 
@@ -20,12 +19,12 @@ WHERE id = %(workspace_id)s
 RETURNING lease_expires_at;
 
 -- name: lock_tree
--- Locks the tree of the parent of a task that is submitted.
+-- Locks the tree into which a task is submitted. The parameter is the id of its parent.
 SELECT lock_tree(%(org_id)s, %(task_id)s);
 
 -- name: get_parent
--- Reads the parent with its workspace, as committed before lock_tree took the lock. Does not call
--- root_of(t), which would read the whole row with its texts.
+-- A separate statement after the lock, so that it sees what was committed before the lock was
+-- taken. Does not call root_of(t), which would read the whole row with its texts.
 SELECT {w.workspace}, {t.task}, (
     SELECT count(*) FROM tasks d
     WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id) AND is_open(d)

@@ -2,8 +2,8 @@
 
 -- name: set_marks
 -- Skips locked rows, so that the other rows of the batch do not wait for them and no deadlock is
--- possible. A mark that is far from its end is not written again. The mark need not survive a crash
--- of the database, so the commit does not wait for the disk.
+-- possible. Does not write a mark again that still lasts long enough. The marks need not survive a
+-- crash of the database, so the commit does not wait for the disk.
 WITH due AS (
     SELECT id FROM workspaces
     WHERE id = ANY (%(ids)s)

@@ -1,7 +1,7 @@
 -- Workspaces, and one task with its workspace.
 
 -- name: get_workspace
--- With NULL for `org_id`, any organization matches.
+-- If `org_id` is NULL, the workspace may belong to any organization.
 SELECT {workspace} FROM workspaces
 WHERE id = %(workspace_id)s AND org_id = coalesce(%(org_id)s, org_id);
 
@@ -30,7 +30,7 @@ INSERT INTO agent_cards (workspace_id, description, skills, is_public)
 VALUES (%(workspace_id)s, %(description)s, %(skills)s, %(is_public)s);
 
 -- name: get_card
--- A workspace without a row has an empty card.
+-- A workspace without a row in agent_cards has an empty card.
 SELECT {w.workspace}, c.description AS card_description, c.skills AS card_skills,
     c.is_public AS card_is_public
 FROM workspaces w LEFT JOIN agent_cards c ON c.workspace_id = w.id

@@ -2,17 +2,17 @@
 -- trip. This is record_cancellation for many tasks. Returns the tasks whose outcome is `accepted`
 -- or `already_requested`.
 --
--- A task is left out if it has another outcome, if it is no longer the current one of its
+-- A task is left out if it has another outcome, if it is no longer the current task of its
 -- workspace, or if another transaction has locked the workspace. With p_wait, the function waits
--- for that transaction instead. It must then be called with only one task, because a transaction
--- that waits for its first lock cannot take part in a deadlock.
+-- for that transaction instead. It must then be called with only one task: a transaction that waits
+-- only for its first lock cannot take part in a deadlock.
 --
 -- `watched` says whether other processes may have subscribers for the workspace. Stores the call's
 -- audit entry, unless it is NULL or stored already.
 --
 -- Under READ COMMITTED each statement sees what was committed before it started. One statement
--- locks the workspaces, and a later one reads the tasks, so that it sees what they are under the
--- locks.
+-- locks the workspaces, and a later statement reads the tasks, so that it sees the tasks as they
+-- are under the locks.
 CREATE OR REPLACE FUNCTION cancel_tasks(
     p_request cancellation_request,
     p_task_ids text[],

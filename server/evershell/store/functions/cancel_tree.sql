@@ -1,16 +1,18 @@
--- record_cancellation for a task, and cancel_tasks for its descendants that have not ended, in one
--- transaction and one round trip. If the caller may not cancel one of them, the function records
--- nothing, and returns permission_denied with the workspace of that task.
+-- Calls record_cancellation for a task, and cancel_tasks for its descendants that have not ended,
+-- in one transaction and one round trip. If the caller may not cancel one of these tasks, the
+-- function records only the audit entry, and returns permission_denied with the workspace of that
+-- task.
 --
 -- Without a task id, the function cancels the task that is current once it has the locks. If the
 -- current task has changed while the function waited for the locks, the new task may be in another
--- tree, so the function releases the locks and begins again. If there is no current task, nothing
--- is recorded. The timeout of the statement bounds the repeats.
+-- tree, so the function releases the locks and begins again. If there is no current task, no intent
+-- is recorded. The timeout of the statement limits how often the function begins again.
 --
 -- `descendants` is what cancel_tasks returns, as a JSON array; NULL if it is empty.
 --
--- The function takes the locks of several workspaces, in the order of their ids, and waits for them.
--- No other transaction waits for such a lock while it holds another one, so there is no deadlock.
+-- The function takes the locks of several workspaces, in the order of their ids, and waits for
+-- them. Other transactions do not wait for the lock of a workspace while they have the lock of
+-- another, so a deadlock is impossible.
 CREATE OR REPLACE FUNCTION cancel_tree(
     p_request cancellation_request,
     OUT outcome text,

@@ -1,8 +1,9 @@
 -- The outcome of a request to cancel a task. CancelTask and CancelTasks both decide here.
 --
--- `w` is the workspace, NULL if the caller's organization has no such workspace. `t` is the named
--- task or the current one, NULL if there is none. Only for `accepted` does the caller record the
--- intent. If several outcomes apply, the first one counts; the order is part of the contract.
+-- `w` is the workspace; NULL if the caller's organization has no such workspace. `t` is the named
+-- or the current task; NULL if there is no such task. The calling function records the intent only
+-- if the outcome is `accepted`. If several outcomes apply, the first one counts. Their order is
+-- part of the contract.
 --
 -- PostgreSQL inlines this expression into the statements that use it.
 CREATE OR REPLACE FUNCTION cancellation_outcome(

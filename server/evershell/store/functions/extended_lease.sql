@@ -1,4 +1,4 @@
--- When the workspace's lease ends if its agent was heard at p_now. A renewal never shortens a lease.
+-- When the lease of the workspace ends after a renewal at p_now. A renewal never shortens a lease.
 CREATE OR REPLACE FUNCTION extended_lease(
     w workspaces,
     p_now timestamptz,

@@ -1,5 +1,5 @@
--- Whether p_force_at replaces the recorded force deadline of a task that is being cancelled: the
--- earliest deadline wins. NULL stands for no deadline.
+-- Whether p_force_at is earlier than the force deadline of a task that is being cancelled. It then
+-- replaces that deadline. NULL stands for no deadline.
 CREATE OR REPLACE FUNCTION is_forced_earlier(
     t tasks,
     p_force_at timestamptz

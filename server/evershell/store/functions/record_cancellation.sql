@@ -1,17 +1,18 @@
 -- Records the intent to cancel a task, and its event, if cancellation_outcome accepts the request,
--- in one transaction and one round trip. Returns the outcome, and the workspace and the task as they
--- are under the lock.
+-- in one transaction and one round trip. Returns the outcome, and the workspace and the task as
+-- they are under the lock.
 --
--- If another transaction has locked the workspace and p_wait is true, the function waits for it. If
--- p_wait is false, the function records nothing and returns NULL for the outcome. A transaction whose
--- calls do not wait cannot take part in a deadlock.
+-- If another transaction has locked the workspace, the function waits for that transaction if
+-- p_wait is true. If p_wait is false, it records nothing and returns NULL for the outcome. A
+-- transaction that does not wait for locks cannot take part in a deadlock.
 --
--- If the request has an audit entry and there is an outcome, the entry is stored with the outcome.
+-- If the request has an audit entry, the entry is stored with the outcome, unless the outcome is
+-- NULL.
 --
 -- Under READ COMMITTED each statement sees what was committed before it started. One statement
--- locks the workspace, and a later one reads the task, so that it sees what the task is under the
--- lock. The function must be VOLATILE: in a STABLE function, all statements would see the same
--- snapshot.
+-- locks the workspace, and a later statement reads the task, so that it sees the task as it is
+-- under the lock. The function must be VOLATILE: in a STABLE function, all statements would see the
+-- same snapshot.
 CREATE OR REPLACE FUNCTION record_cancellation(
     p_request cancellation_request,
     p_wait boolean,
@@ -73,8 +74,8 @@ BEGIN
         entry := json_populate_record(NULL::audit_entries, p_request.audit);
         entry.outcome := outcome;
         entry.task_id := coalesce(t.id, entry.task_id);
-        -- The entry may be stored already, if the call was given up. ON CONFLICT names no index,
-        -- because each statement would then have to look up the index of the partition.
+        -- If the call was given up, the entry may be stored already. ON CONFLICT does not name an
+        -- index, because each statement would then have to look up the index of the partition.
         INSERT INTO audit_entries SELECT entry.* ON CONFLICT DO NOTHING;
     END IF;
 END;

@@ -1,7 +1,7 @@
--- Calls record_cancellation for each request, in their order, in one transaction and one round trip.
+-- Calls record_cancellation for each request, in one transaction and one round trip.
 --
--- p_requests is a JSON array of objects. Returns one row for each of them, in the same order. A join
--- instead of the loop took 8 % more CPU for a single request.
+-- p_requests is a JSON array of requests. Handles them in their order, and returns a row for each.
+-- A join instead of the loop took 8 % more CPU for a single request.
 CREATE OR REPLACE FUNCTION record_cancellations(
     p_requests json,
     p_wait boolean,

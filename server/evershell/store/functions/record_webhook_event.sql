@@ -1,9 +1,10 @@
--- Adds an event to the pending deliveries of the webhooks that want it, in the transaction of the event.
--- The transaction has locked the workspace, so its events come one by one.
+-- Adds an event to the pending deliveries of the webhooks that want it, in the transaction of the
+-- event. The transaction has locked the workspace, so the events of the workspace come one by one.
 --
--- A row that has a `due_at` keeps it, whether it is due, waits for a retry or is claimed. A claim stays
--- valid: its process sees the new `last_seq` when it records its result. Disabled webhooks get rows too;
--- the process that claims a row checks whether its webhook is disabled.
+-- A row that has a `due_at` keeps it, whether the delivery is due, waits for a retry or is claimed.
+-- A claim stays valid: the process that has claimed the row sees the new `last_seq` when it records
+-- its result. Disabled webhooks get rows too. The process that claims a row checks whether the
+-- webhook of the row is disabled.
 CREATE OR REPLACE FUNCTION record_webhook_event() RETURNS trigger
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE

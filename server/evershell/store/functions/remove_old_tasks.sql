@@ -1,13 +1,16 @@
--- Removes the tasks of a workspace that ended before p_before, with their events. Begins with the
--- oldest event and stops at the first event of a task that must stay. Up to there, also removes the
--- workspace's own events. A task must stay while any task of its tree has not ended, or while one of
--- its events is still to be delivered.
+-- Removes the oldest events of a workspace, with the tasks to which they belong. Stops at the first
+-- event that must stay.
 --
--- Looks at the first p_limit events after p_after_seq. The caller passes the last_seq of the previous
--- call, so that the index entries of removed events are not read again. The row of a task is removed
--- with its first event, so the next call may remove the rest of its events.
+-- An event of a task stays if the task did not end before p_before, if another task of its tree has
+-- not ended, or if one of the task's events must still be delivered to a webhook. An event of the
+-- workspace itself stays if its time is not before p_before, or if such an event must still be
+-- delivered.
 --
--- Neither reads nor locks the row of the workspace, so no cancellation waits for it.
+-- Looks at the first p_limit events after p_after_seq. The caller passes the last_seq of the
+-- previous call, so that the index entries of removed events are not read again. The row of a task
+-- is removed with the first of its events, so the other events may remain until the next call.
+--
+-- Neither reads nor locks the row of the workspace, so cancellations do not wait for this function.
 CREATE OR REPLACE FUNCTION remove_old_tasks(
     p_workspace_id text,
     p_before timestamptz,
@@ -21,7 +24,7 @@ DECLARE
     first_kept bigint;
     old_ids text[];
 BEGIN
-    -- The commit does not wait for the disk: a removal that a crash undoes is repeated.
+    -- The commit does not wait for the disk, because a removal that is lost in a crash is repeated.
     PERFORM set_config('synchronous_commit', 'off', true);
     WITH first AS MATERIALIZED (
         SELECT seq, time, coalesce(task_id, '') AS task_id FROM events
@@ -40,7 +43,7 @@ BEGIN
                     WHERE root.id = t.ancestor_ids[1] AND root.completed_at IS NULL
                 )
                 OR EXISTS (
-                    -- Not root_of(t), which would read the whole row with its texts.
+                    -- Does not call root_of(t), which would read the whole row with its texts.
                     SELECT FROM tasks d
                     WHERE d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id)
                         AND d.ancestor_ids IS NOT NULL AND is_open(d)

@@ -1,12 +1,14 @@
--- Removes a part of a workspace that is `deleting`: at most p_limit of its events, deliveries and
--- tasks each. The last part also replaces the workspace by its record in deleted_workspaces. Returns
+-- Removes a part of a workspace that is `deleting`: at most p_limit events, as many deliveries, and
+-- as many tasks. The last call also replaces the workspace by a record in deleted_workspaces.
+-- Returns
 --   more     if a further call must remove the rest,
 --   removed  after the last part, and if there is no such workspace,
---   waiting  if a delivery is pending and the workspace has changed after p_waits_since: nothing is
---            removed.
+--   waiting  if a delivery is pending and the workspace has changed after p_waits_since. Nothing is
+--            then removed.
 --
--- The function waits for the lock of the workspace, and for rows of webhook_deliveries. No transaction
--- waits while it holds the lock of such a row, so the function cannot take part in a deadlock.
+-- The function waits for the lock of the workspace, and for locks of rows of webhook_deliveries. A
+-- transaction that has locked such a row does not wait for other locks, so the function cannot take
+-- part in a deadlock.
 CREATE OR REPLACE FUNCTION remove_workspace(
     p_workspace_id text,
     p_limit integer,
