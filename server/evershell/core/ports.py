@@ -413,7 +413,7 @@ class Fleet(Protocol):
     async def remove_old_tasks(
         self, workspace_id: str, before: datetime, after_seq: int, limit: int
     ) -> Removed:
-        """Removes the workspace's oldest events, with the tasks that ended earlier than `before`.
+        """Removes the workspace's oldest events, with the tasks to which they belong.
 
         Stops at the first event that must stay. An event of a task stays if the task did not end
         earlier than `before`, if a task of the same tree has not ended, or if one of the task's

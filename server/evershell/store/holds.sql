@@ -1,7 +1,7 @@
 -- Holds of organizations, and the lock that orders holds and submissions.
 --
 -- The lock of an organization is an advisory lock, because an organization may have no row. A
--- transaction takes this lock before it locks any row, and keeps it until its end. The lock
+-- transaction takes this lock before it locks any row, and keeps the lock until it ends. The lock
 -- therefore cannot cause a deadlock. Organizations whose ids have the same hash share a lock, which
 -- is harmless. The class is an arbitrary number. Locks with two numbers cannot collide with locks
 -- with one number.

@@ -45,7 +45,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
     """Applies the missing migrations. Synchronous. Several processes may call it at once.
 
     `database_url` is a libpq connection URI. If `service_database_url` names another role, that
-    role is granted the use of the tables, but of the audit log only to read and add entries. Raises
+    role gets access to the tables, but can only read and add entries in the audit log. Raises
     OperatorError if the database cannot be reached or is read-only, or if the schema has tables
     although this service has never migrated it.
     """

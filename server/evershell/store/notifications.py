@@ -73,8 +73,8 @@ class _Notifications(ABC):
     def __init__(self, pool: Pool, database_url: str) -> None:
         self._pool = pool
         self._conninfo = conninfo(database_url)
-        # Identifies the notifications that this process has sent. It ignores them, because it has
-        # already told its own subscribers.
+        # Identifies the notifications of this process. When this process receives one of them, it
+        # ignores it, because it has already told its own subscribers.
         self._origin = uuid4().hex
         self._changes: Batch[tuple[Channel, str], None] = Batch(self._send, at_most=_MAX_BATCH)
         self._listening = asyncio.Event()
@@ -253,7 +253,7 @@ class WorkspaceSubscriptions(_Notifications):
         self._watched = WatchedWorkspaces(pool, self._receive, clock)
 
     def subscribe(self, workspace_id: str) -> WorkspaceSubscription:
-        """The context is entered within 0.25 s, with a statement if the workspace is not marked."""
+        """Subscribes. If the workspace is not marked, this takes one statement and up to 0.25 s."""
         return WorkspaceSubscription(self, workspace_id)
 
     async def add(self, subscription: WorkspaceSubscription) -> None:

@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
     locks: int
     # The part of `locks` for cancel_tasks and cancel_tree.
     bulk: int
-    # Everything except cancellations.
+    # Calls that use neither the pool itself nor `locks`.
     others: int
     # Two parts of `others`: for lists, and for submissions into trees, which wait for tree locks.
     lists: int

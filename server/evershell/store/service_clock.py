@@ -64,7 +64,7 @@ _log = structlog.get_logger()
 
 
 def machine_clock() -> datetime:
-    """The clock of this machine, for tests, and for audit entries before the database answers."""
+    """The clock of this machine. For tests, and for audit entries before the database answers."""
     return datetime.now(UTC)
 
 
@@ -116,8 +116,8 @@ class ServiceClock:
         # The recorded time in the first answer.
         self._first_seen: float | None = None
         # The base by the machine's clock, if this clock contradicted the database at the first
-        # answer. When this program begins to lead, it takes the earlier of the two bases, unless
-        # another program has led since the first answer.
+        # answer. When this program begins to lead, it takes this base if it is earlier than
+        # `_base`, unless another program has led since the first answer.
         self._earlier_base: float | None = None
         self._is_known = asyncio.Event()
         self._leads = False
@@ -280,8 +280,8 @@ class ServiceClock:
     def _judged(self, row: Any, base: float, received: float) -> float:
         """The database's `base`, or a better one if the record contradicts it.
 
-        Compares three times, and trusts the two that agree: the clock of the database, the recorded
-        time with the time that has passed since, and the clock of this machine.
+        Trusts the two that agree out of three: the clock of the database, the recorded time plus
+        the time that has passed since, and the clock of this machine.
         """
         seen: float | None = row.seen_seconds
         if seen is None:

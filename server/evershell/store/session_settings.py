@@ -28,8 +28,8 @@ SETTINGS = {
     "client_connection_check_interval": "500ms",
 }
 # With these settings, the server notices within 9 s that the host of a client cannot be reached. By
-# default this takes two hours, so network partitions would use up connections. They are no defaults
-# of the role, because a pooler has its own network settings.
+# default this takes two hours, so network partitions would use up connections. `migrate` does not
+# store them as defaults of the role, because a pooler has its own network settings.
 _NETWORK_SETTINGS = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",

@@ -53,7 +53,7 @@ class _Mark:
 
 
 class WatchedWorkspaces:
-    """Keeps the workspaces marked in which this process has subscribers.
+    """Keeps a mark on each workspace in which this process has subscribers.
 
     The mark is the column `watched_until` of the workspace. A process that commits a change of the
     workspace reads the mark in the statement that locks the row, and notifies the other processes

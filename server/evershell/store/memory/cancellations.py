@@ -154,7 +154,7 @@ class Cancellations(State):
         return outcomes
 
     def _open(self, permission: Permission) -> list[tuple[Workspace, Task]]:
-        """The covered workspaces that have a current task, each with this task."""
+        """Each workspace that has a current task and that the permission covers, with the task."""
         return [
             (at, self.tasks[at.current_task_id])
             for at in self.workspaces.values()

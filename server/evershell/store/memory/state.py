@@ -124,7 +124,7 @@ def page(found: Iterable[_Item], before_id: str | None, limit: int) -> Listed[_I
 
 
 def covers(permission: Permission, workspace: Workspace | None) -> bool:
-    """Whether the workspace exists, is in the caller's organization, and is covered."""
+    """Whether the workspace exists in the caller's organization and the permission covers it."""
     return (
         workspace is not None
         and workspace.org_id == permission.caller.org_id
