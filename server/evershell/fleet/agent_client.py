@@ -2,7 +2,7 @@
 
 It keeps a stream open to each agent that it has signalled, so that a signal needs one message
 instead of a new call. One time budget covers recording a cancellation and all attempts to signal
-it, so a caller waits at most 2 s for an agent that has ended, is frozen or is slow.
+the agent. So a caller waits at most 2 s for an agent that has ended, is frozen or is slow.
 """
 
 import asyncio
@@ -45,29 +45,29 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# The time for all attempts of a signal, or less if the caller's deadline is earlier. For a
-# cancellation and a read, it begins when the call arrives. It is shorter than the 2 s that the
-# contract promises, because the timers of a busy process are late.
+# The time limit for all attempts to send a signal. An earlier deadline of the caller shortens it.
+# For a cancellation or a read, the time begins when the call arrives. The limit is shorter than the
+# 2 s that the contract promises, because timers fire late in a busy process.
 SIGNAL_BUDGET_SECONDS = 1.5
-# The minimum time for an attempt, even if recording the cancellation has used up the budget. A fast
-# agent can still answer.
+# The minimum time for the attempts, even if recording the cancellation has used up the budget. A
+# fast agent can still answer in this time.
 _LEAST_SECONDS = 0.2
 # The time limit of the first attempt. The next attempt uses a new connection, because the network
-# may have dropped the first one without notice. It gets the rest of the budget, because the agent
-# may just be slow.
+# may have silently dropped the first connection. The next attempt gets the rest of the budget,
+# because the agent may just be slow.
 _ATTEMPT_SECONDS = 0.5
-# The default limit of open files is 1,024 on many systems, and a stream takes one file.
+# Each stream needs a file descriptor, and many systems allow a process 1,024 by default.
 MAX_STREAMS = 500
 _OPTIONS = (
     # Agents are on the local network, so a proxy from the environment is not used.
     ("grpc.enable_http_proxy", 0),
     # Enough for 16 calls with 12 KiB of text each. Acknowledgements are smaller.
     ("grpc.max_receive_message_length", 256 * 1024),
-    # A compressed message could become a thousand times larger before its size is checked.
+    # Off, because a compressed message could grow a thousandfold before its size is checked.
     ("grpc.per_message_decompression", 0),
-    # A new channel has its own connection, even while the previous channel is being closed.
+    # Gives a new channel its own connection, even while the previous channel is being closed.
     ("grpc.use_local_subchannel_pool", 1),
-    # gRPC's default of 1 s and more would leave no time in the budget for a reconnection to an
+    # gRPC waits 1 s or more by default. The budget would then leave no time to reconnect to an
     # agent that has recovered.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -103,7 +103,7 @@ class _Agent:
         return await self._stream.send(signal)
 
     async def current_iteration(self, token: str, task_id: str) -> CurrentIteration | None:
-        """Asks for the running calls. Returns None if the agent does not report them.
+        """Asks the agent for its running calls. Returns None if it does not report them.
 
         Raises NotAcknowledgedError.
         """
@@ -127,14 +127,14 @@ class _Agent:
         """Closes the channel. Signals and reads in flight may use the rest of their budget."""
         if self._stream is not None:
             await self._stream.close(SIGNAL_BUDGET_SECONDS)
-        # Without a grace, gRPC raises CancelledError in the callers of the reads.
+        # Without a grace period, gRPC raises CancelledError in the callers of the reads.
         await self._channel.close(SIGNAL_BUDGET_SECONDS)
 
 
 class AgentClient:
     """Implements ports.Agents over gRPC.
 
-    Keeps the streams to at most `max_streams` agents: the most recently signalled ones.
+    Keeps streams open to at most `max_streams` agents: the agents that were signalled last.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class AgentClient:
         self._clock = clock
         self._connector = Connector(tls)
         self._max_streams = max_streams
-        # In the order of the last signal to each agent. Agents that were only read come first.
+        # Ordered by the time of the last signal. Agents that were only read come first.
         self._agents: OrderedDict[Key, _Agent] = OrderedDict()
         self._reads: AgentReads[Key, CurrentIteration | None] = AgentReads()
         self._closing: set[asyncio.Task[None]] = set()
@@ -161,7 +161,7 @@ class AgentClient:
             deadline.bounded(SIGNAL_BUDGET_SECONDS),
         )
         if not acknowledged.known:
-            # The agent works on a task that the database does not have.
+            # The agent still works on another task, although the database has assigned it this one.
             raise AgentUnreachableError(f"the agent of {workspace.id} does not take {task.id}")
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
@@ -208,7 +208,7 @@ class AgentClient:
     async def _signal(
         self, workspace: Workspace, new_signal: NewSignal, seconds: float
     ) -> Acknowledgement:
-        """Makes attempts, each with a signal token, until one succeeds or the time is over.
+        """Tries to send the signal until an attempt succeeds or the time is over.
 
         Raises AgentUnreachableError.
         """
@@ -232,8 +232,8 @@ class AgentClient:
             except TimeoutError:
                 reason = "it does not acknowledge"
                 longest_attempt = math.inf
-                # A shorter attempt that fails says nothing about the connection: the agent may just
-                # be slow.
+                # The failure of a shorter attempt says nothing about the connection: the agent may
+                # just be slow.
                 is_lost = attempt_seconds >= _ATTEMPT_SECONDS
                 if is_lost:
                     self._forget_if_current(key, agent)
@@ -296,7 +296,7 @@ class AgentClient:
     def _agent(self, key: Key, *, is_signal: bool) -> _Agent:
         """The channel to the agent.
 
-        A channel that is opened for a read is the first to be closed when there are too many.
+        When there are too many channels, those that were opened only for reads are closed first.
         """
         agent = self._agents.get(key)
         if agent is None:

@@ -1,8 +1,8 @@
-"""Reads of agents. Callers who ask at the same time share one read.
+"""Reads the running calls of agents. Callers who ask at the same time share one read.
 
 If a read fails, its agent counts as silent for a few seconds. Reads of a silent agent fail at once.
 So agents that do not answer cost only a few reads per second, however many callers ask. Signals are
-not reads: they always pass, and an acknowledgement ends the silence.
+sent even to a silent agent. When the agent acknowledges one, it no longer counts as silent.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent counts as silent after a read has failed.
 _SILENT_SECONDS = 3.0
-# At most this many reads of silent agents start per second. With many silent agents, each stays
-# silent for longer.
+# At most this many reads of silent agents start per second. If there are many silent agents, each
+# counts as silent for longer.
 _READS_A_SECOND = 50
 
 Agent = TypeVar("Agent", bound=Hashable)
@@ -28,7 +28,7 @@ class AgentReads(Generic[Agent, Reply]):
 
     def __init__(self) -> None:
         self._reads: dict[tuple[Agent, str], asyncio.Task[Reply]] = {}
-        # The end of each agent's silence, roughly in the order of these times.
+        # When each agent stops counting as silent. Roughly sorted by this time.
         self._silent: dict[Agent, float] = {}
 
     async def read(
@@ -40,8 +40,8 @@ class AgentReads(Generic[Agent, Reply]):
     ) -> Reply:
         """Joins the read of this task that is already in flight, or starts one. Returns its answer.
 
-        `seconds` limits the wait. `start` raises NotAcknowledgedError if the agent does not answer.
-        Raises NotAcknowledgedError.
+        `seconds` limits the wait. Raises NotAcknowledgedError if the agent does not answer; so does
+        `start`.
         """
         if time.monotonic() < self._silent.get(agent, 0.0):
             raise NotAcknowledgedError("it did not answer a moment ago")

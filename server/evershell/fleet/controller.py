@@ -1,7 +1,7 @@
-"""Does what is due.
+"""The controller finds the work that is due, and does it.
 
-due.py says what is due and when it is read, work.py what is done with it. The controller begins the
-work, a share of each kind at once, so that no kind delays another one.
+due.py reads what is due, and work.py says how each kind of work is done. Only a limited number of
+pieces of work of each kind run at once, so that no kind delays another.
 
 One controller leads, and any number of controllers stand by.
 """
@@ -71,9 +71,9 @@ class Controller:
         if parts.suspend_after is not None:
             sweep_seconds = min(sweep_seconds, parts.suspend_after.total_seconds())
         self._sweep = Sweep(store, sweep_seconds=sweep_seconds)
-        # Workspaces that the next scan reads again, by id.
+        # The ids of the workspaces that the next scan reads again.
         self._again: set[str] = set()
-        # The work in hand: it runs, or waits for its share. At most one for each key.
+        # The work that runs or waits for its turn. At most one piece for each key.
         self._in_hand: dict[Hashable, asyncio.Task[None]] = {}
         self._numbers = Counter[Kind]()
         # The asyncio tasks that wait for the exit of an agent, by workspace id and epoch.
@@ -99,7 +99,7 @@ class Controller:
                 self._backlog.clear()
 
     async def _scan(self) -> None:
-        # A kind of which a page is in hand is read later.
+        # Skips each kind that already has a page of work in hand.
         kinds = [kind for kind in Kind if self._has_room(kind) and kind is not Kind.CHECK]
         found = await self._reader.read(kinds)
         if self._backlog is not None:
@@ -135,8 +135,8 @@ class Controller:
     async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
         """Reads and reconciles these workspaces.
 
-        After an UnavailableError, the next scan reads them again. UNDELIVERED stands for all
-        cancellations.
+        After an UnavailableError, the next scan reads them again. The id UNDELIVERED stands for all
+        cancelled tasks that have not ended.
         """
         try:
             if UNDELIVERED in workspace_ids:
@@ -171,10 +171,10 @@ class Controller:
         return self._numbers[kind] < PAGE_SIZE
 
     def _begin(self, due: Due) -> None:
-        """Begins the work.
+        """Begins the work, unless work with the same key is in hand.
 
-        If work with its key is in hand, the next scan begins it: it reads what is still due, and
-        what is not in the database is kept.
+        A later scan then finds the work again if it is still due. Scans do not find checks, so for
+        a check, the id of the workspace is kept for the next scan.
         """
         kind, key = due.kind, self._work[due.kind].key(due)
         if key in self._in_hand:

@@ -1,4 +1,4 @@
-"""Reads the counts that the metrics show from the database."""
+"""Reads from the database the counts that the metrics show."""
 
 from evershell.core.ports import Store
 from evershell.telemetry.backlog import Backlog

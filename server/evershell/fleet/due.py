@@ -1,8 +1,8 @@
-"""What is due, and when the controller reads it.
+"""Decides what is due, and when the controller reads it.
 
-Every second, the controller reads what is due: a page of each kind of work (core/due.py), by index.
-It compares all other pods with their workspaces once a minute, a page at a time. A notification
-only makes a step happen earlier: the reads find everything without it.
+Every second, the controller reads a page of each kind of work that is due (core/due.py), by index.
+Once a minute, it also compares all pods with their workspaces, a page at a time. Notifications only
+make a step happen earlier: the reads find all work without them.
 """
 
 import time
@@ -22,9 +22,9 @@ log = structlog.get_logger()
 
 # How often the controller reads what is due.
 SCAN_SECONDS = 1.0
-# How long it takes to read every workspace with a pod once.
+# How long a sweep takes to read every workspace with a pod.
 SWEEP_SECONDS = 60.0
-# How many rows of a kind a scan reads.
+# How many rows of each kind a scan reads.
 PAGE_SIZE = 500
 
 
@@ -41,7 +41,7 @@ class Overdue:
     def reason(
         self, workspace: Workspace, task: Task | None, lease_seconds_left: float | None = None
     ) -> str | None:
-        """The human-readable reason if the agent has exceeded a bound, else None."""
+        """The human-readable reason why the agent is overdue; None if it is not overdue."""
         if lease_seconds_left is not None and lease_seconds_left < 0:
             return "its agent did not renew its lease in time"
         return self.violation(workspace, task)
@@ -68,9 +68,9 @@ class Overdue:
 class DueReader:
     """Reads what is due.
 
-    Leases are only ever extended. So after a read, no lease can run out before the earliest end
-    that was read, and no new lease before a whole lease has passed. Until then leases are not read.
-    They have no index, because every heartbeat would have to change it.
+    Leases are only ever extended. So after a read, no known lease can run out before the earliest
+    end that was read, and no new lease before the length of a lease has passed. Until then, leases
+    are not read again. They have no index, because every heartbeat would have to update it.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class DueReader:
         self._overdue = overdue
         self._monotonic = monotonic
         self._read_leases_at = float("-inf")
-        # The place of the last row that was read, for each kind with more rows than a page. The
-        # next read continues there, so that rows which stay due hide no others.
+        # For each kind with more rows than a page, the place of the last row that was read. The
+        # next read continues there, so that rows that stay due do not hide the others.
         self._places: dict[Kind, Place] = {}
 
     async def read(self, kinds: Collection[Kind]) -> DueWork:
@@ -112,8 +112,9 @@ class DueReader:
         return replace(found, rows={**found.rows, Kind.OVERDUE: overdue})
 
     def is_round_over(self, kind: Kind) -> bool:
-        """Whether the reads have reached the last row of the kind, so that the next one begins
-        with the first row.
+        """Whether the last read reached the kind's last row.
+
+        The next read then begins with the first row.
         """
         return kind not in self._places
 
@@ -131,7 +132,7 @@ class DueReader:
         return await self._store.due(self._clock(), wanted, PAGE_SIZE, self._bounds)
 
     async def read_workers(self) -> None:
-        """Postpones the bounds if a worker or the database does not answer well now.
+        """Postpones the bounds if the workers are silent or the database answers late.
 
         Raises UnavailableError.
         """
@@ -154,8 +155,9 @@ class DueReader:
 
 
 class Sweep:
-    """Reads every workspace with a pod: at first without a pause, later spread over
-    `sweep_seconds`.
+    """Reads every workspace with a pod, in sweeps.
+
+    The first sweep has no pauses. Each later sweep is spread over `sweep_seconds`.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class Sweep:
         self._sweep_seconds = sweep_seconds
         self._after_id = ""
         self._pages = 0
-        # In the first sweep, every page is due.
+        # In the first sweep, every page is due at once.
         self._next_at = float("-inf")
         self._interval_seconds = 0.0
 

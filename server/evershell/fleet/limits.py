@@ -1,7 +1,7 @@
-"""What to do with tasks and trees that have reached a limit, and with tasks that no agent has.
+"""Cancels tasks and trees that have reached a limit, and ends cancelled tasks that no agent has.
 
-An agent's commit also checks the limits of its task. The functions here apply them to the tasks of
-agents that commit nothing, and to the trees whose limits include descendants.
+Each commit of an agent also checks the limits of its task. The functions here cover the tasks whose
+agents commit nothing, and the trees, whose limits include the usage of all descendants.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Limits:
     def __init__(
         self, store: Store, clock: Clock, signal: Callable[[Workspace, Task], None]
     ) -> None:
-        """Calls `signal` with each task that a limit has cancelled, because nobody else does."""
+        """`signal` is called with each task that a limit has cancelled, to signal its agent."""
         self._store = store
         self._clock = clock
         self._signal = signal
@@ -38,7 +38,7 @@ class Limits:
             self._signal(change.workspace, change.task)
 
     async def cancel_tree(self, due: Due) -> None:
-        """Cancels the tree. The store publishes that its tasks have to be signalled."""
+        """Cancels the tree. The store publishes that the tree's tasks must be signalled."""
         root, workspace = due.task, due.workspace
         reached = None if root is None else task_limits.reached(root, self._clock())
         if root is None or reached is None:
@@ -49,7 +49,7 @@ class Limits:
                 permission, workspace.id, root.id, reached.intent
             )
         except UnavailableError:
-            # One of the workspaces is locked. The next scan finds the tree again.
+            # A workspace with a task of the tree is locked. A later scan finds the tree again.
             log.warning("limit_of_tree_not_applied", task_id=root.id)
             return
         count = recorded.recorded + recorded.descendants_cancelled

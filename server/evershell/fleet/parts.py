@@ -19,11 +19,11 @@ class Parts:
     agents: Agents
     clock: Clock
     bounds: Bounds
-    # The id of this run of the stack. Pods of other runs have ended.
+    # The id of this run of the stack. The controller ends the pods of earlier runs.
     run_id: str
-    # How long workspaces are idle before they are suspended; None means for ever.
+    # How long a workspace may be idle before it is suspended. None: it is never suspended.
     suspend_after: timedelta | None = None
-    # Without it, nothing is measured.
+    # The metrics of the backlog; None if they are not measured.
     backlog: Backlog | None = None
     # Whether the term still lasts.
     leads: Callable[[], bool] = lambda: True

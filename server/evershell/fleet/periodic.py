@@ -11,7 +11,7 @@ from evershell.core.errors import UnavailableError
 
 log = structlog.get_logger()
 
-# The share of the time in which the database works for a paced job.
+# The statements of a paced job run for this share of the time.
 _SHARE = 0.1
 _Answer = TypeVar("_Answer")
 
@@ -29,7 +29,7 @@ async def repeat(name: str, job: Callable[[], Awaitable[None]], pause_seconds: f
 
 
 async def paced(statement: Awaitable[_Answer]) -> _Answer:
-    """Awaits the statement, and then pauses for so long that statements take _SHARE of the time."""
+    """Awaits the statement, then pauses so long that statements take only _SHARE of the time."""
     began = monotonic()
     answer = await statement
     await asyncio.sleep((monotonic() - began) * (1 / _SHARE - 1))

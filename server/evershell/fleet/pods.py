@@ -11,7 +11,7 @@ class Changes(Protocol):
     async def wait(self, timeout_seconds: float) -> set[str]:
         """Returns the ids of the workspaces that have changed since the last call.
 
-        The set is empty after the timeout. It may contain ports.UNDELIVERED.
+        Returns an empty set after the timeout. The set may contain ports.UNDELIVERED.
         """
 
 
@@ -23,10 +23,10 @@ class Pods(Protocol):
     """
 
     async def sync(self) -> None:
-        """Returns when the other methods know what earlier controllers have done.
+        """Finds out what earlier controllers have done. Called when a term of leadership starts.
 
-        Called at the start of each term of leadership. Returns even if this cannot be known now. An
-        unknown pod then counts as started and alive.
+        Also returns if this cannot be found out now. Each unknown pod then counts as started and
+        alive.
         """
 
     def was_started(self, workspace: Workspace) -> bool:
@@ -39,7 +39,7 @@ class Pods(Protocol):
         """Starts the pod. `workspace.run_id` is set. Raises OSError."""
 
     async def wait_exit(self, workspace: Workspace) -> None:
-        """Returns when the agent of the pod has ended, at once if it does not run.
+        """Waits until the agent of the pod has ended. Returns at once if it does not run.
 
         Also returns soon after the files of the workspace are gone.
         """
@@ -53,7 +53,7 @@ class Pods(Protocol):
     def log_tail(self, workspace_id: str) -> str:
         """The last line of the log of the workspace's agents; empty if there is none.
 
-        While an agent runs, it may be empty.
+        It may also be empty while an agent runs.
         """
 
     def explain(self, workspace: Workspace) -> str:
@@ -63,18 +63,18 @@ class Pods(Protocol):
         """
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        """Ends everything that runs in the pod and in the workspace's earlier pods, tools too.
+        """Ends everything in the pod and in the workspace's earlier pods, including tools.
 
-        Asks the agent to end, and after the grace kills whatever still runs. A grace of 0 kills as
-        soon as the backend can. Leaves pods of later epochs alone. Returns whether everything is
-        known to have ended: this may be unknown if another controller started the pod, if the
-        running pod had another epoch, or if its machine does not answer. Once a later pod has run,
-        an earlier pod whose end was unknown no longer counts.
+        Asks the agent to end, and after the grace period kills whatever still runs. With a grace
+        period of 0, kills as soon as the backend can. Does not touch pods of later epochs. Returns
+        whether everything is known to have ended. This may be unknown if another controller started
+        the pod, if the running pod had another epoch, or if the pod's machine does not answer. An
+        earlier pod whose end is unknown is ignored once a later pod has run.
         """
 
     async def remove(self, workspace_id: str) -> bool:
-        """Removes the files of a workspace whose pods have ended, with everything else it has here.
+        """Removes all data that the backend has of a workspace whose pods have ended.
 
-        Returns whether nothing is left. If something is, it may be removed later without a further
-        call. Any controller may repeat the call.
+        This includes the workspace's files. Returns whether nothing is left. What is left may be
+        removed later without a further call. Any controller may repeat the call.
         """

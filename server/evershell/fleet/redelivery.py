@@ -1,8 +1,8 @@
 """Redelivers recorded cancellations until the agent acknowledges or the task has ended.
 
 An agent that can call the control plane also learns of a cancellation in the reply to its next
-commit or heartbeat. Redelivery reaches it earlier, and delivers a force deadline that a later call
-has recorded.
+commit or heartbeat. Redelivery reaches the agent earlier. It also delivers a force deadline that a
+later call has recorded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,12 @@ from evershell.core.task import CancelIntent, Task
 
 log = structlog.get_logger()
 
-# Until this time after the request, the call that recorded the cancellation may still retry the
-# signal itself.
+# The time from the request to the first redelivery. Until then, the call that recorded the
+# cancellation may still be sending the signal itself.
 FIRST_AFTER = timedelta(seconds=2)
 
-# The task id and the force deadline. An earlier force deadline must be delivered too.
+# The task id and the force deadline. If a later call records an earlier force deadline, this is a
+# new delivery.
 DeliveryKey = tuple[str, datetime | None]
 
 
@@ -35,20 +36,21 @@ class _Delivery:
 
 
 class Redelivery:
-    """What one leader knows of the deliveries. The controller makes the attempts."""
+    """Decides which deliveries are due, and makes single attempts, for one term of leadership."""
 
     def __init__(
         self, agents: Agents, clock: Clock, attempted: Callable[[str], None] = lambda result: None
     ) -> None:
         """`attempted` is called after each attempt with its result.
 
-        The result is `acknowledged`, `unknown` (to the agent) or `unreachable`.
+        The result is `acknowledged`, `unknown` (the agent does not work on the task) or
+        `unreachable`.
         """
         self._agents = agents
         self._clock = clock
         self._attempted = attempted
         self._deliveries: dict[DeliveryKey, _Delivery] = {}
-        # The deliveries that the reads have found since they began with the first cancellation.
+        # The deliveries that were found since the reads last began with the first cancellation.
         self._found: set[DeliveryKey] = set()
 
     def due(
@@ -56,8 +58,8 @@ class Redelivery:
     ) -> Iterator[Due]:
         """The cancellations that must be delivered now.
 
-        With `at_once`, new cancellations are due too, because nobody has signalled some of them.
-        After the last page of all cancellations (`is_last`), forgets those that were not found.
+        With `at_once`, new cancellations are due immediately: some have not been signalled at all.
+        After the last page of all cancellations (`is_last`), forgets deliveries that no page had.
         """
         now = self._clock()
         for each in cancellations:
@@ -65,8 +67,8 @@ class Redelivery:
                 continue
             key, cancel = delivery_key(each), _cancel_of(each.task)
             first_at = now if at_once else cancel.requested_at + FIRST_AFTER
-            # Due no later than the force deadline: shortly after it, the agent is overdue
-            # (core/bounds.py) and its pod is ended.
+            # Due no later than the force deadline: shortly after that deadline, the agent is
+            # overdue (core/bounds.py) and its pod is ended.
             new_at = first_at if cancel.force_at is None else min(first_at, cancel.force_at)
             self._found.add(key)
             delivery = self._deliveries.get(key)
@@ -80,7 +82,7 @@ class Redelivery:
             self._found.clear()
 
     async def deliver(self, due: Due) -> None:
-        """Makes one attempt."""
+        """Makes one attempt to deliver the cancellation."""
         delivery = self._deliveries.get(delivery_key(due))
         if delivery is None or due.task is None:
             return

@@ -10,7 +10,7 @@ from evershell.fleet.periodic import paced
 
 log = structlog.get_logger()
 
-# How many workspaces one statement reads, and how many events one transaction reads.
+# How many workspaces a statement reads, and how many events a transaction reads.
 _PAGE_SIZE = 500
 BATCH_EVENTS = 500
 
@@ -29,7 +29,7 @@ class Retention:
     ) -> None:
         """Keeps tasks for `kept` after their end.
 
-        Calls `removed` with the number of tasks in each removal.
+        `removed` is called with the number of tasks that each transaction has removed.
         """
         self._store = store
         self._clock = clock

@@ -1,4 +1,4 @@
-"""What to do with a workspace that is due.
+"""The steps that start, check, end and remove the pod of a workspace.
 
 A step compares what the database wants with what runs, and makes one change. A controller may
 therefore die between any two steps, and the next leader continues.
@@ -29,7 +29,7 @@ class NotLeadingError(Exception):
 class Steps:
     """The steps of one term of leadership.
 
-    Each raises UnavailableError, and NotLeadingError after the term.
+    Each step may raise UnavailableError. After the end of the term, it raises NotLeadingError.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Steps:
         overdue: Overdue,
         watch_exit: Callable[[Workspace], None],
     ) -> None:
-        """Calls `watch_exit` with each workspace whose agent should run."""
+        """`watch_exit` is called with each workspace whose agent should run."""
         self._parts = parts
         self._store, self._pods, self._clock = parts.store, parts.pods, parts.clock
         self._reader = reader
@@ -49,7 +49,7 @@ class Steps:
         self._started: dict[str, int] = {}
 
     async def reconcile(self, due: Due) -> None:
-        """Starts or ends the pod of the workspace, if one of these is due."""
+        """Starts or ends the pod of the workspace, if needed."""
         workspace = due.workspace
         if workspace.status is WorkspaceStatus.SUSPENDED:
             await self._end_suspended(workspace)
@@ -82,8 +82,8 @@ class Steps:
     def _needs_start(self, workspace: Workspace) -> bool:
         """Whether the agent must be started.
 
-        If another controller started the agent and it ended before it registered, the controller
-        may have died during the start. The agent is then started once more.
+        If another controller started the agent, and the agent ended before it registered, that
+        controller may have died during the start. The agent is then started once more.
         """
         if workspace.status is not WorkspaceStatus.PROVISIONING:
             return False
@@ -103,8 +103,8 @@ class Steps:
             or current.epoch != workspace.epoch
             or current.status is not WorkspaceStatus.PROVISIONING
         ):
-            # While the pod ended, another controller may have become the leader and started a pod
-            # of a later epoch.
+            # While the pod was being ended, another controller may have become the leader and
+            # started a pod of a later epoch.
             return
         self._require_term()
         self._started[workspace.id] = workspace.epoch
@@ -192,8 +192,8 @@ class Steps:
     async def _fail(self, workspace: Workspace, reason: str, overdue: Task | None = None) -> None:
         """Ends everything that runs in the pod, and then the task.
 
-        The workspace's record decides what follows. `overdue` is the overdue task because of which
-        the pod is ended, if there is one.
+        What happens next depends on the state of the workspace in the database. If the pod is ended
+        because its task is overdue, `overdue` is this task.
         """
         stopped = await self._end_pod(workspace, 0)
         await self._apply(
@@ -236,9 +236,9 @@ class Steps:
     async def remove(self, due: Due) -> None:
         """Removes the files of a deleted workspace, and then its rows.
 
-        Ends its pods first: a pod of an earlier epoch may still run if the workspace was suspended
-        or has failed, because a wake and a failure clear `run_id`. The next scan continues with
-        what could not be removed yet.
+        First ends its pods: a pod of an earlier epoch may still run if the workspace was woken or
+        has failed, because both clear `run_id`. If something cannot be removed yet, the next scan
+        tries again.
         """
         workspace = due.workspace
         await self._end_pod(workspace, 0)
@@ -256,8 +256,8 @@ class Steps:
     def _require_term(self) -> None:
         """Raises NotLeadingError after the term.
 
-        A controller that was frozen continues with outdated state. The store refuses changes of an
-        earlier epoch, but starting or ending a pod does not go through the store.
+        A controller that was frozen continues with outdated state. The store refuses its changes if
+        the epoch is outdated, but starting or ending a pod does not go through the store.
         """
         if not self._parts.leads():
             raise NotLeadingError

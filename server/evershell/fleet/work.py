@@ -1,4 +1,4 @@
-"""What is done with each kind of work, and how much of it at once."""
+"""How each kind of work is done, and how much of each kind runs at once."""
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from evershell.fleet.limits import Limits
 from evershell.fleet.redelivery import Redelivery, delivery_key
 from evershell.fleet.steps import Steps
 
-# How many limits are applied at once, how many unstarted tasks are ended, and how many workspaces
-# are removed.
+# For each of these kinds of work, how many pieces run at once: applying limits, ending unstarted
+# tasks, and removing workspaces.
 FEW = 4
-# How many agents are signalled at once. An agent that does not answer takes 1.5 s.
+# How many agents are signalled at once. A signal to an agent that does not answer takes 1.5 s.
 SIGNALS = 200
-# How many steps of a kind run at once. Most of their time they wait for pods.
+# How many steps of a kind run at once. Steps spend most of their time waiting for pods.
 STEPS = PAGE_SIZE
 
 
@@ -28,18 +28,18 @@ def _of_place(due: Due) -> Hashable:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is done with a kind of work."""
+    """How a kind of work is done."""
 
     # May raise UnavailableError and NotLeadingError.
     do: Callable[[Due], Awaitable[None]]
-    # How many are done at once. The others wait.
+    # How many pieces of this work run at once. The others wait.
     share: int
-    # At most one work with the same key is in hand.
+    # At most one piece of work with the same key runs or waits.
     key: Callable[[Due], Hashable] = _of_place
 
     @property
     def is_step(self) -> bool:
-        """Whether it may start or end pods. A workspace has one such step at a time."""
+        """Whether the work may start or end pods. A workspace has one such step at a time."""
         return self.key is _of_workspace
 
 

@@ -63,9 +63,9 @@ class _RetryLaterError(Exception):
 class Api:
     """The API server, for the objects of one namespace.
 
-    A call that fails for a passing reason (no connection, an error of the server, too many
-    requests) is repeated until its time limit. So an earlier attempt may have taken effect although
-    its answer was lost: creating an object then fails with 409, and deleting it with 404.
+    A call that fails for a temporary reason (no connection, an error of the server, too many
+    requests) is repeated until its time limit. If an earlier attempt took effect, but its answer
+    was lost, then creating an object fails with 409, and deleting it fails with 404.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Api:
         return await self._call("GET", f"{self._base}/{kind}/{name}", limit_seconds)
 
     async def create(self, kind: str, body: Object, limit_seconds: float) -> Object:
-        """Creates the object. Raises ApiError, 409 if it exists; UnreachableError."""
+        """Creates the object. Raises ApiError (409 if the object exists), UnreachableError."""
         return await self._call("POST", f"{self._base}/{kind}", limit_seconds, body=body)
 
     async def patch(self, kind: str, name: str, body: Object, limit_seconds: float) -> Object:
@@ -144,7 +144,7 @@ class Api:
     async def delete(
         self, kind: str, name: str, grace_seconds: int, limit_seconds: float
     ) -> Object:
-        """Starts to delete the object. Raises ApiError, 404 if there is none; UnreachableError."""
+        """Starts to delete the object. Raises ApiError (404 if there is none), UnreachableError."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": grace_seconds}
         return await self._call("DELETE", f"{self._base}/{kind}/{name}", limit_seconds, body=body)
 

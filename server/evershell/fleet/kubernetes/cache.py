@@ -1,7 +1,7 @@
-"""A copy of the objects of one kind that follows the API server: one list, then one watch.
+"""A copy of all objects of one kind. A list fills it, and then a watch keeps it up to date.
 
-Versions are compared as numbers. In every supported version of Kubernetes they increase for each
-kind, and since Kubernetes 1.35 this is guaranteed.
+Resource versions are compared as numbers. Within a kind, they increase in every supported version
+of Kubernetes, and Kubernetes 1.35 and later guarantee this.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from evershell.fleet.kubernetes.objects import Object
 
 log = structlog.get_logger()
 
-# The time limit of a list in the background, and the time between two attempts.
+# The time limit of a list in the background, and the average pause after a failure.
 _LIST_SECONDS = 30.0
 _RETRY_SECONDS = 1.0
 
@@ -59,7 +59,8 @@ class Cache:
         """Follows the API server until it is cancelled, even through outages."""
         while True:
             try:
-                # Makes the next list apply even if the cluster was restored to an earlier version.
+                # With 0, the next list applies even if the cluster was restored to an earlier
+                # version.
                 self._version = 0
                 await self.refresh(_LIST_SECONDS)
                 while True:
@@ -84,7 +85,7 @@ class Cache:
         self._refreshed()
 
     def expect_changes(self) -> None:
-        """Notes that others may have made changes, which are unknown here until `refresh`."""
+        """Notes that other programs may have made changes, which `refresh` will find."""
         self.is_current = False
 
     def put_own(self, new: Object) -> None:
@@ -114,7 +115,7 @@ class Cache:
 
     def _replace(self, listed: dict[str, Object], version: int) -> None:
         for known in self.values():
-            # An object with a later version was written after the list.
+            # An object with a later version was written after the list was made.
             if _version(known) <= version and (
                 _name(known) not in listed or _uid(known) != _uid(listed[_name(known)])
             ):

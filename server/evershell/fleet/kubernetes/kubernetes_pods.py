@@ -70,7 +70,7 @@ class KubernetesPods:
         self._claims = Cache(api, _CLAIMS, changed=self._wake, refreshed=self._wake_all)
         # The names of the known pods, by workspace id.
         self._names: dict[str, set[str]] = {}
-        # Set at the next change of a workspace's objects, by workspace id.
+        # By workspace id, the event that is set at the next change of the workspace's objects.
         self._changes: dict[str, asyncio.Event] = {}
         # The epochs of pods that disappeared before the kubelet confirmed their end, by workspace
         # id. Epochs before the epoch of a living pod are forgotten.
@@ -90,7 +90,7 @@ class KubernetesPods:
     ) -> AsyncIterator["KubernetesPods"]:
         """Opens the pods of a namespace.
 
-        An empty one means the namespace of the kubeconfig or service account. Raises
+        An empty `namespace` means the namespace of the kubeconfig or service account. Raises
         NotConfiguredError, ApiError, UnreachableError.
         """
         async with connect(namespace, objects.MANAGED_BY, transport) as api:
@@ -140,7 +140,8 @@ class KubernetesPods:
         return objects.started(workspace) in map(objects.started_of, filter(None, records))
 
     def has_never_run(self, workspace_id: str) -> bool:
-        # This controller may not have seen all pods. `end` asks the cluster.
+        # This controller may not have seen all pods. Callers then use `end`, which asks the
+        # cluster.
         return False
 
     async def start(self, workspace: Workspace) -> None:
@@ -195,7 +196,8 @@ class KubernetesPods:
         return all(ended) and epochs.isdisjoint(self._unconfirmed.get(workspace.id, ()))
 
     async def remove(self, workspace_id: str) -> bool:
-        # The cluster removes the secrets with their pods, and the claim after its last pod.
+        # The cluster removes each secret with its pod, and the claim after the last pod that uses
+        # it.
         names = list(self._names.get(workspace_id, ()))
         ended = await asyncio.gather(*(self._end_pod(workspace_id, name, 0) for name in names))
         claim = objects.claim_name(workspace_id)
@@ -221,7 +223,7 @@ class KubernetesPods:
                     if error.status != _NOT_FOUND:
                         log.warning("pod_not_deleted", pod=name, problem=str(error))
                         return False
-                # Even if the pod is gone, the watch may not have delivered that yet.
+                # Even if the pod is gone, the watch may not have reported its deletion yet.
                 while (pod := self._pods.get(name)) and not pod_states.end_is_reported(pod):
                     await self._next_change(workspace_id)
         except (TimeoutError, UnreachableError) as error:
@@ -232,8 +234,8 @@ class KubernetesPods:
     async def _record_start(self, workspace: Workspace) -> None:
         """Records the start on the claim, and creates the claim if there is none.
 
-        This comes before the start, so that the next controller does not start a second pod if this
-        controller dies in between.
+        This is done before the pod is started, so that the next controller does not start a second
+        pod if this controller dies in between.
         """
         name = objects.claim_name(workspace.id)
         annotations = {objects.STARTED_ANNOTATION: objects.started(workspace)}

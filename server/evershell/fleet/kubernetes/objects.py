@@ -1,6 +1,4 @@
-"""The objects of a workspace: a volume claim for its files, and for each epoch a pod and its
-secret.
-"""
+"""The objects of a workspace: a claim for its files, and a pod and a secret for each epoch."""
 
 import base64
 import json
@@ -35,9 +33,9 @@ _SPEC_DIR = "/run/evershell"
 _SPEC_FILE = "spec.json"
 # The user and the group of the agent and its tools.
 _UID = 10001
-# Runs a command with the spec as its standard input, as agents expect it (docs/agents.md).
+# Runs a command with the spec as its standard input, where agents expect it (docs/agents.md).
 _WITH_SPEC = ("/bin/sh", "-c", f'exec "$@" < {_SPEC_DIR}/{_SPEC_FILE}', "--")
-# The fields of a pod's spec that a template may not have.
+# The fields of a pod's spec that a template may not set.
 _OWN_FIELDS = {
     "automountServiceAccountToken",
     "containers",
@@ -69,14 +67,14 @@ class PodTemplate(BaseModel, frozen=True, extra="forbid"):
     image: str
     # The program of the agent, with its arguments.
     command: Sequence[str]
-    # Of the container.
+    # The resources of the container.
     resources: Object = {
         "requests": {"cpu": "100m", "memory": "256Mi"},
         "limits": {"cpu": "1", "memory": "2Gi"},
     }
-    # More fields of the spec of the pod, such as `nodeSelector`.
+    # Further fields of the pod's spec, such as `nodeSelector`.
     pod: Object = {}
-    # Fields of the spec of the claim.
+    # Fields of the claim's spec.
     volume: Object = {"resources": {"requests": {"storage": "1Gi"}}}
 
     @field_validator("pod")
@@ -89,7 +87,7 @@ class PodTemplate(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def read(cls, settings: PodSettings, command: Sequence[str]) -> Self:
         """Reads the file. Raises OperatorError."""
-        # Only pods on Kubernetes need it, so it is a part of their extra.
+        # Imported here, because only the extra for pods on Kubernetes installs this package.
         import yaml
 
         path = settings.pod_template_file
@@ -136,7 +134,7 @@ def claim(workspace: Workspace, template: PodTemplate) -> Object:
 
 
 def pod(workspace: Workspace, template: PodTemplate) -> Object:
-    """The pod of the workspace's epoch. It fits the Pod Security Standard `restricted`."""
+    """The pod of the workspace's epoch. It meets the Pod Security Standard `restricted`."""
     name = pod_name(workspace.id, workspace.epoch)
     spec: Object = {
         **template.pod,
@@ -169,7 +167,7 @@ def pod(workspace: Workspace, template: PodTemplate) -> Object:
         "metadata": {
             "name": name,
             "labels": {**_labels(workspace), EPOCH_LABEL: str(workspace.epoch)},
-            # Asks the cluster autoscaler not to move the pod: a moved agent is a lost agent.
+            # Asks the cluster autoscaler not to move the pod, because a move ends the agent.
             "annotations": {
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
                 STARTED_ANNOTATION: started(workspace),
@@ -236,7 +234,7 @@ def _labels(workspace: Workspace) -> dict[str, str]:
         "app.kubernetes.io/name": "evershell-agent",
         WORKSPACE_LABEL: workspace.id,
     }
-    # The identity provider may choose any text as the id of an organization.
+    # Left out if the id, which the identity provider chooses, is not a valid value of a label.
     if _LABEL_VALUE.fullmatch(workspace.org_id):
         labels[_ORG_LABEL] = workspace.org_id
     return labels

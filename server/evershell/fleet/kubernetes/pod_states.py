@@ -1,4 +1,4 @@
-"""Reads the status of a pod: whether its agent runs and, if not, the reason for operators."""
+"""Reads from the status of a pod whether its agent runs and, if not, why."""
 
 import signal
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from evershell.fleet.kubernetes.objects import Object
 
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
-# Reasons for which a waiting container never starts; only a new pod helps.
+# Reasons that a waiting container reports if it will never start. Only a new pod can help.
 _NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 # The reasons that a container reports while it waits for a normal start.
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
@@ -14,7 +14,7 @@ _IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
 )
 _MAX_MESSAGE = 300
-# A process that a signal ended has this exit code plus the number of the signal.
+# If a signal ends a process, the exit code is this number plus the number of the signal.
 _SIGNALLED = 128
 _KILLED = _SIGNALLED + signal.SIGKILL
 
@@ -139,7 +139,7 @@ def _explain_placement(pod: Object) -> str:
         and ready.get("status") == "False"
         and any("running" in state for state in _states(pod))
     ):
-        # The pod has no readiness probe, so only the node controller sets this condition.
+        # The pod has no readiness probe, so only the node controller sets this status.
         return "the node of its pod does not answer"
     return ""
 

@@ -1,8 +1,8 @@
 """Compiles the modules of the agent's program before the first agent starts.
 
-Python stores the compiled modules next to their sources. An agent cannot do that, because its
-sandbox is read-only there. Otherwise, modules that only agents import would be compiled at every
-start of an agent, and so would all modules if the packages were installed without compiling them.
+Python stores compiled modules next to their sources. Agents cannot do that, because their sandbox
+is read-only there. Without this step, every start of an agent would compile the modules that only
+agents import. If the packages were installed uncompiled, it would even compile all modules.
 """
 
 import os

@@ -1,8 +1,8 @@
 """The fork server of a controller: a process that forks agents into their sandboxes.
 
 pod/fork_server.py is the code of that process. If an agent cannot be forked, its program is
-executed instead. Running agents do not need the fork server. If it has died or hangs, the next
-start of an agent starts a new one.
+executed instead. Running agents do not need the fork server. If the fork server has died or hangs,
+a later start of an agent starts a new one.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ import structlog
 from evershell.fleet.local.processes import ProcessId
 from evershell.pod.fork_server import JOINED, ROOM_VARIABLE, ForkRequest
 
-# How long bwrap may take until it runs the command. It takes a few milliseconds.
+# How long bwrap may take to run the command. It normally takes a few milliseconds.
 _SANDBOX_SECONDS = 5.0
-# A fork takes 10 ms.
+# How long a fork may take. It normally takes 10 ms.
 _FORK_SECONDS = 5.0
 _ROOM_BYTES = 1024
 _MAX_ANSWER_BYTES = 1024
-# The process, the user and the group of the sender: SCM_CREDENTIALS in unix(7).
+# The ids of the sender's process, user and group: SCM_CREDENTIALS in unix(7).
 _CREDENTIALS = struct.Struct("3i")
 
 _log = structlog.get_logger()
@@ -54,7 +54,7 @@ class ForkServer:
                     # Signals from the terminal are meant only for `up`.
                     start_new_session=True,
                 )
-            # LocalPods.reap reaps the child.
+            # Stops `subprocess` from reaping the child, because LocalPods.reap does that.
             child.returncode = 0
             self._socket, self.process = own, ProcessId.of(child.pid)
         return self._socket
@@ -71,8 +71,9 @@ class ForkServer:
     ) -> ProcessId | None:
         """Forks an agent into a sandbox whose command waits at a gate (isolation.py).
 
-        Returns None if the command is executed instead, or if the sandbox has ended. The fork and
-        the command never both run. Raises TimeoutError if the command does not reach the gate.
+        Returns None if the command is executed instead, or if the sandbox has ended. The forked
+        agent and the command never both run. Raises TimeoutError if the command does not reach the
+        gate.
         """
         gate.setblocking(False)
         async with asyncio.timeout(_SANDBOX_SECONDS):

@@ -1,4 +1,4 @@
-"""How the processes of a pod are kept apart from the rest of the machine.
+"""Isolates the processes of a pod from the rest of the machine.
 
 The sandbox needs bubblewrap, libseccomp, and user namespaces that an ordinary user may create.
 Without a sandbox, tools can do everything that the service's user can do.
@@ -26,11 +26,12 @@ from evershell.pod import crash_points, sandbox
 from evershell.pod.sandbox import ToolLimits, ToolSandbox
 from evershell.pod.tool_filter import compile_filter
 
-# bwrap takes a few milliseconds.
+# How long bwrap may take to fork. It normally takes a few milliseconds.
 _START_SECONDS = 5.0
-# Long enough that, on a loaded machine, `auto` does not mistake a slow sandbox for a broken one.
+# Long enough that a slow sandbox on a loaded machine does not count as broken.
 _PROBE_SECONDS = 30.0
-# Waits for a line at the gate, which is the standard output, and then runs the command.
+# Writes a line to the gate, which is the standard output. Waits for a line from the gate, and then
+# runs the command.
 _WAIT = 'echo && read -r _ <&1 && exec "$@" >&2'
 # The range of user ids for sandboxed pods if the controller is root. Systems assign lower ids.
 _FIRST_UID = 2**29
@@ -72,7 +73,7 @@ class Started:
 class Isolation(Protocol):
     """Starts the agents of pods."""
 
-    # As in the setting POD_ISOLATION.
+    # The value of the setting POD_ISOLATION.
     name: Literal["sandbox", "none"]
     # A human-readable text that names what the isolation lacks.
     lacks: str
@@ -102,7 +103,7 @@ class Isolation(Protocol):
 
 
 class NoIsolation:
-    """Processes of the service's own user."""
+    """Starts agents without a sandbox, as the user of the service."""
 
     name: Literal["sandbox", "none"] = "none"
     agent_is_init = False
@@ -127,7 +128,8 @@ class NoIsolation:
             stdin=stdin,
             stdout=log,
             stderr=log,
-            # Names the folder by descriptor, because a tool may have replaced it at its path.
+            # Names the folder by its descriptor, because a tool may have replaced what is at the
+            # path.
             cwd=f"/proc/self/fd/{files}",
             env=environment,
             start_new_session=True,
@@ -138,7 +140,8 @@ class NoIsolation:
 class Sandbox:
     """The sandboxes of pod/sandbox.py.
 
-    Root gives each workspace its own user, so that a hole in the sandbox exposes no files of root.
+    If the controller is root, each workspace has its own user, so that a hole in the sandbox does
+    not expose the files of root.
     """
 
     name: Literal["sandbox", "none"] = "sandbox"
@@ -195,7 +198,7 @@ class Sandbox:
             finally:
                 os.close(write_end)
             pid = _read_child_pid(info)
-        # The process may have ended since.
+        # The process may already have ended.
         with suppress(OSError):
             if pid is not None:
                 return Started.of(ProcessId.of(pid), child)
@@ -316,7 +319,7 @@ def _read_child_pid(info: IO[bytes]) -> int | None:
     readable = select.poll()
     readable.register(info, select.POLLIN)
     written = b""
-    # bwrap writes in pieces, and SIGPIPE kills it if nobody reads the last one.
+    # bwrap writes in pieces. If the last piece is not read, SIGPIPE kills bwrap.
     while b"}" not in written:
         if not readable.poll(_START_SECONDS * 1000):
             return None

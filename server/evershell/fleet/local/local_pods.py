@@ -2,9 +2,9 @@
 
 Pods outlive the controller that started them: pod_records.py stores what another controller needs
 to take over. A record is only a hint, because tools without a sandbox (isolation.py) run as the
-controller's user and can forge it. The kernel confirms it: a process is an agent only if the
-environment that its parent gave it and its start time match the record. A controller remembers the
-agents that it has started itself.
+controller's user and can forge it. So a record is compared with the kernel's data: a process counts
+as the agent only if its start time, and the environment with which it was started, match the
+record. A controller keeps the agents that it has started itself in memory.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _FILES_CHECK_SECONDS = 3.0
 # How often children that have ended are reaped.
 _REAP_SECONDS = 2.0
 
-# How long bwrap may take until it runs the agent's program. It takes a few milliseconds.
+# How long bwrap may take to run the agent's program. It normally takes a few milliseconds.
 _PROGRAM_SECONDS = 5.0
 
 
@@ -56,14 +56,14 @@ class LocalPods:
         foreign_children: Collection[int] | None = None,
         fork_server: ForkServer | None = None,
     ) -> None:
-        """Keeps all files of the pods below `state_dir`. Without `isolation`, there is none.
+        """Keeps all files of the pods below `state_dir`. Without `isolation`, uses NoIsolation.
 
         `agent_command` is the program of the agents, with its arguments; by default the agent of
         this package.
 
-        `foreign_children` are the children of this process that are not agents. This process must
-        then be a subreaper, and all its other children are agents or processes left by dead agents.
-        If None, processes left by dead agents are not ended.
+        `foreign_children` are the children of this process that are not agents. If it is given,
+        this process must be a subreaper, and every other child must be an agent or a process left
+        by a dead agent. If it is None, processes left by dead agents are not ended.
 
         With a sandbox, `fork_server` forks the agents.
         """
@@ -82,8 +82,8 @@ class LocalPods:
     async def sync(self) -> None:
         """Implements Pods. The other methods read the records, which are always current.
 
-        Starts the fork server, which takes a second to import the agent. A standby controller has
-        none.
+        Starts the fork server, which takes a second to import the agent. A controller that stands
+        by has no fork server.
         """
         if self._fork_server is not None:
             # If this fails, the first start of an agent tries again.
@@ -272,7 +272,7 @@ class LocalPods:
 
     async def remove(self, workspace_id: str) -> bool:
         try:
-            # One part at a time, because a program that is ending must wait for its threads.
+            # Removes one part at a time, because this program can end only after its threads.
             while not await asyncio.to_thread(self._records.remove_some, workspace_id):
                 pass
         except OSError as error:
@@ -288,8 +288,8 @@ class LocalPods:
         )
 
     def _reap(self, keys: Iterable[tuple[str, int]]) -> None:
-        """Reaps those processes of these pods that have ended."""
-        # Another call of `end` may have forgotten some of them.
+        """Reaps the processes of these pods that have ended."""
+        # Another call of `end` may have removed some of the keys.
         known = (self._started[key] for key in keys if key in self._started)
         for pid in {pid for started in known for pid in started.pids}:
             processes.reap(pid)
@@ -309,7 +309,7 @@ class LocalPods:
             return True
         if record.epoch != workspace.epoch:
             return False
-        # An init process ends only after all others of its PID namespace: pid_namespaces(7).
+        # An init process ends after all other processes of its PID namespace (pid_namespaces(7)).
         return record.process in ended or (record.is_init and not record.process.is_running())
 
     def _agent(self, workspace: Workspace) -> ProcessId | None:
@@ -352,9 +352,9 @@ async def end_every_pod(state_dir: Path, own_pids: Callable[[], Collection[int]]
     """Kills everything that runs in the pods of the stack, after its controllers have ended.
 
     This process is a subreaper, so the agents of its controllers, and the processes left by dead
-    agents, are now its children. `own_pids` returns the ids of all other children. The agents of a
-    controller that another process started are found by their records. Agents get no SIGTERM first,
-    because they have nothing left to commit.
+    agents, are now its children. `own_pids` returns the ids of all other children. If a controller
+    was started by another process, its agents are found by their records. Agents get no SIGTERM
+    first, because they can no longer commit anything.
     """
     records = PodRecords(state_dir)
     if not await processes.kill_descendants(os.getpid(), own_pids):

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 _MAX_BYTES = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-# Attempts to create a folder that a tool keeps replacing with a link.
+# How often to try to create a folder that a tool keeps replacing with a link.
 _ATTEMPTS = 10
 # About this many names are removed at once, which takes a few hundredths of a second.
 _MAX_NAMES = 1_000
@@ -87,7 +87,7 @@ def read(folder: int, name: str) -> str:
 def write(folder: int, name: str, text: str) -> None:
     """Creates the file, or replaces the file of this name atomically.
 
-    Renames a folder of this name. Raises OSError.
+    If a folder has this name, gives the folder another name. Raises OSError.
     """
     new = f".{name}.{os.getpid()}"
     remove(folder, new)
@@ -107,9 +107,9 @@ def write(folder: int, name: str, text: str) -> None:
 
 
 def remove(folder: int, name: str) -> None:
-    """Removes the file or link of this name, if there is one. Renames a folder of this name.
+    """Removes the file or link of this name, if there is one.
 
-    Raises OSError.
+    If a folder has this name, gives the folder another name. Raises OSError.
     """
     try:
         os.unlink(name, dir_fd=folder)
@@ -123,8 +123,8 @@ def remove(folder: int, name: str) -> None:
 def remove_some(folder: int, name: str) -> bool:
     """Removes the file or folder of this name, or a part of it. Returns whether nothing is left.
 
-    Moves each folder to the top before reading it, so that trees of any depth can be removed.
-    Follows no links. Adds missing permissions to the folders. Raises OSError.
+    Moves each subfolder to the top of the tree before reading it, so that trees of any depth can be
+    removed. Follows no links. Adds missing permissions to the folders. Raises OSError.
     """
     if _unlink(folder, name):
         return True
@@ -142,7 +142,7 @@ def remove_some(folder: int, name: str) -> bool:
 def _empty(top: int, name: str) -> int:
     """Moves the folder's subfolders to the top and removes its files, at most _MAX_NAMES at once.
 
-    Removes the folder if nothing is left. Returns how many entries it had.
+    Removes the folder if nothing is left. Returns how many entries this handled, with the folder.
     """
     with _writable(top, name) as folder:
         entries = names(folder, _MAX_NAMES)
@@ -157,7 +157,7 @@ def _empty(top: int, name: str) -> int:
 
 
 def _unlink(folder: int, name: str) -> bool:
-    """Removes the name, if there is one. Returns False if it is a folder."""
+    """Removes the file or link of this name, if there is one. Returns False if it is a folder."""
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
@@ -169,8 +169,7 @@ def _unlink(folder: int, name: str) -> bool:
 
 @contextmanager
 def _writable(folder: int, name: str) -> Iterator[int]:
-    """The descriptor of the folder of this name, after giving its owner the right to read and
-    change it.
+    """The descriptor of the folder of this name. Gives its owner all permissions first.
 
     Raises OSError.
     """
@@ -208,7 +207,7 @@ def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
 
 
 def _is_plain(status: os.stat_result) -> bool:
-    """Whether it is a regular file with one name.
+    """Whether the file is a regular file with only one name.
 
     A file with a second name may be a hard link to a file outside of the folder.
     """

@@ -38,8 +38,8 @@ class AgentRecord:
     """The pod that was started last in a workspace. Only a hint, because tools can forge it."""
 
     epoch: int
-    # The run of the stack. An epoch alone does not identify a pod, because a restored or another
-    # database may count the same epochs again.
+    # The run of the stack. An epoch alone does not identify a pod, because a restored database, or
+    # a different one, may count the same epochs again.
     run: str
     # None if the agent has not started yet or is known to have ended.
     process: ProcessId | None = None
@@ -101,7 +101,7 @@ class PodRecords:
         if record is not None and last_epoch is not None and record.epoch > last_epoch:
             return
         with suppress(OSError), pod_files.opened(self._base, _FLEET, workspace_id) as folder:
-            # A removal succeeds even on a full disk; the write may fail.
+            # On a full disk, the removal succeeds even if the write fails.
             pod_files.remove(folder, _AGENT)
             if record is not None:
                 pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}")

@@ -2,8 +2,8 @@
 
 An agent without a sandbox is a subreaper (pod/process.py): while it lives, all processes that it
 and its tools have started are its descendants. When the agent dies, they become children of the
-controller that started it, which is a subreaper too. If that has died, they become children of
-`up`.
+controller that started it, which is a subreaper too. If that controller has died, they become
+children of `up`.
 """
 
 import asyncio
@@ -21,14 +21,15 @@ from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE, wait_exit
 
 # How long a killed process may take to end. After that, it is assumed to hang in the kernel.
 _KILLED_SECONDS = 10.0
-# How many scans in a row must find no descendant: a process may start another one during a scan.
+# How many scans in a row must find no descendant. One scan is not enough, because a process may
+# start another during the scan.
 _LAST_SCANS = 2
-# Added to the niceness of agents and tools. Under load, each gets a ninth of the processor share of
-# a program of the service. With a smaller share, agents and tools would starve next to a busy
+# Added to the niceness of agents and tools. Under load, each of them gets a ninth of the processor
+# time that a program of the service gets. With less, agents and tools would starve next to a busy
 # program of another user.
 _NICER = 10
 _NICEST = 19
-# Fields of proc_pid_stat(5), counted from the one after the name.
+# The indexes of fields of proc_pid_stat(5), counted from the field after the name.
 _STATE, _STARTED_AT = 0, 19
 
 
@@ -60,7 +61,7 @@ class ProcessId:
     def send_signal(self, number: signal.Signals) -> None:
         """Sends a signal, unless the process has ended."""
         with suppress(psutil.Error):
-            # Signals no later process with the same id, because psutil compares the start time.
+            # psutil compares the start time, so a later process with the same id gets no signal.
             process = psutil.Process(self.pid)
             if self.is_running():
                 process.send_signal(number)
@@ -76,10 +77,10 @@ def lower_priority(pid: int, child_pid: int) -> None:
     """Makes the agent, and the processes that it starts, give way to the programs of the service.
 
     Many busy agents on one machine would otherwise delay every call, including their own
-    heartbeats. The kernel may divide the processor among sessions first: "The autogroup feature" in
-    sched(7). All forked agents are in the fork server's session, so together they get the share of
-    one program. An agent that was executed has its own session. The leader of that session is the
-    agent or `child_pid`, the child that was started for the agent.
+    heartbeats. The kernel may first divide processor time among sessions (sched(7), "The autogroup
+    feature"). All forked agents are in the session of the fork server, so together they get the
+    share of one program. An agent that was executed has its own session. Its leader is the agent or
+    `child_pid`, the child that was started for the agent.
     """
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
     with suppress(OSError):
@@ -102,8 +103,9 @@ def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
 async def end_agent(agent: ProcessId, grace_seconds: float, *, is_init: bool) -> bool:
     """Ends the agent and its tools. Sends SIGTERM first, unless the grace is 0.
 
-    `is_init`: the agent is the init process of a PID namespace, with which the kernel ends all
-    others. Returns whether everything that the agent has started is known to have ended.
+    `is_init` says that the agent is the init process of a PID namespace: when it ends, the kernel
+    ends all other processes of the namespace. Returns whether everything that the agent has started
+    is known to have ended.
     """
     if grace_seconds:
         # Only the agent gets SIGTERM, because it ends its tools itself. If a tool got it too, the
@@ -166,7 +168,10 @@ async def _wait_exit(process: ProcessId, timeout_seconds: float) -> None:
 
 
 async def wait_exit_and_reap(pid: int) -> None:
-    """Returns when the process has ended, at once if no such process exists. Reaps a child."""
+    """Waits until the process has ended. Returns at once if there is no such process.
+
+    Reaps the process if it is a child of this process.
+    """
     await wait_exit(pid)
     reap(pid)
 
