@@ -1,4 +1,4 @@
-"""The process that a worker starts for deliveries (`deliver`): its parts, and how it runs."""
+"""The process that a worker starts for deliveries (`deliver`): builds its parts and runs it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,12 +15,12 @@ from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry import logs
 
-# The process makes few statements.
+# Few, because the process makes few statements.
 _POOL_SIZE = 3
 
 
 async def deliver(settings: Settings) -> None:
-    """Runs until the worker that started it ends. Each room detects that end itself.
+    """Runs until the worker that started this process ends. Each room detects that end itself.
 
     Raises OperatorError.
     """

@@ -1,4 +1,4 @@
-"""A fleet controller (`fleet`): its parts, and how it runs."""
+"""A fleet controller (`fleet`): builds its parts and runs it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,8 +47,8 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
     async with (
         _live_at(health_address),
         controller(settings, metrics) as run,
-        # A rolling restart stops the other controller once the event loop of this one has made a
-        # turn.
+        # A rolling restart stops the other controller once the event loop of this controller has
+        # made a turn.
         turns.counted(),
     ):
         with serving_metrics(metrics, settings):
@@ -57,7 +57,7 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
             stopping = asyncio.create_task(stop_signal())
             await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if leading.done():
-                # It ends only with an unexpected error, which this line raises.
+                # `leading` ends only with an unexpected error. This line raises it.
                 leading.result()
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)
@@ -67,7 +67,7 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
 async def controller(
     settings: Settings, metrics: Metrics
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """A fleet controller. The yielded function runs it while this process leads.
+    """A fleet controller. The yielded function runs it whenever this process leads.
 
     Raises OperatorError.
     """

@@ -17,7 +17,7 @@ from evershell.fleet.periodic import repeat
 from evershell.fleet.retention import Retention
 from evershell.telemetry.metrics import Metrics
 
-# Makes one run of a job.
+# Runs a job once.
 Run: TypeAlias = Callable[[], Awaitable[None]]
 
 
@@ -28,10 +28,10 @@ class Job:
     name: str
     # What the job does, in Markdown.
     what: str
-    # The pause from the end of one run to the next run.
+    # The pause between the end of a run and the next run.
     pause_seconds: float
-    # Returns the function for one run, or None if the settings switch the job off. The function may
-    # raise UnavailableError.
+    # Returns the function that runs the job once, or None if the settings switch the job off. That
+    # function may raise UnavailableError.
     of: Callable[[Parts, Settings, Metrics], Run | None]
 
 

@@ -29,13 +29,14 @@ from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()
 
-# A shorter key would also match unrelated text, which would then be redacted.
+# Keys are redacted in texts. A shorter key would also match unrelated text.
 _MIN_KEY_CHARACTERS = 8
-# How long the controller waits, beyond the grace of a pod, for the cluster to confirm that the pod
-# is gone.
+# How long the controller waits, after the grace period of a pod, for the cluster to confirm that
+# the pod is gone.
 _END_SECONDS = 20.0
-# In a sandbox, the number of processes of a tool call, and the size of each file that it writes.
-# They stop a tool that has gone wrong, and no tool that works comes close to them.
+# In a sandbox, the limits on the number of processes of a tool call and on the size of each file
+# that it writes. They stop a tool that has gone wrong. A tool that works does not come close to
+# them.
 TOOL_PROCESSES = 512
 _TOOL_FILE_MB = 4096
 
@@ -81,7 +82,7 @@ def _fork_server(settings: Settings) -> ForkServer | None:
     """The fork server for the agents of this package; None for other agents."""
     if settings.agent_command:
         return None
-    # With -P, like the command that starts an agent.
+    # Uses -P, like the command that starts an agent.
     command = [sys.executable, "-P", "-m", "evershell.agents.fork_server", settings.model]
     return ForkServer(command, {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"})
 
@@ -90,7 +91,7 @@ def _fork_server(settings: Settings) -> ForkServer | None:
 async def _kubernetes_pods(
     settings: Settings, pod_tokens: PodTokens, certificates: AgentCertificates | None
 ) -> AsyncIterator[tuple[Pods, str]]:
-    """Raises OperatorError."""
+    """The pods on Kubernetes, and the id of their run. Raises OperatorError."""
     try:
         # Imported only for this backend, because its packages are an extra.
         from evershell.fleet.kubernetes.api import (
@@ -172,10 +173,10 @@ def _first_spec_for(
     files_dir: str,
     listen_port: int,
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """A function that makes the spec with which an agent starts.
+    """A function that makes the spec with which an agent on Kubernetes starts.
 
-    The agent's tools can read this spec too, so it has no secrets. The agent gets its secrets from
-    Bootstrap.
+    The agent's tools can read this spec too, so it has no long-lived secrets. The agent gets its
+    secrets by calling Bootstrap.
     """
 
     def first(agent: AgentIdentity) -> PodSpec:
@@ -205,7 +206,7 @@ def _model_key(settings: Settings) -> str:
     try:
         return settings.openai_api_key_file.read_text().strip()
     except OSError as error:
-        # The failed workspace gets this reason, so it names the setting.
+        # This text becomes the reason for the failure of the workspace, so it names the setting.
         problem = f"OPENAI_API_KEY_FILE cannot be read: {error.strerror}"
         raise OSError(error.errno, problem) from error
 
@@ -220,7 +221,7 @@ def _agent_keys(settings: Settings) -> dict[str, str]:
         problem = f"AGENT_KEYS_FILE cannot be read: {error.strerror}"
         raise OSError(error.errno, problem) from error
     except ValueError:
-        # Without the cause, because it quotes the file.
+        # Raised without its cause, because the cause quotes the file.
         raise OSError(errno.EINVAL, "AGENT_KEYS_FILE is not valid JSON") from None
     if not isinstance(keys, dict) or not all(
         isinstance(key, str) and len(key) >= _MIN_KEY_CHARACTERS for key in keys.values()

@@ -24,7 +24,7 @@ _KINDS = {
     "output_audio": "output_audio_tokens",
 }
 _REQUIRED = {"input", "output"}
-# USD for a million tokens. The cost of a task must fit into 64 bits.
+# In USD for a million tokens. The limit ensures that the cost of a task fits into 64 bits.
 _MAX_PRICE = 1000
 _PICO_PER_TOKEN = 1_000_000
 # The scripted model of the built-in agent costs nothing.
@@ -36,14 +36,14 @@ class _Release(msgspec.Struct):
 
 
 def read_prices(file: Path | None) -> PriceList:
-    """The prices of the release, which the prices of the file override. Raises OperatorError."""
+    """The prices of the release. Prices in the file override them. Raises OperatorError."""
     content = resources.files("evershell.app").joinpath("prices.json").read_bytes()
     release = msgspec.json.decode(content, type=_Release)
     return PriceList(release.providers, _FREE | (_own(file) if file is not None else {}))
 
 
 def model_without_price(prices: PriceList, model: str, agent_command: str) -> str:
-    """The configured model if it has no price. Empty if it has one, and for custom agents."""
+    """The configured model if it has no price; empty if it has one, or if the agent is custom."""
     name = model.removeprefix("openai:")
     return "" if agent_command or prices.has(name) else name
 
@@ -66,7 +66,7 @@ def _own(file: Path) -> dict[str, Prices]:
 
 
 def _prices(model: str, of_model: Any) -> Prices:
-    """Raises ValueError, which says what is wrong."""
+    """The prices of one model. Raises ValueError, which says what is wrong."""
     if not isinstance(of_model, Mapping):
         raise ValueError(f"{model} must have an object with `input` and `output`")
     unknown, missing = of_model.keys() - _KINDS, _REQUIRED - of_model.keys()

@@ -19,7 +19,7 @@ from evershell.telemetry.metrics import Metrics, serve_metrics
 
 
 def log_and_metrics(program: str, settings: Settings) -> Metrics:
-    """Begins the log of the program. Returns its metrics."""
+    """Sets up the log of the program. Returns its metrics."""
     log, metrics = logs.configure(program, settings.log_level), Metrics()
     metrics.watch_log(lambda: log.lost_lines)
     return metrics
@@ -45,8 +45,8 @@ def serving_metrics(metrics: Metrics, settings: Settings) -> Iterator[None]:
 def exempt_from_collection() -> None:
     """Excludes all objects that exist now from garbage collection.
 
-    Modules and long-lived parts exist until the program ends. A full collection that includes them
-    blocks the event loop for more than 50 ms.
+    Modules and long-lived parts exist until the program ends. A full collection with them would
+    block the event loop for more than 50 ms.
     """
     gc.collect()
     gc.freeze()
@@ -56,7 +56,7 @@ def exempt_from_collection() -> None:
 async def database(
     settings: Settings, metrics: Metrics, name: str = ""
 ) -> AsyncIterator[tuple[Pool, ServiceClock]]:
-    """The connections of a program, and the time of the service.
+    """The database connections of a program, and the clock of the service.
 
     `name` replaces the default name of the database sessions.
     """
@@ -75,7 +75,7 @@ async def database(
 
 @asynccontextmanager
 async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
-    """Opens the API keys for a command, which uses a single connection.
+    """Opens the store of API keys for a command, with a single connection.
 
     Raises psycopg.Error if the URL is not valid.
     """

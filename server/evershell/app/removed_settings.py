@@ -1,11 +1,14 @@
-"""The settings that the previous version has and this one does not. A start with one fails."""
+"""The settings that the previous version had and this version does not have.
+
+A program of the service does not start if one of them is set.
+"""
 
 from collections.abc import Mapping
 
 from evershell.core.errors import OperatorError
 
 _TEMPLATE = "Set {} in POD_TEMPLATE_FILE; with the chart, in its value `agents`."
-# What to do instead.
+# For each of these settings, what to do instead.
 _INSTEAD = {
     "CRASH_POINTS_DIR": "Unset it: only tests used it.",
     "LOG_MAX_BYTES": "Unset it: only tests used it. Logs are rotated at 16 MiB.",
@@ -29,8 +32,9 @@ _INSTEAD = {
 
 def refuse_removed_settings(environment: Mapping[str, str]) -> None:
     """Raises OperatorError if the environment has a setting that was removed."""
-    # A program of `up`, which has checked its own environment, or `restart` that of an earlier
-    # version. Such an `up` sets all settings that it has, also those that the operator has not set.
+    # `up` sets RUN_ID for the programs that it starts. The environment has then been checked
+    # already, by this `up` itself, or by `restart` if this `up` has an earlier version. An earlier
+    # `up` also passes on settings that the operator has not set.
     if "RUN_ID" in environment:
         return
     given = {name.upper() for name, value in environment.items() if value}

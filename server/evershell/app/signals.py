@@ -4,12 +4,12 @@ import asyncio
 import signal
 
 # The signal that makes a worker answer waiting calls and close streams, so that clients reconnect
-# to the new Envoy. SIGURG is ignored by default.
+# to the new Envoy. By default, a program ignores SIGURG.
 END_WAITS = signal.SIGURG
 
 
 async def stop_signal() -> None:
-    """Returns at the first SIGTERM or SIGINT."""
+    """Waits for the first SIGTERM or SIGINT."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""A worker (`serve`): its parts, and how it runs."""
+"""A worker (`serve`): builds its parts and runs it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from evershell.telemetry.tracing import Tracing
 
 
-# The time limit of a drain. Less than the 5 s after which the stack kills a worker that is
-# stopping.
+# The time limit of a drain. It is shorter than the 5 s after which the stack kills a stopping
+# worker.
 DRAIN_SECONDS = 4.0
 
 
@@ -108,8 +108,8 @@ async def worker(settings: Settings, metrics: Metrics, port: int) -> AsyncIterat
         postgres_store = PostgresStore(
             pool, clock, publish, metrics.committed, metrics.cancelled_tasks
         )
-        # Runs before the queue stores its last entries, because a cancellation in progress adds an
-        # entry.
+        # Runs before the audit queue stores its last entries, because a cancellation in progress
+        # still adds an entry.
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys, clock.unix_seconds)
@@ -130,7 +130,7 @@ async def worker(settings: Settings, metrics: Metrics, port: int) -> AsyncIterat
             clock,
             settings.lease_seconds,
             agents_on_loopback=settings.pod_backend == "local",
-            # Agents on other hosts need a name under which they find the workers.
+            # Agents on other hosts find the workers under this name.
             agents_elsewhere=bool(settings.runtime_service),
             prices=prices,
         )
@@ -279,7 +279,7 @@ async def _follow_database(
     clock: ServiceClock,
     settings: Settings,
 ) -> None:
-    """Reports the worker as healthy while it reaches its database, and the schema is current.
+    """Reports the worker as healthy while it reaches its database and the schema is current.
 
     Load balancers send no calls to a worker that is not healthy.
     """

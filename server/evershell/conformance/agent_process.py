@@ -60,7 +60,7 @@ class AgentProcess:
         return self._log.read_bytes()[-_MAX_LOG_BYTES:].decode(errors="replace").strip()
 
     async def wait(self, seconds: float) -> bool:
-        """Waits until the process ends. Returns False at the limit."""
+        """Waits until the process ends, up to `seconds`. Returns whether it has ended."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), seconds)
         return self._process.returncode is not None
@@ -75,7 +75,7 @@ class AgentProcess:
         return living
 
     async def left(self, before: dict[int, psutil.Process], seconds: float) -> str:
-        """The command lines of the processes that are not in `before` and do not end in time."""
+        """The command lines of processes that are not in `before` and do not end in time."""
         waited = 0.0
         while new := [each for pid, each in self.started().items() if before.get(pid) != each]:
             if waited >= seconds:
@@ -85,7 +85,7 @@ class AgentProcess:
         return ""
 
     async def end(self, seconds: float) -> bool:
-        """Asks the process to end, as a controller does. Returns whether it did so in time."""
+        """Ends the process as a controller does. Returns whether it ended before it was killed."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         has_ended = await self.wait(seconds)

@@ -81,10 +81,10 @@ class Worker:
 
 
 class _Observed(Interceptor):
-    """Gives each call to the control plane.
+    """Passes each call to the control plane.
 
-    It takes the place of a worker's interceptors, which need packages that the extra `agent` does
-    not have.
+    This replaces the interceptors of a worker, which need packages that the extra `agent` does not
+    have.
     """
 
     def __init__(self, plane: "ControlPlane") -> None:
@@ -99,7 +99,7 @@ class _Observed(Interceptor):
 
 
 class _NoAgents:
-    """Implements core.ports.Agents for children: there is no other workspace, so none is called."""
+    """Implements core.ports.Agents for child tasks. There is no other agent, so every call fails."""
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         raise AgentUnreachableError(workspace.id)
@@ -115,7 +115,7 @@ class ControlPlane:
     """The workspace, its current task and its agent. The suite and the tests set the faults."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """`clock` is the clock of the tokens."""
+        """`clock` is the clock with which tokens are made and checked."""
         self.lease_seconds = LEASE_SECONDS
         self.lease_length_seconds = _BEATS_SECONDS
         # While this is set, every call is answered with this code.
@@ -152,7 +152,7 @@ class ControlPlane:
     async def until(self, condition: Callable[[], object], seconds: float) -> bool:
         """Waits for a condition that becomes true through calls of the agent.
 
-        Returns False at the limit.
+        Returns False if it is not true after `seconds`.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -331,7 +331,7 @@ class ControlPlane:
         except Failure as failure:
             await self._refuse(name, call, failure)
         if name == "CommitEvents":
-            # The answer is lost if an outage has begun meanwhile.
+            # The answer is lost if an outage began during the commit.
             await self.abort_in_outage(call)
         if name in ("Register", "Heartbeat", "CommitEvents"):
             reply.directive.lease_length_ms = int(self.lease_length_seconds * 1000)

@@ -1,4 +1,4 @@
-"""The control plane of the suite: it cancels tasks at given moments, and has outages."""
+"""The control plane of the suite: it cancels tasks at given moments, and simulates outages."""
 
 import time
 from contextlib import suppress
@@ -43,14 +43,14 @@ class Run:
     """A task, and the control plane's observations of it."""
 
     description: str
-    # When the task is cancelled; None for never.
+    # When the task is cancelled; None if it is never cancelled.
     moment: Moment | None = None
     force: bool = False
     task_id: str = ""
     iterations: list[dict[str, Any]] = field(default_factory=list)
     # The task after its end.
     ended: Task | None = None
-    # The number of iterations at the time of the cancellation; None if the task is not cancelled.
+    # The number of iterations at the time of the cancellation; None until the task is cancelled.
     cancelled_after: int | None = None
     cancelled_at: float = 0.0
     # The number of commits that the agent made after the end was acknowledged.
@@ -62,7 +62,7 @@ class SuiteControlPlane(ControlPlane):
 
     def __init__(self) -> None:
         super().__init__()
-        # Whether the outage begins with the next commit of an iteration.
+        # Whether an outage begins right after the next commit of an iteration.
         self.has_outage_after_iteration = False
         self.refused_calls = 0
         self.run = Run("")
@@ -99,7 +99,7 @@ class SuiteControlPlane(ControlPlane):
             self.breaches.append(f"a cancellation was not acknowledged: {error}")
 
     async def abort_in_outage(self, call: Call) -> None:
-        """Counts the calls that are refused."""
+        """Refuses the call during an outage, and counts it."""
         if self.outage is not None:
             self.refused_calls += 1
             self.wake()
@@ -130,7 +130,7 @@ class SuiteControlPlane(ControlPlane):
     async def _is_in(self, phase: Phase) -> bool:
         """Whether the agent is still in the phase.
 
-        An agent whose acknowledgements have no phase is believed.
+        If no acknowledgement of the agent has had a phase, its report is believed.
         """
         with suppress(NotAcknowledgedError):
             current = (await self.signal(Signal())).phase

@@ -52,7 +52,7 @@ def has_to_end(run: Run) -> bool:
 
 
 def check_end(run: Run) -> None:
-    """Checks what follows the cancellation. Raises FailedError and NotReachedError."""
+    """Checks what was recorded after the cancellation. Raises FailedError and NotReachedError."""
     assert run.ended is not None
     assert run.cancelled_after is not None
     if run.ended.status is not TaskStatus.CANCELLED:
@@ -91,8 +91,9 @@ def tokens(iteration: Mapping[str, Any]) -> int:
 
 
 def missing(whole: Mapping[str, Any], iteration: Mapping[str, Any]) -> str:
-    """The part that the record of an iteration lacks, compared with an uncancelled task; empty if
-    none.
+    """What the record of an iteration lacks, compared with `whole`; empty if it lacks nothing.
+
+    `whole` is the same iteration of a task that was not cancelled.
     """
     call = iteration["model_call"]
     if call["status"] != _INTERRUPTED:

@@ -1,7 +1,8 @@
 """The cases of `evershell agent check`, in the order in which they run.
 
-The suite recognizes that a moment is reached by a report of the agent: a heartbeat with a phase, or
-a commit. If the agent does not reach the moment of a case, the case does not count as passed.
+The suite learns from the agent's reports that a moment is reached: from a heartbeat with a phase,
+or from a commit. If the agent does not reach the moment of a case, the case does not count as
+passed.
 """
 
 import asyncio
@@ -39,9 +40,9 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
-# The lease in the case that lets it expire. It is the shortest lease that leaves the whole margin.
+# The length of the lease in the case in which it expires. An agent has enough time to end within it.
 _SHORT_LEASE_SECONDS = 6.0
-# How many calls the simulated outage of the database refuses.
+# The simulated outage of the database ends after it has refused this many calls.
 _OUTAGE_CALLS = 3
 _SETTLE_SECONDS = 5.0
 # The interval between checks for the end of the process, which no call reports.
@@ -80,7 +81,7 @@ class Options:
     keys: Mapping[str, str] = field(default_factory=dict)
     # The time limit of a task.
     task_seconds: float = 60.0
-    # How long after its deadline a forced task may end.
+    # How long after its force deadline a task may take to end.
     force_seconds: float = FORCE_MARGIN.total_seconds()
     model_timeout_seconds: float = 120.0
     tool_timeout_seconds: float = 600.0
@@ -193,7 +194,7 @@ class Suite:
     async def _wait(
         self, agent: AgentProcess, condition: Callable[[], object], seconds: float
     ) -> bool:
-        """Waits for an action of the agent. Returns False at the limit, or if its process ends."""
+        """Waits for an action of the agent. Returns False if time runs out or its process ends."""
         limit = time.monotonic() + seconds
         while not await self._plane.until(condition, _POLL_SECONDS):
             if agent.exit_code is not None or time.monotonic() > limit:
@@ -208,8 +209,8 @@ class Suite:
     async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
         """Runs a task to its end.
 
-        Returns the agent, and the processes that it had started before the task. Raises FailedError
-        if the task had to end in time and has not, and NotReachedError if another task has not.
+        Returns the agent, and the processes that it had started before the task. If the task does
+        not end in time, raises FailedError if it had to, and NotReachedError otherwise.
         """
         agent = await self._running()
         before = agent.started()
@@ -323,7 +324,7 @@ class Suite:
         await self._check_idle(agent)
 
     async def _lost_worker(self) -> None:
-        """Loses each worker in turn, because the agent may use either."""
+        """Stops each of the two workers in turn, because the agent may use either one."""
         await self._running()
         await self._plane.workers[0].stop()
         try:
@@ -341,8 +342,9 @@ class Suite:
                 await worker.start()
 
     async def _unavailable_database(self) -> None:
-        """The commit of an iteration takes effect, but neither this commit nor the following calls
-        are answered.
+        """The database fails during the commit of an iteration.
+
+        The commit takes effect, but the agent gets an error for it and for the following calls.
         """
         plane, run = self._plane, Run(self._options.description)
         agent = await self._running()
@@ -368,11 +370,11 @@ class Suite:
             raise NotReachedError("the task has no iteration")
         check_whole(run)
         await self._check_idle(agent)
-        # A repeated commit that was not acknowledged does not count as a second end.
+        # The agent may repeat a commit that was not acknowledged. This is not a second end.
         run.repeats = 0
 
     async def _expired_lease(self) -> None:
-        """The agent ends itself and all processes that it has started before the lease is over."""
+        """Before its lease is over, the agent ends itself and all processes that it has started."""
         plane = self._plane
         await self._discard_agent()
         plane.lease_seconds = _SHORT_LEASE_SECONDS

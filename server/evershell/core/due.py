@@ -1,4 +1,4 @@
-"""What is due: the work that the fleet controller finds in the database."""
+"""The work that is due, which the fleet controller finds in the database."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,30 +10,30 @@ from evershell.core.workspace import Workspace
 
 
 class Kind(StrEnum):
-    """The kinds of work. The controller begins them in this order (fleet/work.py)."""
+    """The kinds of work. A scan begins them in this order (fleet/work.py)."""
 
-    # The agent has exceeded a bound of core/bounds.py, if no outage postpones it.
+    # The agent may have exceeded a bound (core/bounds.py). An outage can postpone the bound.
     OVERDUE = "overdue"
     # The lease of the agent has run out.
     LEASE = "lease"
     # The task has reached its `max_duration`.
     TASK_LIMIT = "task_limit"
-    # The tree of the task, which is a root, has reached a limit. `usage` of the task is the usage
-    # of the tree.
+    # The task is the root of a tree that has reached a limit. `usage` of the task is the usage of
+    # the tree.
     TREE_LIMIT = "tree_limit"
-    # The task is cancelled, and the workspace is being woken for it, so no agent has the task.
+    # The task is cancelled. No agent has it, because its workspace is still being woken.
     UNSTARTED = "unstarted"
     # The task is cancelled and has not ended.
     CANCELLATION = "cancellation"
     # The workspace is `provisioning`.
     START = "start"
-    # The workspace is `stopping`, or `deleting` with a pod.
+    # The workspace is `stopping`, or it is `deleting` and still has a pod.
     STOP = "stop"
     # The workspace is suspended, and its pod has not ended.
     SUSPENSION = "suspension"
     # The workspace is `deleting` and has no pod.
     REMOVAL = "removal"
-    # The pod of the workspace has to be compared with it. Only the controller knows when.
+    # The workspace must be compared with its pod. Only the controller knows when this is due.
     CHECK = "check"
 
 
@@ -43,11 +43,11 @@ Place = tuple[datetime, str]
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A workspace that is due, and the task because of which it is, if there is one."""
+    """A workspace that is due. If it is due because of a task, also the task."""
 
     kind: Kind
-    # Since when. For a tree, the start of its root, because it is not recorded when the usage has
-    # reached a limit.
+    # When it became due. For a tree, this is the start of the root, because the time at which the
+    # tree reached its limit is not recorded.
     since: datetime
     workspace: Workspace
     task: Task | None = None
@@ -63,7 +63,7 @@ class DueWork:
 
     # The rows of each kind, the longest due first.
     rows: Mapping[Kind, Sequence[Due]] = field(default_factory=dict)
-    # The number of cancelled tasks that have not ended, and the first of the times at which a
-    # cancellation was recorded.
+    # The number of cancelled tasks that have not ended, and the time of the oldest of their
+    # cancellations.
     open_cancellations: int = 0
     oldest_cancellation: datetime | None = None

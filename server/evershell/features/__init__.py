@@ -1,7 +1,7 @@
 """Rooms: capabilities that a cancellation does not need.
 
-A room is one folder and one line of registry.py, which says what the programs read from a room. Two
-rooms may have modules with the same name only if MODULES has that name.
+A room is one folder here, and one line in registry.py. Each program reads certain modules of a room
+(registry.py). Two rooms may have modules with the same name only if MODULES has that name.
 """
 
 # The names that modules of any room may have.

@@ -22,7 +22,7 @@ Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskWebhook:
-    """Sends the events of one task to an address."""
+    """A webhook that sends the events of one task to an address."""
 
     workspace_id: str
     task_id: str
@@ -30,7 +30,7 @@ class TaskWebhook:
     name: str
     url: str
     event_types: Sequence[EventType]
-    # The form of the bodies (registry.payloads).
+    # The form of the requests' bodies (registry.payloads).
     form: str
     # Further headers of the requests.
     headers: Mapping[str, str]
@@ -63,7 +63,7 @@ class TaskWebhooks(Protocol):
 class WorkerParts:
     """The parts of a worker that a room may use."""
 
-    # Has the RoomSettings of each room.
+    # An instance of the RoomSettings of every room.
     settings: object
     registry: CollectorRegistry
     pool: Pool
@@ -97,7 +97,7 @@ class WorkerRoom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramParts:
-    """The parts of the process of a worker that a room may use."""
+    """The parts of a worker's delivery process that a room may use."""
 
     settings: object
     pool: Pool

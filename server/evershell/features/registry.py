@@ -1,7 +1,7 @@
 """The rooms of this service, and what each program reads from them.
 
-To remove a room, remove its folder and its line in ROOMS. Its methods then answer UNIMPLEMENTED,
-and over REST 404 `not_found`.
+To remove a room, remove its folder and its line in ROOMS. Calls of its methods are then answered
+with UNIMPLEMENTED, or over REST with 404 `not_found`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         WorkerRoom,
     )
 
-# A room comes after those whose parts it uses.
+# A room comes after the rooms whose parts it uses.
 ROOMS = (
     "webhooks",
     "a2a",
@@ -30,7 +30,7 @@ ROOMS = (
 
 
 def in_worker() -> "Sequence[Callable[[WorkerParts], WorkerRoom]]":
-    """The functions that make the parts of a worker: `in_worker` in each `worker.py`."""
+    """The functions that make a room's parts of a worker: `in_worker` in each `worker.py`."""
     return [module.in_worker for module in _modules("worker")]
 
 
@@ -45,7 +45,7 @@ def in_leader() -> "Sequence[Callable[[LeaderParts], Run]]":
 
 
 def settings() -> "Sequence[type[BaseSettings]]":
-    """The settings in addition to the server's settings: `RoomSettings` in each `settings.py`."""
+    """The settings that rooms add to the server's settings: `RoomSettings` in `settings.py`."""
     return [module.RoomSettings for module in _modules("settings")]
 
 
@@ -55,9 +55,9 @@ def payloads() -> "Mapping[str, Payload]":
 
 
 def in_edge() -> Mapping[str, Callable[[dict[str, Any], Callable[[str], Path]], dict[str, Any]]]:
-    """The functions that add filters to a route, by its name: `with_filters` in each `edge.py`.
+    """The functions that add filters to routes, by the routes' name: `with_filters` in `edge.py`.
 
-    The edge has no route with the name of a removed room.
+    A named route that is not in the result belongs to a removed room. The edge omits it.
     """
     return {module.NAME: module.with_filters for module in _modules("edge")}
 

@@ -1,6 +1,7 @@
-"""A2AService (https://a2a-protocol.org, version 1.0). Each method decodes, calls the core, encodes.
+"""A2AService (https://a2a-protocol.org, version 1.0).
 
-The tenant is the workspace. docs/a2a.md has the mapping, and what is refused.
+Each method decodes, calls the core and encodes. The tenant is the workspace. docs/a2a.md describes
+the mapping, and says what is refused.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -109,7 +110,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     ) -> tuple[Workspace, Task]:
         """Submits the task of a message, and reads it with its workspace.
 
-        A repeat of the message reads the task that it began.
+        A repeat of the message reads the task that the message began.
         """
         _check_version()
         decode.check_ids(tenant=request.tenant)
@@ -134,7 +135,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         except Failure as failure:
             raise decode.explained(failure, request) from failure
         if config is not None:
-            # The earlier events of the task are sent too.
+            # The events that the task already has are sent too.
             await self._create_push(config, request.tenant, task.id)
         return await tasks.read_task(caller(), request.tenant, task.id, self.store)
 
@@ -285,7 +286,8 @@ def _history_length(request: Any) -> int | None:
 def _cancelling(result: CancelResult) -> Task:
     """The task of a cancellation.
 
-    Raises Failure task_not_cancelable if it had ended before, and no descendant was cancelled.
+    Raises Failure task_not_cancelable if the task had already ended, and no descendant was
+    cancelled.
     """
     task = result.task
     assert task is not None, "the call names a task"

@@ -23,7 +23,7 @@ class Endpoints:
 
     rest_url: str
     grpc_address: str
-    # The slug of an organization, by its id.
+    # Finds the slug of an organization by its id.
     find_slug: Callable[[str], Awaitable[str | None]]
 
     async def of(self, org_id: str) -> tuple[str, str]:
@@ -37,7 +37,7 @@ class Endpoints:
 async def encode_card(
     workspace: Workspace, card: AgentCard, endpoints: Endpoints, *, has_push: bool
 ) -> a2a_pb2.AgentCard:
-    """The card, which has the workspace as the tenant of each binding."""
+    """The card. The tenant of each binding is the workspace."""
     rest_url, grpc_address = await endpoints.of(workspace.org_id)
     return a2a_pb2.AgentCard(
         name=workspace.name or workspace.id,

@@ -32,11 +32,11 @@ _SUPPORTED = re.compile(r"1\.0(\.\d+)?")
 TEXT = "text/plain"
 # The output modes that include text. A client that lists one of them accepts text.
 _ACCEPTS_TEXT = frozenset({TEXT, "text/*", "*/*", "text"})
-# In a task's metadata, the id of the A2A message that began the task.
+# The key, in a task's metadata, of the id of the A2A message that began the task.
 MESSAGE_ID = "a2a_message_id"
 _MAX_MESSAGE_ID_CHARACTERS = 255
 _MAX_PAGE_SIZE = 100
-# Fields of the requests of WorkspaceService that the metadata of a request may have.
+# The fields of a request of WorkspaceService that the metadata of an A2A request may have.
 _CANCEL_OPTIONS = ("reason", "wait", "force_after", "include_descendants")
 _SUBMIT_OPTIONS = ("max_iterations", "limits")
 _Request = TypeVar("_Request", bound=Message)
@@ -98,10 +98,10 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
 
 
 def message_key(request: a2a_pb2.SendMessageRequest, method: str, caller: Caller) -> IdempotencyKey:
-    """The idempotency key of a message: its id, within the credential, the workspace, the method.
+    """The idempotency key of a message: its id, with the credential, the workspace and the method.
 
-    Two requests are equal if they have the same message and metadata. The other fields only say how
-    to answer.
+    Two requests count as equal if they have the same message and metadata. The other fields only
+    say how to answer.
     """
     scope = "\0".join((caller.key, request.tenant, method, request.message.message_id))
     effect = a2a_pb2.SendMessageRequest(
@@ -158,7 +158,7 @@ def decode_message(
 
 
 def explained(failure: Failure, request: a2a_pb2.SendMessageRequest) -> Failure:
-    """The failure of a submission, with the message id if that was used before."""
+    """The failure of a submission. If the message id was used before, the failure names it."""
     if failure.slug != "idempotency_conflict":
         return failure
     message_id = request.message.message_id
@@ -190,7 +190,7 @@ def _texts(message: a2a_pb2.Message) -> dict[str, str]:
     try:
         metadata = MessageToDict(message.metadata)
     except ValueError:
-        # NaN, for example, which a Struct can hold.
+        # A Struct can hold NaN, for example, which JSON does not have.
         raise errors.invalid({"message.metadata": "is not valid"}) from None
     return {
         name: value if isinstance(value, str) else json.dumps(value)
@@ -200,7 +200,7 @@ def _texts(message: a2a_pb2.Message) -> dict[str, str]:
 
 
 def _with_options(native: _Request, metadata: Struct, names: Sequence[str]) -> _Request:
-    """Sets the options that the metadata has, in the JSON form of WorkspaceService."""
+    """Sets the fields in `names` from the metadata, which has them in WorkspaceService's JSON."""
     found = [name for name in names if name in metadata]
     try:
         ParseDict({name: _plain(metadata[name]) for name in found}, native)

@@ -37,7 +37,7 @@ _TRANSCODER = {
     "ignore_unknown_query_parameters": True,
     "request_validation_options": {
         "reject_unknown_method": True,
-        # Stops a body from naming another task or workspace than the path.
+        # Refuses a body that names a different task or workspace than the path.
         "reject_binding_body_field_collisions": True,
     },
     "max_response_body_size": 33_554_432,

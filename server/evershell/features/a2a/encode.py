@@ -46,9 +46,9 @@ def encode_list(
 def list_json(reply: a2a_pb2.ListTasksResponse, *, has_artifacts: bool) -> HttpBody:
     """The reply for HTTP.
 
-    The fields of the list are required, even if they are empty, but artifacts must be absent unless
-    the client asked for them (A2A, section 3.1.4). The edge could only print all empty fields, or
-    none.
+    It is encoded here, because the edge can only print all empty fields or none. A2A (section
+    3.1.4) requires the fields of the list even if they are empty, but artifacts must be absent
+    unless the client asked for them.
     """
     content = MessageToDict(reply)
     for task in content.setdefault("tasks", []):
@@ -62,7 +62,7 @@ def list_json(reply: a2a_pb2.ListTasksResponse, *, has_artifacts: bool) -> HttpB
 def encode_task(
     task: Task, history_length: int | None = None, *, has_artifacts: bool = True
 ) -> a2a_pb2.Task:
-    """The task. `history_length` None means the whole history: the message that began it."""
+    """The task. `history_length` None means the whole history: the message that began the task."""
     encoded = a2a_pb2.Task(
         id=task.id,
         context_id=task.workspace_id,
@@ -123,7 +123,7 @@ def _result(text: str) -> a2a_pb2.Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What the streams of a task send for an event."""
+    """What a stream with a task's updates sends for an event."""
 
     # None for an event of the workspace.
     task_id: str | None
@@ -147,7 +147,7 @@ def _update(event: Event) -> Update:
 
 
 def messages_of(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
-    """The messages of an event of a task. The last one is its status."""
+    """The messages of an event of a task. The last message is the task's status."""
     if event.type is EventType.TASK_COMPLETED:
         return [*_artifacts(event), _status(event, STATES[TaskStatus(event.payload["status"])])]
     if event.type is EventType.TASK_SUBMITTED:

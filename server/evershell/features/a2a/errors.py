@@ -1,6 +1,6 @@
 """Encodes a failure as A2A does: as google.rpc.Status, and as the JSON of that status for HTTP.
 
-error.proto has the error type of A2A for each slug.
+error.proto says which error type of A2A a slug has, if any.
 """
 
 import json
@@ -19,9 +19,9 @@ DOMAIN = "a2a-protocol.org"
 def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
     """The status with its details.
 
-    For an error type of A2A, the ErrorInfo names that type, and its metadata has the slug. There is
-    only one ErrorInfo, because the HTTP client of A2A reads only the first. Other errors keep their
-    own ErrorInfo.
+    If the slug has an error type of A2A, the ErrorInfo names that type, and its metadata has the
+    slug. There is only one ErrorInfo, because the HTTP client of A2A reads only the first. Other
+    errors keep their own ErrorInfo.
     """
     rich = status.rich_status(failure, request_id)
     error_type = status.RULES[failure.slug].a2a
@@ -38,7 +38,7 @@ def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
 def http_status(failure: Failure) -> int:
     """The HTTP status of the failure's gRPC code, as google.rpc.Code defines it.
 
-    A2A maps FAILED_PRECONDITION to 400 (section 5.4). The other codes have the status of the slug.
+    A2A maps FAILED_PRECONDITION to 400 (section 5.4). Otherwise, the slug determines the status.
     """
     rule = status.RULES[failure.slug]
     if rule.grpc == code_pb2.FAILED_PRECONDITION:

@@ -25,7 +25,7 @@ def decode_push(
 ) -> TaskWebhook:
     """The webhook of a configuration. Raises Failure validation_error.
 
-    Without an id, the id is derived from the URL, so that a repeat replaces the configuration.
+    If the configuration has no id, an id is derived from its URL, so that a repeat replaces it.
     """
     fields = Fields()
     auth = config.authentication
@@ -65,7 +65,7 @@ def _headers(config: a2a_pb2.TaskPushNotificationConfig) -> Mapping[str, str]:
 
 
 def encode_push(webhook: TaskWebhook) -> a2a_pb2.TaskPushNotificationConfig:
-    """The configuration. It has the scheme of the authentication, and no secrets."""
+    """The configuration, with the scheme of the authentication, but without secrets."""
     config = a2a_pb2.TaskPushNotificationConfig(
         tenant=webhook.workspace_id, id=webhook.name, task_id=webhook.task_id, url=webhook.url
     )

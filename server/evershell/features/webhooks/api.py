@@ -1,4 +1,4 @@
-"""The methods of WorkspaceService for webhooks. Each decodes, calls a use case, encodes."""
+"""The methods of WorkspaceService for webhooks. Each decodes, calls a use case and encodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class WebhookServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
-    """A part of the public service."""
+    """Implements the methods of WorkspaceService for webhooks."""
 
     store: Store
     webhooks: WebhookStore
     sealing: Sealing
     clock: Clock
-    # The networks that may be called although they are not public.
+    # The networks whose addresses may be called although they are not public.
     allowed_networks: Sequence[Network] = ()
 
     async def CreateWebhook(

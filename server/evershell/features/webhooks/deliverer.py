@@ -1,7 +1,7 @@
-"""Delivers events to webhooks: claims what is due, sends it, and records the results.
+"""Delivers events to webhooks: claims due deliveries, sends their events, records the results.
 
-Any number of processes may do so at once. Each receiver has its own task, so a slow receiver delays
-only itself.
+Any number of processes may do so at once. Each receiver has its own asyncio task, so a slow
+receiver delays only its own deliveries.
 """
 
 import asyncio
@@ -40,19 +40,20 @@ _POLL_SECONDS = 2.0
 _MAINTENANCE_SECONDS = 60.0
 # Results are gathered for this long, so that many are recorded by one statement.
 _GATHER_SECONDS = 0.1
-# An attempt begins only if it ends within the lease.
+# How long after a claim an attempt may begin, so that it ends within the lease.
 _BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
-# A claim looks at a part of the receivers. At most this many claims follow each other without a
-# pause.
+# Each claim looks at only some of the receivers. At most this many claims follow each other without
+# a pause.
 _MAX_ROUNDS = 4
-# How often a result is recorded whose row is locked. The delivery is then claimed and sent again.
+# How often this process tries to record a result whose row is locked. After that, the delivery is
+# claimed and sent again.
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
-# The number of failures after which the pause no longer grows.
+# With this exponent, the pause has reached its maximum.
 _MAX_EXPONENT = 7
 
-# The error of a delivery that was not sent.
+# The error of a delivery that was claimed but not sent.
 _HELD_BACK = "not sent, because other requests to the receiver failed or took too long"
 
 _Receiver: TypeAlias = tuple[str, str]
@@ -65,7 +66,7 @@ class Counts:
 
     delivered: int = 0
     failed_attempts: int = 0
-    # Deliveries that have failed.
+    # The number of deliveries that will not be attempted again.
     given_up: int = 0
 
 
@@ -138,7 +139,7 @@ class Deliverer:
         return self._sealing.seal(self._sealing.open(sealed, owner), owner)
 
     async def _claim(self) -> bool:
-        """Claims what is due. Returns whether it has looked at all receivers."""
+        """Claims due deliveries. Returns whether the claim has reached the last receiver."""
         of_orgs = Counter(org_id for org_id, _ in self._busy)
         full = [org_id for org_id, count in of_orgs.items() if count >= MAX_RECEIVERS_OF_ORG]
         claimed = await self._deliveries.claim(list(self._busy), full)
@@ -205,7 +206,7 @@ class Deliverer:
             if event is None:
                 answer = Answer("the event was removed")
             elif event.type is EventType.UNSPECIFIED:
-                # During an upgrade, a process of the later version sends the event.
+                # This happens during an upgrade. A process of the later version sends the event.
                 retry_at = self._clock() + timedelta(seconds=_jittered(_FIRST_RETRY_SECONDS))
                 left = _not_attempted(delivery, "the event has a type of a later version", retry_at)
                 return replace(left, delivered_seq=result.delivered_seq), False

@@ -1,8 +1,8 @@
 """Claims the deliveries to webhooks that are due, and records their results.
 
-Every statement skips locked rows. It never waits, so it delays no event and cannot take part in a
-deadlock. If a result cannot be recorded at once, it is recorded later. If it is not recorded before
-the lease ends, the delivery is claimed again, and an event is sent twice.
+Every statement skips locked rows. So it never waits, does not delay events, and cannot take part in
+a deadlock. If a result cannot be recorded at once, it is recorded later. If it is not recorded
+before the lease ends, the delivery is claimed again, and its events are sent twice.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -35,10 +35,11 @@ _MAX_EVENTS = 4
 # Larger events are read one by one, because a claim may have thousands of events. Compressed events
 # are read one by one too, because their size is known only after decompression.
 _MAX_PAYLOAD_BYTES = 8_192
-# A claim looks at up to this many receivers with pending deliveries, in all and per organization.
+# A claim looks at up to _MAX_RECEIVERS receivers with pending deliveries. Of each organization, it
+# claims deliveries for up to MAX_RECEIVERS_OF_ORG of them.
 _MAX_RECEIVERS = 200
 MAX_RECEIVERS_OF_ORG = 16
-# Deliveries are kept this long after they were delivered or have failed.
+# How long deliveries are kept after they have succeeded or failed.
 _KEPT = timedelta(days=30)
 _MAX_PRUNED = 1_000
 
@@ -62,7 +63,8 @@ class Claimed:
     deliveries: Sequence[ClaimedDelivery]
     # Whether the claim has reached the last receiver. The next claim begins with the first one.
     has_wrapped: bool
-    # Whether due deliveries of deleted webhooks were removed instead. More deliveries may be due.
+    # Whether deliveries of deleted webhooks were removed instead of claimed. If so, more deliveries
+    # may be due.
     has_removed: bool
 
 
@@ -87,7 +89,7 @@ class WebhookDeliveries:
         self._after = ("", "")
 
     async def claim(self, busy: Collection[tuple[str, str]], full_orgs: Collection[str]) -> Claimed:
-        """Claims due deliveries, except of receivers in `busy` and organizations in `full_orgs`."""
+        """Claims due deliveries. Skips receivers in `busy` and organizations in `full_orgs`."""
         now = self._clock()
         parameters = {
             "after_org": self._after[0],
@@ -120,7 +122,7 @@ class WebhookDeliveries:
         """Records the results of claims of this process, and disables webhooks.
 
         Leaves out a result if the row of its delivery is locked, or if another process has claimed
-        the delivery after its lease ended.
+        the delivery since the lease ended.
         """
         parameters = {
             "results": Json([_result_json(each) for each in results]),
@@ -138,8 +140,10 @@ class WebhookDeliveries:
         return Recorded(keys, any(row.has_more for row in rows))
 
     async def prune(self) -> None:
-        """Removes failed deliveries of deleted webhooks, deliveries that ended long ago, and
-        webhooks of tasks that ended long ago. Each call removes a limited number.
+        """Removes deliveries and webhooks that are no longer needed, a limited number per call.
+
+        These are failed deliveries of deleted webhooks, deliveries that ended long ago, and
+        webhooks of tasks that ended long ago.
         """
         before = {"before": self._clock() - _KEPT}
         async with connected(self._pool) as connection:

@@ -1,8 +1,8 @@
 -- The deliveries of webhooks.
 
 -- name: claim
--- `receivers` has each receiver after the previous one, by the index: the deliveries in between are
--- not read.
+-- `receivers` walks through the index from one receiver to the next, without reading the deliveries
+-- in between.
 WITH RECURSIVE receivers AS (
     (
         SELECT org_id, receiver, 1 AS number FROM webhook_deliveries
@@ -76,8 +76,8 @@ LEFT JOIN LATERAL (
 ORDER BY c.workspace_id, c.task_id, c.webhook_id, e.seq;
 
 -- name: record
--- A delivery with further events is due at once. An event that came while the row was claimed has
--- changed only `last_seq`, because `due_at` was not null.
+-- If a delivery has further events, it is due at once. An event that was committed during the claim
+-- has changed only `last_seq`, because `due_at` was not null.
 WITH results AS (
     SELECT * FROM json_to_recordset(%(results)s) AS r(
         workspace_id text, task_id text, webhook_id text, delivered_seq bigint, attempts integer,

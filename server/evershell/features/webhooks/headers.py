@@ -28,7 +28,7 @@ def headers_of(
 
     Raises UnavailableError if this process does not have the key of a secret.
     """
-    # Ids have no dot, which separates the parts of what is signed.
+    # A dot separates the parts of the signed text, so the id must not have one.
     message_id = f"{webhook.id}-{event.workspace_id}-{event.seq}"
     secrets = [webhook.sealed_secret]
     expires_at = webhook.previous_secret_expires_at

@@ -17,7 +17,7 @@ _COUNT_SECONDS = 60.0
 
 
 class DeliveryMetrics:
-    """What the process of a worker has sent."""
+    """The metrics of what a worker's delivery process has sent."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._events = Counter(
@@ -36,7 +36,7 @@ class DeliveryMetrics:
         )
 
     def count(self, delivered: int, failed_attempts: int, given_up: int) -> None:
-        """Counts what the process has done."""
+        """Adds what the process has done since its last report."""
         self._events.labels("delivered").inc(delivered)
         self._events.labels("failed").inc(failed_attempts)
         self._deliveries_failed.inc(given_up)
@@ -57,7 +57,7 @@ class DeliveryBacklog(Collector):
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
-        # None if it is not known yet, or if this controller does not lead.
+        # None before the first count, or if this controller does not lead.
         self.counts: DeliveryCounts | None = None
         registry.register(self)
 

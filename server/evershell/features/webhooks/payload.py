@@ -11,7 +11,7 @@ __all__ = ["FORM", "payload"]
 
 
 def payload(event: Event) -> tuple[str, bytes]:
-    """The event as REST shows it."""
+    """The content type and the body: the event as REST shows it."""
     content = rest_fields(encode_event(event).event)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return "application/json", text.encode()

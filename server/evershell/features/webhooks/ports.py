@@ -27,15 +27,15 @@ class WebhookStore(Protocol):
         same name.
 
         Raises KeyTakenError, like Store.transition. Raises Failure too_many_webhooks if the
-        organization, or the task, has `limit` others. Raises Failure permission_denied if somebody
-        else created the webhook to be replaced, and `webhook` may get only what its creator may
-        read.
+        organization, or the task, already has `limit` other webhooks. Raises Failure
+        permission_denied if somebody else created the webhook to be replaced, and `webhook` is
+        limited to what its creator may read.
         """
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
-        """The webhooks of the organization, without webhooks of tasks; or the webhooks of the task.
+        """The webhooks of `task`. If it is None, the webhooks for the whole organization.
 
-        Newest first. The name of `task` is ignored.
+        The newest comes first. The name of `task` is ignored.
         """
 
     async def delete_webhook(
@@ -70,10 +70,10 @@ class WebhookStore(Protocol):
         now: datetime,
         audit: AuditEntry | None = None,
     ) -> tuple[int, int] | None:
-        """Makes up to 1,000 failed deliveries due `now`, of the task or of all tasks.
+        """Makes up to 1,000 failed deliveries of the task, or of all tasks, due `now`.
 
-        Enables the webhook. Returns how many it made due, and how many are left; None if there is
-        no such webhook.
+        Enables the webhook. Returns how many deliveries it made due, and how many failed ones are
+        left; None if there is no such webhook.
         """
 
     async def list_deliveries(self, workspace_id: str, task_id: str) -> Sequence[WebhookDelivery]:

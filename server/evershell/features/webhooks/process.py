@@ -1,11 +1,11 @@
 """The process in which a worker sends the requests of webhooks.
 
-Sending takes more processor time than a call. A separate process with a lower priority sends, so
-that calls are not delayed. It runs only if there are webhooks.
+Sending a request takes more processor time than answering a call. A separate process with a lower
+priority sends the requests, so that calls are not delayed. It runs only if there are webhooks.
 
-The worker writes a line to the process's standard input when something was committed, and closes it
-to end the process; if the worker is killed, the kernel closes it. The process writes what it has
-counted to its standard output, a line of JSON each time.
+The worker writes a line to the process's standard input when something was committed. It closes
+this input to end the process; if the worker is killed, the kernel closes the input. The process
+reports its counts as lines of JSON on its standard output.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from evershell.core.errors import UnavailableError
 from evershell.features.webhooks.deliverer import Counts
 
 _COMMAND = (sys.executable, "-P", "-m", "evershell.commands.deliver")
-# How often the worker checks whether there are webhooks. If one is created here, it checks at once.
+# How often the worker checks whether there are webhooks. When it creates one, it checks at once.
 _LOOK_SECONDS = 5.0
-# Changes are gathered for this long, so that many are delivered together.
+# Commits are gathered for this long, so that the events of several are delivered together.
 _GATHER_SECONDS = 0.1
 _END_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
@@ -100,7 +100,7 @@ class DeliveryProcess:
         return False
 
     async def _run_process(self) -> int:
-        """Returns the exit code. Ends the process if it is cancelled."""
+        """Runs the process. Returns its exit code. Ends the process if this call is cancelled."""
         # The process shares the standard error of the worker, and libuv makes every descriptor that
         # a child inherits blocking (uv__process_child_init). On a full disk, log lines would then
         # block the worker.

@@ -31,7 +31,7 @@ def in_delivery(parts: ProgramParts) -> Run:
             reading = asyncio.create_task(follow_worker(deliverer.wake))
             await asyncio.wait((delivering, reading), return_when=asyncio.FIRST_COMPLETED)
             if delivering.done():
-                # The task ends only with an unexpected error, which makes the process fail.
+                # The task ends only with an unexpected error. This line raises it.
                 delivering.result()
             delivering.cancel()
             await asyncio.gather(delivering, return_exceptions=True)

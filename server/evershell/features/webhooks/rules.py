@@ -17,7 +17,7 @@ from evershell.core.validation import Fields
 
 MAX_URL_CHARACTERS = field_limits.CREATE_WEBHOOK_URL_MAX
 MAX_DESCRIPTION_CHARACTERS = field_limits.CREATE_WEBHOOK_DESCRIPTION_MAX
-# How many webhooks an organization may have, and how many a task.
+# How many webhooks an organization may have, and how many a task may have.
 MAX_WEBHOOKS = 20
 MAX_TASK_WEBHOOKS = 10
 # A webhook sends what a caller with this scope may read.
@@ -39,7 +39,7 @@ class TaskScope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """An address to which events are sent. `sealed` bytes are encrypted (core.ports.Sealing)."""
+    """An address to which events are sent. `sealed_…` fields are encrypted (core.ports.Sealing)."""
 
     # `wh_` and a ULID.
     id: str
@@ -56,13 +56,13 @@ class Webhook:
     task: TaskScope | None = None
     # The form of the bodies (features/registry.py).
     payload_form: str = FORM
-    # Further headers of its requests, as sealed JSON; None for none.
+    # Further headers of its requests, as sealed JSON; None if there are none.
     sealed_headers: bytes | None = None
     sealed_secret: bytes
     # Requests are also signed with this secret until it expires.
     sealed_previous_secret: bytes | None = None
     previous_secret_expires_at: datetime | None = None
-    # When the webhook was disabled. Nothing is sent since then. None for an enabled webhook.
+    # When the webhook was disabled; None while it is enabled. A disabled webhook sends nothing.
     disabled_at: datetime | None = None
 
     @property
@@ -72,7 +72,7 @@ class Webhook:
 
 
 def not_own(webhook_id: str) -> Failure:
-    """The failure if somebody else created the webhook and the scope is `workspace:read:own`."""
+    """The failure if somebody else created it, and the caller has only `workspace:read:own`."""
     return errors.created_by_other(f"Webhook {webhook_id}", "webhooks", (READ_SCOPE,))
 
 
@@ -108,7 +108,7 @@ class DeliveryCounts:
 
     pending: int = 0
     failed: int = 0
-    # Since when the oldest event of a pending delivery has been waiting.
+    # When the pending delivery that has been waiting longest began to wait.
     oldest: datetime | None = None
 
 
@@ -127,12 +127,12 @@ class ClaimedDelivery:
 
     key: DeliveryKey
     webhook: Webhook
-    # Since when the next event has been waiting.
+    # When the next event began to wait.
     pending_since: datetime
     delivered_seq: int
     attempts: int
-    # The next events, each with its `seq`, in order. An event that is too large to be claimed with
-    # others is None.
+    # The next events, each with its `seq`, in order. None stands for an event that must be read
+    # separately, because it may be large.
     events: Sequence[tuple[int, Event | None]]
 
 
@@ -147,17 +147,17 @@ class AttemptResult:
     attempts: int = 0
     # Empty if the attempt has succeeded.
     error: str = ""
-    # When to try again after an error; None if the delivery has failed.
+    # When to try again after an error; None if there will be no further attempt.
     retry_at: datetime | None = None
     # Whether the receiver refuses all further requests.
     disables_webhook: bool = False
-    # Whether a request was sent. If not, `error` says why.
+    # Whether the delivery was attempted. If not, `error` says why.
     attempted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateWebhook:
-    """The request. Raises Failure validation_error."""
+    """A request to create a webhook. The constructor raises Failure validation_error."""
 
     url: str
     event_types: Sequence[EventType]
@@ -165,7 +165,7 @@ class CreateWebhook:
     task: TaskScope | None = None
     payload_form: str = FORM
     headers: Mapping[str, str] = field(default_factory=dict)
-    # The networks that may be called although they are not public.
+    # The networks whose addresses may be called although they are not public.
     allowed_networks: Sequence[Network] = ()
 
     def __post_init__(self) -> None:
@@ -213,7 +213,7 @@ def _literal(parts: SplitResult) -> Address | None:
 def may_call(address: Address, scheme: str, allowed_networks: Sequence[Network]) -> bool:
     """Whether requests may be sent to the address.
 
-    HTTP without TLS is only for allowed loopback addresses.
+    HTTP without TLS may be used only for loopback addresses in `allowed_networks`.
     """
     allowed = any(
         network.version == address.version and address in network for network in allowed_networks

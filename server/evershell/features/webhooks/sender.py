@@ -1,4 +1,4 @@
-"""Sends requests to addresses that callers have chosen, and trusts neither address nor answer."""
+"""Sends requests to URLs that callers have chosen, and trusts neither the URLs nor the answers."""
 
 import asyncio
 import errno
@@ -25,14 +25,14 @@ _MAX_HEADER_BYTES = 8_190
 _MAX_HEADERS = 64
 # A name is resolved again after this time.
 _DNS_SECONDS = 10
-# getaddrinfo blocks a thread for seconds if the servers of a name do not answer (process.py).
+# getaddrinfo blocks a thread for seconds if the DNS servers of a name do not answer (process.py).
 _DNS_THREADS = 64
 _KEEP_ALIVE_SECONDS = 30.0
 _NOT_ALLOWED = "the address is not allowed"
 _MAX_ERROR_CHARACTERS = 200
 _MAX_RETRY_AFTER_SECONDS = 3_600
 _GONE = 410
-# The statuses of a receiver, or of a proxy in front of it, that is overloaded.
+# The statuses with which an overloaded receiver, or a proxy in front of it, answers.
 _OVERLOADED = frozenset({429, 502, 503, 504})
 
 
@@ -97,7 +97,7 @@ class Sender:
         )
 
     def _socket(self, scheme: str, address: Any) -> socket.socket:
-        """A socket for the result of getaddrinfo. Raises OSError if it may not be called."""
+        """A socket for an address from getaddrinfo. Raises OSError if this may not be called."""
         family, kind, protocol, _, (host, *_) = address
         if not may_call(ipaddress.ip_address(host), scheme, self._allowed_networks):
             raise OSError(errno.EACCES, _NOT_ALLOWED)
@@ -183,5 +183,5 @@ class _Resolver(AbstractResolver):
         """Does nothing. A connector closes its resolver, but this resolver is shared."""
 
     async def end(self) -> None:
-        """Does not wait for threads that are resolving."""
+        """Ends the threads, without waiting for lookups in progress."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -73,8 +73,8 @@ class PostgresWebhooks:
             lock = {"owner_id": task_id or webhook.org_id}
             await connection.execute(SQL.lock_creations, lock)
             if first_call is not None:
-                # The key is stored before the limit is checked. A repeat of the call that reached
-                # the limit must find its key, and not fail because of the limit.
+                # The key is stored before the limit is checked. If the call creates the last
+                # webhook that the limit allows, a repeat must find the key and not fail.
                 await store_key(connection, first_call)
             cursor = await connection.execute(SQL.count_webhooks, named)
             row = await cursor.fetchone()
@@ -223,7 +223,7 @@ def _values(webhook: Webhook) -> Values:
     return [scope[name] if name in scope else getattr(webhook, name) for name in COLUMNS]
 
 
-# The fields of a Webhook that are stored as they are.
+# The fields of a Webhook that are stored unchanged.
 _PLAIN_FIELDS = [
     field.name for field in fields(Webhook) if field.name not in ("task", "event_types")
 ]

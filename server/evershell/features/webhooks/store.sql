@@ -1,7 +1,7 @@
 -- Webhooks.
 
 -- name: lock_creations
--- For one organization or task, webhooks are created one by one, so that no call exceeds the limit.
+-- Within an organization or a task, webhooks are created one at a time, so that the limit holds.
 SELECT pg_advisory_xact_lock(hashtextextended(%(owner_id)s, 1));
 
 -- name: count_webhooks
@@ -10,19 +10,19 @@ WHERE org_id = %(org_id)s AND task_id IS NOT DISTINCT FROM %(task_id)s
     AND (name = %(name)s) IS NOT TRUE;
 
 -- name: lock_workspace
--- The task's events are committed one by one under this lock, so none is missed between the last
+-- The task's events are committed only under this lock. So no event is missed between the last
 -- statement of the creation and the first trigger that sees the webhook.
 SELECT FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
 -- name: find_task
--- The deletion of a workspace removes its tasks under the lock of the workspace. The removal of old
--- tasks does not take that lock, so this row lock keeps both from overlapping.
+-- Locks the task's row, because the removal of old tasks does not lock the workspace. The deletion
+-- of a workspace does lock it, and so cannot remove the task meanwhile.
 SELECT FROM tasks WHERE id = %(task_id)s AND workspace_id = %(workspace_id)s FOR KEY SHARE;
 
 -- name: last_transaction
 -- A transaction that began before a webhook was committed may have written an event without seeing
 -- the webhook. CreateWebhook is therefore answered only after such transactions have ended. It
--- waits only a short time, because a transaction such as a migration may take long.
+-- waits for them only a short time, because some transactions, such as a migration, may take long.
 SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS id;
 
 -- name: have_ended

@@ -24,7 +24,7 @@ class StoredTaskWebhooks:
     webhooks: WebhookStore
     sealing: Sealing
     clock: Clock
-    # The networks that may be called although they are not public.
+    # The networks whose addresses may be called although they are not public.
     allowed_networks: Sequence[Network] = ()
 
     def check(self, wanted: TaskWebhook) -> None:
@@ -76,7 +76,7 @@ class StoredTaskWebhooks:
         try:
             await use_cases.delete_webhook(caller, found.id, origin, self.webhooks)
         except Failure as failure:
-            # Another call has just deleted it.
+            # Another call has just deleted the webhook.
             if failure.slug != "webhook_not_found":
                 raise
 

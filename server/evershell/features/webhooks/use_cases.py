@@ -38,7 +38,7 @@ _SECRET_PREFIX = "whsec_"  # noqa: S105
 
 
 class CreateWebhookStore(IdempotencyKeys, Workspaces, Protocol):
-    """What `create_webhook` needs of the store."""
+    """What `create_webhook` needs from the store."""
 
 
 async def create_webhook(
@@ -53,7 +53,7 @@ async def create_webhook(
 ) -> tuple[Webhook, str]:
     """Records a webhook. Returns it with its secret.
 
-    With the key of an earlier call, returns the webhook of that call, with an empty secret. A
+    If an earlier call had the same `key`, returns the webhook of that call, with an empty secret. A
     webhook of a task also gets the earlier events of the task, and replaces the task's webhook with
     the same name.
 
@@ -78,9 +78,10 @@ async def create_webhook(
 
 
 def _permission(caller: Caller) -> Permission:
-    """The permission to change webhooks: with only `workspace:read:own`, the caller's own webhooks.
+    """The permission to change webhooks.
 
-    Raises Failure permission_denied.
+    With only `workspace:read:own`, it covers the caller's own webhooks. Raises Failure
+    permission_denied.
     """
     caller.require(_SCOPE)
     return caller.permission(READ_SCOPE)
@@ -108,7 +109,8 @@ def _new(
         description=request.description,
         created_by=caller.actor_id,
         created_at=now,
-        # An API key has created no workspace. With the empty id, its webhook gets no events.
+        # An API key has no user id. With the empty id, its webhook gets no events, because no
+        # workspace has this creator.
         creator_user_id=(caller.user_id or "") if permission.own_only else None,
         task=request.task,
         payload_form=request.payload_form,
@@ -134,7 +136,7 @@ def _answer(webhook: Webhook) -> str:
 
 
 def _answered(first: FirstCall, webhook: Webhook) -> Webhook:
-    """The webhook of the first call, made from `webhook` of its repeat."""
+    """The webhook of the first call, made from the webhook of its repeat."""
     answer = json.loads(first.answer)
     return replace(
         webhook,
