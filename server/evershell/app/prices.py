@@ -81,7 +81,8 @@ def _prices(model: str, of_model: Any) -> Prices:
 
 def _pico(name: str, price: Any) -> int:
     """A price in USD for a million tokens, in pico-dollars for a token. Raises ValueError."""
-    # In Python, True is an int. NaN and Infinity, which the parser accepts, are floats.
+    # Refuses True, which is an int in Python, and NaN and Infinity, which the parser reads as
+    # floats.
     is_number = type(price) is int or isinstance(price, Decimal)
     if not (is_number and 0 <= price <= _MAX_PRICE and price * _PICO_PER_TOKEN % 1 == 0):
         raise ValueError(

@@ -134,7 +134,7 @@ async def worker(settings: Settings, metrics: Metrics, port: int) -> AsyncIterat
             agents_elsewhere=bool(settings.runtime_service),
             prices=prices,
         )
-        public = WorkspaceServicer(  # type: ignore[abstract] # rooms have the others
+        public = WorkspaceServicer(  # type: ignore[abstract] # rooms implement the other methods
             store,
             agents,
             subscriptions,
@@ -298,7 +298,7 @@ async def _follow_database(
 
 
 def _pooler(settings: Settings) -> AbstractAsyncContextManager["asyncio.Future[None]"]:
-    """Watches the pooler. Without one, the future is never done."""
+    """Watches the pooler. If there is no pooler, the future is never done."""
     if settings.database_session_url:
         return pooler_watched(settings.database_url)
     return nullcontext(asyncio.get_running_loop().create_future())

@@ -99,7 +99,7 @@ class _Observed(Interceptor):
 
 
 class _NoAgents:
-    """Implements core.ports.Agents for child tasks. There is no other agent, so every call fails."""
+    """Implements core.ports.Agents for child tasks. Every call fails: there is no other agent."""
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         raise AgentUnreachableError(workspace.id)
@@ -118,7 +118,7 @@ class ControlPlane:
         """`clock` is the clock with which tokens are made and checked."""
         self.lease_seconds = LEASE_SECONDS
         self.lease_length_seconds = _BEATS_SECONDS
-        # While this is set, every call is answered with this code.
+        # If this is set, every call is answered with this code.
         self.outage: grpc.StatusCode | None = None
         # The rules that the agent broke.
         self.breaches: list[str] = []

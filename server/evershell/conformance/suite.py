@@ -40,7 +40,7 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
-# The length of the lease in the case in which it expires. An agent has enough time to end within it.
+# The length of the lease in the case in which it expires. It leaves an agent enough time to end.
 _SHORT_LEASE_SECONDS = 6.0
 # The simulated outage of the database ends after it has refused this many calls.
 _OUTAGE_CALLS = 3
@@ -209,8 +209,9 @@ class Suite:
     async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
         """Runs a task to its end.
 
-        Returns the agent, and the processes that it had started before the task. If the task does
-        not end in time, raises FailedError if it had to, and NotReachedError otherwise.
+        Returns the agent, and the processes that it had started before the task. Raises FailedError
+        if the task had to end in time but did not. If any other task does not end in time, raises
+        NotReachedError.
         """
         agent = await self._running()
         before = agent.started()
@@ -248,7 +249,7 @@ class Suite:
         return ended is not None and ended.status is TaskStatus.COMPLETED
 
     async def _end_pod(self, reason: str) -> NoReturn:
-        """Ends the pod and the task as the fleet controller does. Raises FailedError."""
+        """Ends the pod and the task as the fleet controller does. Always raises FailedError."""
         await self._discard_agent()
         await self._plane.end_open_task(reason)
         ended = self._plane.run.ended

@@ -43,11 +43,11 @@ Place = tuple[datetime, str]
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A workspace that is due. If it is due because of a task, also the task."""
+    """A workspace that is due, and the task that makes it due, if there is one."""
 
     kind: Kind
-    # When it became due. For a tree, this is the start of the root, because the time at which the
-    # tree reached its limit is not recorded.
+    # When the workspace or the task became due. For a tree, this is the start of the root, because
+    # the time at which the tree reached its limit is not recorded.
     since: datetime
     workspace: Workspace
     task: Task | None = None
@@ -61,7 +61,7 @@ class Due:
 class DueWork:
     """What was due at a scan."""
 
-    # The rows of each kind, the longest due first.
+    # The rows of each kind. The row that has been due longest comes first.
     rows: Mapping[Kind, Sequence[Due]] = field(default_factory=dict)
     # The number of cancelled tasks that have not ended, and the time of the oldest of their
     # cancellations.

@@ -199,7 +199,7 @@ class AgentClient:
         await asyncio.gather(*self._closing)
 
     def _key(self, workspace: Workspace) -> Key:
-        """Raises AgentUnreachableError."""
+        """The key of the agent. Raises AgentUnreachableError if the agent has not registered."""
         address = workspace.agent_address
         if address is None:
             raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
@@ -254,7 +254,7 @@ class AgentClient:
     async def _read(self, workspace: Workspace, key: Key, task_id: str) -> CurrentIteration | None:
         """Asks the agent once, and once more if the first answer is an error.
 
-        Never closes a channel that signals use. Raises NotAcknowledgedError.
+        Never closes a channel that is used for signals. Raises NotAcknowledgedError.
         """
 
         async def ask(agent: _Agent, token: str) -> CurrentIteration | None:
@@ -283,7 +283,7 @@ class AgentClient:
         agent: _Agent,
         attempt: Callable[[_Agent, str], Awaitable[Reply]],
     ) -> Reply:
-        """Makes the attempt with a signal token. Raises NotAcknowledgedError."""
+        """Calls `attempt` with a signal token. Raises NotAcknowledgedError."""
         signing_key = self._pod_tokens.signing_key(workspace.id, workspace.epoch)
         token = self._pod_tokens.signal_token(workspace.id, workspace.epoch, signing_key)
         try:

@@ -80,7 +80,7 @@ class Controller:
         self._exits: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def run(self, changes: Changes) -> None:
-        """Does what is due until it is cancelled. Pods continue to run."""
+        """Does what is due until it is cancelled. Pods keep running after that."""
         background = [asyncio.create_task(run()) for run in self._background]
         try:
             await self._pods.sync()

@@ -1,6 +1,6 @@
 """Decides what is due, and when the controller reads it.
 
-Every second, the controller reads a page of each kind of work that is due (core/due.py), by index.
+Every second, the controller reads a page of each kind of due work (core/due.py) through an index.
 Once a minute, it also compares all pods with their workspaces, a page at a time. Notifications only
 make a step happen earlier: the reads find all work without them.
 """
@@ -29,7 +29,7 @@ PAGE_SIZE = 500
 
 
 class Overdue:
-    """The bounds that the controller enforces on agents."""
+    """Decides whether agents are overdue."""
 
     def __init__(self, bounds: Bounds, clock: Clock, last_outage_at: datetime) -> None:
         """`last_outage_at` is when the control plane was last known not to answer."""
@@ -92,7 +92,7 @@ class DueReader:
         self._places: dict[Kind, Place] = {}
 
     async def read(self, kinds: Collection[Kind]) -> DueWork:
-        """A page of each of these kinds. Raises UnavailableError."""
+        """Reads a page of each of these kinds. Raises UnavailableError."""
         await self.read_workers()
         wanted = {kind: self._places.get(kind) for kind in kinds}
         if not await self._may_leases_be_over():
@@ -119,7 +119,7 @@ class DueReader:
         return kind not in self._places
 
     async def every(self, kind: Kind) -> AsyncIterator[Sequence[Due]]:
-        """All rows of the kind, page by page. Raises UnavailableError."""
+        """Reads all rows of the kind, page by page. Raises UnavailableError."""
         place: Place | None = None
         while True:
             page = (await self._page({kind: place})).rows.get(kind, ())

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class Limits:
-    """Applies limits."""
+    """Applies limits, and ends cancelled tasks that no agent has."""
 
     def __init__(
         self, store: Store, clock: Clock, signal: Callable[[Workspace, Task], None]
@@ -32,13 +32,16 @@ class Limits:
         self._signal = signal
 
     async def apply(self, due: Due) -> None:
-        """Cancels the task. Raises UnavailableError."""
+        """Cancels the task if it has reached a limit. Raises UnavailableError."""
         change = await self._change(due, task_lifecycle.apply_limits, "limit_reached")
         if change is not None and change.task is not None and change.task.cancel is not None:
             self._signal(change.workspace, change.task)
 
     async def cancel_tree(self, due: Due) -> None:
-        """Cancels the tree. The store publishes that the tree's tasks must be signalled."""
+        """Cancels the tree if it has reached a limit.
+
+        The store publishes that the tree's tasks must be signalled.
+        """
         root, workspace = due.task, due.workspace
         reached = None if root is None else task_limits.reached(root, self._clock())
         if root is None or reached is None:

@@ -36,7 +36,7 @@ class Pods(Protocol):
         """Whether no pod of the workspace was ever started. False if that is not certain."""
 
     async def start(self, workspace: Workspace) -> None:
-        """Starts the pod. `workspace.run_id` is set. Raises OSError."""
+        """Starts the pod. `workspace.run_id` must be set. Raises OSError."""
 
     async def wait_exit(self, workspace: Workspace) -> None:
         """Waits until the agent of the pod has ended. Returns at once if it does not run.

@@ -16,7 +16,7 @@ BATCH_EVENTS = 500
 
 
 class Retention:
-    """Removes what is older than TASK_RETENTION_DAYS, for one term of leadership."""
+    """Removes old tasks (TASK_RETENTION_DAYS) during one term of leadership."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Retention:
         self._leads = leads
 
     async def sweep(self) -> None:
-        """Looks at each workspace once. Raises UnavailableError."""
+        """Removes the old tasks of every workspace, once. Raises UnavailableError."""
         before = self._clock() - self._kept
         after_id: str | None = ""
         while after_id is not None:

@@ -163,8 +163,8 @@ class Steps:
     async def _end_overdue(self, workspace: Workspace) -> None:
         """Ends the pod of an overdue agent, and its task.
 
-        Reads the workers, the workspace, its task and its lease again first: a worker may have
-        stopped answering since the scan, the task may have ended, or the agent may have recovered.
+        First reads the workers, the workspace, its task and its lease again: since the scan, a
+        worker may have stopped answering, the task may have ended, or the agent may have recovered.
         """
         await self._reader.read_workers()
         current = await self._store.get_workspace(workspace.id)

@@ -119,8 +119,8 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         current().request = native = decode.decode_message(request)
         key = decode.message_key(request, method, caller())
         decoded = codec.decode_submit(native, origin(), key, self.model_without_price)
-        # All scopes are checked before anything is recorded. The answer has the task, so the caller
-        # must be allowed to read it, which get_workspace checks.
+        # All scopes are checked before anything is recorded. The answer contains the task, so the
+        # caller must be allowed to read it: get_workspace checks this.
         caller().permission("tasks:write")
         config = None
         if request.configuration.HasField("task_push_notification_config"):

@@ -200,7 +200,7 @@ def _texts(message: a2a_pb2.Message) -> dict[str, str]:
 
 
 def _with_options(native: _Request, metadata: Struct, names: Sequence[str]) -> _Request:
-    """Sets the fields in `names` from the metadata, which has them in WorkspaceService's JSON."""
+    """Sets the fields in `names` from the metadata, whose values are WorkspaceService's JSON."""
     found = [name for name in names if name in metadata]
     try:
         ParseDict({name: _plain(metadata[name]) for name in found}, native)

@@ -19,7 +19,7 @@ from evershell.features.a2a.states import STATES
 
 # The media type of A2A's JSON.
 JSON = "application/a2a+json"
-# The limit of the text of an iteration. The metadata has the whole text.
+# The maximum length of an update's text for an iteration. The metadata has the whole text.
 _MAX_TEXT_CHARACTERS = 10_000
 
 

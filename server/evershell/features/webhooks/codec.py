@@ -17,7 +17,7 @@ _TYPES = {int(_Types.Value(each)): each for each in EventType if each is not Eve
 def decode_create(
     request: workspace_service_pb2.CreateWebhookRequest, allowed_networks: Sequence[Network]
 ) -> CreateWebhook:
-    """The request. Raises Failure validation_error."""
+    """Decodes a request to create a webhook. Raises Failure validation_error."""
     unknown = [number for number in request.event_types if number not in _TYPES]
     if unknown:
         raise errors.invalid({"event_types": f"{unknown[0]} is not a type of event"})

@@ -35,8 +35,8 @@ _MAX_EVENTS = 4
 # Larger events are read one by one, because a claim may have thousands of events. Compressed events
 # are read one by one too, because their size is known only after decompression.
 _MAX_PAYLOAD_BYTES = 8_192
-# A claim looks at up to _MAX_RECEIVERS receivers with pending deliveries. Of each organization, it
-# claims deliveries for up to MAX_RECEIVERS_OF_ORG of them.
+# A claim looks at up to _MAX_RECEIVERS receivers with pending deliveries. For each organization, it
+# claims deliveries to at most MAX_RECEIVERS_OF_ORG of these receivers.
 _MAX_RECEIVERS = 200
 MAX_RECEIVERS_OF_ORG = 16
 # How long deliveries are kept after they have succeeded or failed.
@@ -78,7 +78,7 @@ class Recorded:
 
 
 class WebhookDeliveries:
-    """The deliveries of this process. Every method raises UnavailableError."""
+    """Claims deliveries for this process. Every method may raise UnavailableError."""
 
     def __init__(self, pool: Pool, clock: Clock, claim: str) -> None:
         """`claim` identifies the claims of this process among the claims of all processes."""

@@ -26,7 +26,7 @@ class DeliveryMetrics:
             ["result"],
             registry=registry,
         )
-        # Prometheus sees no increase in a series that starts at 1.
+        # Starts each series at 0. If a series started at 1, Prometheus would not see an increase.
         for result in ("delivered", "failed"):
             self._events.labels(result)
         self._deliveries_failed = Counter(

@@ -43,8 +43,8 @@ class WebhookStore(Protocol):
     ) -> Webhook | None:
         """Removes the webhook, and returns it as it was; None if there is none.
 
-        Raises Failure permission_denied if somebody else created it, and the permission covers only
-        what the caller created. `rotate_secret` and `replay` raise the same failure.
+        Raises Failure permission_denied if somebody else created the webhook, and the permission
+        covers only what the caller created. `rotate_secret` and `replay` do the same.
         """
 
     async def rotate_secret(

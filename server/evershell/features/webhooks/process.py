@@ -79,7 +79,7 @@ class DeliveryProcess:
             pipe.write(_WAKE)
 
     async def run(self) -> None:
-        """Runs until it is cancelled, and ends the process then."""
+        """Runs until it is cancelled, and then ends the process."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):

@@ -47,7 +47,7 @@ class Webhook:
     url: str
     event_types: Sequence[EventType]
     description: str
-    # The id of the user or of the API key.
+    # The id of the user, or of the API key, that created the webhook.
     created_by: str
     created_at: datetime
     # If set, the webhook gets only events of workspaces that this user created.

@@ -97,7 +97,7 @@ class Sender:
         )
 
     def _socket(self, scheme: str, address: Any) -> socket.socket:
-        """A socket for an address from getaddrinfo. Raises OSError if this may not be called."""
+        """A socket for an address of getaddrinfo. Raises OSError if it may not be called."""
         family, kind, protocol, _, (host, *_) = address
         if not may_call(ipaddress.ip_address(host), scheme, self._allowed_networks):
             raise OSError(errno.EACCES, _NOT_ALLOWED)

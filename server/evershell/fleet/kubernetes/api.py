@@ -45,7 +45,7 @@ class UnreachableError(Exception):
 
 
 class GoneError(Exception):
-    """The API server no longer knows the version from which a watch was to continue."""
+    """The API server no longer knows the version from which the watch should continue."""
 
 
 class NotConfiguredError(Exception):
@@ -53,7 +53,7 @@ class NotConfiguredError(Exception):
 
 
 class _RetryLaterError(Exception):
-    """A failure, with or without an answer, after which the same call may succeed."""
+    """A failure after which a repeated call may succeed. The server may have answered or not."""
 
     def __init__(self, problem: str, after_seconds: float = 0.0) -> None:
         super().__init__(problem)

@@ -47,7 +47,7 @@ class KubernetesPods:
         start_seconds: float,
         end_seconds: float,
     ) -> None:
-        """`open` calls this.
+        """Called by `open`.
 
         `spec_for` makes the spec of an agent, without long-lived secrets. `start_seconds` is how
         long a start waits for an API server that does not answer, and `end_seconds` is how long

@@ -62,7 +62,7 @@ class PodSettings(BaseSettings):
 
 
 class PodTemplate(BaseModel, frozen=True, extra="forbid"):
-    """What all pods have in common: POD_TEMPLATE_FILE, with the image and the command."""
+    """What all pods have in common: the image, the command, and what POD_TEMPLATE_FILE sets."""
 
     image: str
     # The program of the agent, with its arguments.
@@ -222,7 +222,7 @@ def _container(template: PodTemplate) -> Object:
         "volumeMounts": [
             {"name": "files", "mountPath": FILES_DIR},
             {"name": "spec", "mountPath": _SPEC_DIR, "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own volume
         ],
     }
 
@@ -246,7 +246,7 @@ def _slug(workspace_id: str) -> str:
 
 
 def key_of(pod: Object) -> tuple[str, int]:
-    """The workspace id and the epoch of an object; epoch 0 for a claim."""
+    """The workspace id and the epoch of an object. A claim has the epoch 0."""
     labels = pod["metadata"].get("labels") or {}
     epoch = labels.get(EPOCH_LABEL, "")
     return labels.get(WORKSPACE_LABEL, ""), int(epoch) if epoch.isdecimal() else 0

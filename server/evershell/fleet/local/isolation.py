@@ -138,7 +138,7 @@ class NoIsolation:
 
 
 class Sandbox:
-    """The sandboxes of pod/sandbox.py.
+    """Starts agents in the sandboxes of pod/sandbox.py.
 
     If the controller is root, each workspace has its own user, so that a hole in the sandbox does
     not expose the files of root.

@@ -101,7 +101,7 @@ def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
 
 
 async def end_agent(agent: ProcessId, grace_seconds: float, *, is_init: bool) -> bool:
-    """Ends the agent and its tools. Sends SIGTERM first, unless the grace is 0.
+    """Ends the agent and its tools. Sends SIGTERM first, unless `grace_seconds` is 0.
 
     `is_init` says that the agent is the init process of a PID namespace: when it ends, the kernel
     ends all other processes of the namespace. Returns whether everything that the agent has started
@@ -126,7 +126,7 @@ async def end_agent(agent: ProcessId, grace_seconds: float, *, is_init: bool) ->
 async def kill_descendants(pid: int, spare: Callable[[], Collection[int]] = tuple) -> bool:
     """Kills the descendants of the process, except its children in `spare` and their descendants.
 
-    Returns whether all of them have ended.
+    Returns whether all killed processes have ended.
     """
     until = time.monotonic() + _KILLED_SECONDS
     scans = 0
