@@ -1,4 +1,4 @@
-"""The process of the agent under test, and every process that it has started."""
+"""The process of the agent under test, and all processes that it has started."""
 
 import asyncio
 import json

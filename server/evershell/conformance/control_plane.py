@@ -1,6 +1,7 @@
 """The control plane of one workspace: the real RuntimeService and core, on the store in memory.
 
-It observes the calls of the agent, refuses them during an outage, and signals the agent.
+The control plane observes the calls of the agent, refuses them during an outage, and signals the
+agent.
 """
 
 import asyncio

@@ -28,7 +28,7 @@ class AgentReads(Generic[Agent, Reply]):
 
     def __init__(self) -> None:
         self._reads: dict[tuple[Agent, str], asyncio.Task[Reply]] = {}
-        # When each agent stops counting as silent. Roughly sorted by this time.
+        # When each agent stops counting as silent. The entries are roughly sorted by this time.
         self._silent: dict[Agent, float] = {}
 
     async def read(

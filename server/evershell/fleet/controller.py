@@ -1,7 +1,7 @@
 """The controller finds the work that is due, and does it.
 
-due.py reads what is due, and work.py says how each kind of work is done. Only a limited number of
-pieces of work of each kind run at once, so that no kind delays another.
+due.py reads what is due, and work.py says how each kind of work is done. Each kind has its own
+limit on how much runs at once, so that no kind delays another.
 
 One controller leads, and any number of controllers stand by.
 """
@@ -121,7 +121,7 @@ class Controller:
                     self._begin_step(workspace)
 
     async def _reconcile_changes(self, changes: Changes) -> None:
-        """Reconciles workspaces when their changes are published, until the next scan is due."""
+        """Until the next scan is due, reconciles each workspace when its change is published."""
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             changed = await changes.wait(left_seconds)
@@ -209,7 +209,7 @@ class Controller:
             self._again.add(workspace_id)
 
     def _watch_exit(self, workspace: Workspace) -> None:
-        """Reconciles the workspace when the agent of this epoch has exited."""
+        """Reconciles the workspace once the agent of this epoch has exited."""
         key = (workspace.id, workspace.epoch)
         if key not in self._exits:
             self._exits[key] = asyncio.create_task(self._await_exit(workspace))

@@ -41,7 +41,7 @@ class Overdue:
     def reason(
         self, workspace: Workspace, task: Task | None, lease_seconds_left: float | None = None
     ) -> str | None:
-        """The human-readable reason why the agent is overdue; None if it is not overdue."""
+        """Why the agent is overdue, as a human-readable text; None if it is not overdue."""
         if lease_seconds_left is not None and lease_seconds_left < 0:
             return "its agent did not renew its lease in time"
         return self.violation(workspace, task)
@@ -176,7 +176,10 @@ class Sweep:
         self._interval_seconds = 0.0
 
     async def due_pages(self) -> AsyncIterator[Sequence[Workspace]]:
-        """The pages that are due now. Raises UnavailableError; the next call then continues."""
+        """Reads the pages that are due now.
+
+        Raises UnavailableError. The next call then continues with the page that was not read.
+        """
         while self._next_at <= (now := self._monotonic()):
             page = await self._store.list_wanted_pods(self._after_id, PAGE_SIZE)
             self._pages += 1

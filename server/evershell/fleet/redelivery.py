@@ -50,7 +50,7 @@ class Redelivery:
         self._clock = clock
         self._attempted = attempted
         self._deliveries: dict[DeliveryKey, _Delivery] = {}
-        # The deliveries that were found since the reads last began with the first cancellation.
+        # The deliveries that were found since the reads last started from the first cancellation.
         self._found: set[DeliveryKey] = set()
 
     def due(

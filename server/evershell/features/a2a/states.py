@@ -16,5 +16,5 @@ STATES = {
 
 
 def statuses_in(state: int) -> frozenset[TaskStatus]:
-    """The statuses of the tasks in this state. A task that is being cancelled counts as running."""
+    """The statuses that A2A shows as this state. A task in cancellation counts as running."""
     return frozenset(status for status, shown in STATES.items() if shown == state)

@@ -18,9 +18,9 @@ async def get_agent_card(
 
 
 async def get_public_card(workspace_id: str, store: Workspaces) -> tuple[Workspace, AgentCard]:
-    """The card of a workspace whose card is public.
+    """The card of a workspace, if the card is public.
 
-    Raises Failure workspace_not_found for every other workspace.
+    Otherwise, raises Failure workspace_not_found.
     """
     check_identifiers(workspace_id=workspace_id)
     workspace, card = await store.get_agent_card(workspace_id)

@@ -66,7 +66,7 @@ class Counts:
 
     delivered: int = 0
     failed_attempts: int = 0
-    # The number of deliveries that will not be attempted again.
+    # The number of deliveries that the process has given up.
     given_up: int = 0
 
 

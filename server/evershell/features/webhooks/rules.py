@@ -23,7 +23,7 @@ MAX_TASK_WEBHOOKS = 10
 # A webhook sends what a caller with this scope may read.
 READ_SCOPE = "workspace:read"
 _PORTS = {"http": 80, "https": 443}
-# The form of the bodies of webhooks of an organization: the event, as REST shows it.
+# The form of the bodies that an organization's webhooks send: the event, as REST shows it.
 FORM = "event"
 
 

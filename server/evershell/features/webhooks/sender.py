@@ -19,7 +19,7 @@ from evershell.features.webhooks.rules import may_call
 # The shortest timeout that Standard Webhooks recommends.
 ATTEMPT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
-# How much of the body of an answer is read. A connection whose answer is longer is closed.
+# How much of an answer's body is read. If the body is longer, the connection is closed.
 _MAX_BODY_BYTES = 4_096
 _MAX_HEADER_BYTES = 8_190
 _MAX_HEADERS = 64

@@ -354,7 +354,7 @@ async def end_every_pod(state_dir: Path, own_pids: Callable[[], Collection[int]]
     This process is a subreaper, so the agents of its controllers, and the processes left by dead
     agents, are now its children. `own_pids` returns the ids of all other children. If a controller
     was started by another process, its agents are found by their records. Agents get no SIGTERM
-    first, because they can no longer commit anything.
+    first, because they have nothing left to commit.
     """
     records = PodRecords(state_dir)
     if not await processes.kill_descendants(os.getpid(), own_pids):
