@@ -234,7 +234,7 @@ def _authentication(
 
 
 def _tracing() -> tuple["Tracing", Interceptor]:
-    """What exports traces. Raises OperatorError if OpenTelemetry is not installed."""
+    """Sets up tracing. Raises OperatorError if OpenTelemetry is not installed."""
     try:
         # Imported only if traces are exported, because OpenTelemetry uses much memory.
         from evershell.api.interceptors.traced_calls import TracedCalls

@@ -124,7 +124,7 @@ class ControlPlane:
         # The rules that the agent broke.
         self.breaches: list[str] = []
         self.workers: list[Worker] = []
-        # The certificate of the control plane; None for plain text.
+        # The certificate of the control plane; None if connections are in plain text.
         self.tls: TlsIdentity | None = None
         self.store = MemoryStore(_now, self._publish)
         self.store.workspaces[WORKSPACE_ID] = _workspace()

@@ -24,7 +24,7 @@ def tool_calls(iteration: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def why_missed(moment: Moment, run: Run) -> str:
-    """Why the task was not cancelled at the moment."""
+    """Why the task was not cancelled at the given moment."""
     assert run.ended is not None
     match moment:
         case Moment.MODEL_CALL | Moment.TOOL_CALL | Moment.TWO_TOOLS:

@@ -104,7 +104,8 @@ class Suite:
         self._has_started = False
         # The run without a cancellation, with which the other runs are compared.
         self._whole = Run(options.description)
-        # What is missing in the records, and the cases in which the agent committed after an end.
+        # What is missing in the records, and the cases in which the agent committed something after
+        # the end of its task.
         self._lost: list[str] = []
         self._repeats: list[str] = []
         self._ends = 0

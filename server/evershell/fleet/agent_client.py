@@ -208,7 +208,7 @@ class AgentClient:
     async def _signal(
         self, workspace: Workspace, new_signal: NewSignal, seconds: float
     ) -> Acknowledgement:
-        """Tries to send the signal until an attempt succeeds or the time is over.
+        """Tries to send the signal until an attempt succeeds or the time has run out.
 
         Raises AgentUnreachableError.
         """

@@ -111,7 +111,7 @@ def message_key(request: a2a_pb2.SendMessageRequest, method: str, caller: Caller
 
 
 def decode_cancel(request: a2a_pb2.CancelTaskRequest) -> workspace_service_pb2.CancelTaskRequest:
-    """The request of WorkspaceService. Raises Failure validation_error."""
+    """The equivalent request of WorkspaceService. Raises Failure validation_error."""
     native = workspace_service_pb2.CancelTaskRequest(
         workspace_id=request.tenant, task_id=request.id
     )
@@ -121,7 +121,7 @@ def decode_cancel(request: a2a_pb2.CancelTaskRequest) -> workspace_service_pb2.C
 def decode_message(
     request: a2a_pb2.SendMessageRequest,
 ) -> workspace_service_pb2.SubmitTaskRequest:
-    """The request of WorkspaceService for a message that begins a task.
+    """The equivalent request of WorkspaceService for a message that begins a task.
 
     Raises Failure: validation_error, content_type_not_supported.
     """

@@ -27,7 +27,7 @@ from evershell.store.pool import Pool, connected, fetch_one
 from evershell.store.rows import event_of
 from evershell.store.statements import statements
 
-# How long a claim lasts without a result.
+# How long a claim lasts if no result is recorded.
 LEASE_SECONDS = 60.0
 # A claim has at most this many deliveries for one receiver, and this many events for one delivery.
 MAX_OF_RECEIVER = 100

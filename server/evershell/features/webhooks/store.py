@@ -54,7 +54,7 @@ class PostgresWebhooks:
     """Implements ports.WebhookStore."""
 
     def __init__(self, pool: Pool, created: Callable[[], None] = lambda: None) -> None:
-        """`created` is called after a webhook was created."""
+        """`created` is called whenever a webhook has been created."""
         self._pool = pool.others
         self._lists = pool.lists
         self._created = created

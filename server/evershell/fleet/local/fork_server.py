@@ -124,7 +124,7 @@ class ForkServer:
 
 
 async def _readable(descriptor: socket.socket) -> None:
-    """Returns when something can be read."""
+    """Waits until something can be read from the socket."""
     is_readable = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(descriptor, is_readable.set)

@@ -181,7 +181,7 @@ class LocalPods:
         return started
 
     async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:
-        """Returns when the process runs the agent's program in the workspace's folder.
+        """Waits until the process runs the agent's program in the workspace's folder.
 
         Raises OSError.
         """

@@ -68,7 +68,7 @@ class ProcessId:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields after the name. Raises OSError."""
+    """The fields of proc_pid_stat(5) after the name. Raises OSError."""
     # The name of the process, in parentheses, may contain spaces and parentheses.
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
 
