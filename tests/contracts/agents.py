@@ -1,4 +1,4 @@
-"""The implementations of Agents, each with one agent and the faults of that agent."""
+"""The implementations of Agents, each with an agent that a test can make unreachable."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -47,11 +47,11 @@ class Fault(Enum):
 
 
 class AgentCase(Protocol):
-    """An implementation of Agents, and its agent."""
+    """An implementation of Agents, and the agent that it calls."""
 
     @property
     def agents(self) -> Agents:
-        """The implementation."""
+        """The implementation under test."""
 
     @property
     def workspace(self) -> Workspace:
@@ -64,11 +64,11 @@ class AgentCase(Protocol):
         """Whether the agent has received the cancellation of the task."""
 
     def fault(self, fault: Fault) -> AbstractAsyncContextManager[Workspace]:
-        """Inside the context, the agent of the returned workspace cannot be reached."""
+        """Yields a workspace whose agent cannot be reached until the context ends."""
 
 
 class _Service(AgentService):
-    """An agent's service. It answers reads only while `runs` is set."""
+    """The service of an agent, which answers reads only while `runs` is set."""
 
     runs: asyncio.Event
 
@@ -80,13 +80,13 @@ class _Service(AgentService):
 
 
 class ClientCase:
-    """AgentClient, with the service and session of a real agent on a loopback port."""
+    """The case of AgentClient, which calls the service and session of a real agent on loopback."""
 
     def __init__(self) -> None:
         self.client = AgentClient(TOKENS, machine_clock)
         self.agents: Agents = self.client
         self.workspace = world.locked_busy(epoch=3).workspace
-        # While it is not set, the service does not answer signals, like a frozen process.
+        # While this event is clear, the agent answers neither signals nor reads, as if frozen.
         self._runs = asyncio.Event()
         self._runs.set()
         self._server: grpc.aio.Server | None = None
@@ -96,7 +96,7 @@ class ClientCase:
     @asynccontextmanager
     async def open(cls) -> AsyncIterator["ClientCase"]:
         case = cls()
-        # No connection takes this port while the agent does not run.
+        # The port stays free while the agent is down: no outgoing connection uses it.
         await case._listen(f"127.0.0.1:{free_ports(1)[0]}")
         try:
             yield case
@@ -158,7 +158,7 @@ class ClientCase:
 
 @dataclass
 class FakeCase:
-    """FakeAgents."""
+    """The case of FakeAgents, which has no processes."""
 
     fake: FakeAgents = field(default_factory=FakeAgents)
     workspace: Workspace = field(default_factory=lambda: world.locked_busy().workspace)
@@ -193,5 +193,5 @@ class FakeCase:
 
 
 def cancelled(task: Task) -> Task:
-    """The task with a recorded intent."""
+    """The task with a recorded cancellation."""
     return replace(task, cancel=intent())

@@ -20,13 +20,13 @@ def published() -> Published:
 
 @pytest.fixture(params=["memory", "postgres"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
-    """The database of the store under test; None for the store in memory."""
+    """The URL of the store's database; None for the store in memory."""
     return request.getfixturevalue("database_url") if request.param == "postgres" else None
 
 
 @pytest.fixture
 async def store(store_url: str | None, published: Published) -> AsyncIterator[Store]:
-    """Each implementation in turn."""
+    """Each implementation of Store in turn."""
     if store_url is None:
         yield MemoryStore(machine_clock, published)
         return

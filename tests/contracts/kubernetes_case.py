@@ -25,14 +25,14 @@ TEMPLATE = PodTemplate(
     resources={"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": {"memory": "64Mi"}},
     volume={"resources": {"requests": {"storage": "1Mi"}}},
 )
-# Much longer than the test takes to play the node, on a busy machine too.
+# Much longer than the test needs to play the node, even on a busy machine.
 START_SECONDS = END_SECONDS = 15.0
 # How long to wait for the end of a pod whose node does not answer.
 _SILENT_SECONDS = 1.0
 
 
 class KubernetesCase:
-    """KubernetesPods. The first port is the subject; others follow the same objects."""
+    """The case of KubernetesPods. `pods` is under test; other controllers see the same objects."""
 
     last_line = Node.last_line
 
@@ -84,7 +84,7 @@ class KubernetesCase:
         return any(name.startswith(prefix) for name in self.node.running)
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """Its node does not answer."""
+        """Makes the node silent. The returned Pods wait only briefly for it."""
         self.node.is_silent = True
         impatient = await self._stack.enter_async_context(
             new_port(self.api, end_seconds=_SILENT_SECONDS)
@@ -99,7 +99,7 @@ class KubernetesCase:
         await eventually_async(lambda: not self.pods.has_files(workspace.id))
 
     async def _free(self, claim: str) -> None:
-        """In a whole cluster, a controller does this once no pod uses the claim."""
+        """Removes the finalizers, as a whole cluster does once no pod uses the claim."""
         free = {"metadata": {"finalizers": None}}
         with suppress(ApiError):
             await self.api.patch("persistentvolumeclaims", claim, free, LIMIT_SECONDS)
@@ -110,7 +110,7 @@ class KubernetesCase:
         await eventually_async(lambda: not pods.has_files(workspace_id))
 
     async def leftovers(self, workspace_id: str) -> list[str]:
-        # In a whole cluster, a controller removes the secrets with the pods that own them.
+        # Leaves out secrets: a whole cluster removes them with the pods that own them.
         kinds = ("pods", "persistentvolumeclaims")
         found = [each for kind in kinds for each in (await self.api.list(kind, LIMIT_SECONDS))[0]]
         return [each["metadata"]["name"] for each in found if key_of(each)[0] == workspace_id]
@@ -129,12 +129,12 @@ class KubernetesCase:
         quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "limit"}}
         hard = {"hard": {"pods": str(count)}}
         await self.api.create("resourcequotas", {**quota, "spec": hard}, LIMIT_SECONDS)
-        # In a whole cluster, a controller does this.
+        # In a whole cluster, a controller sets this status.
         status = {"status": {**hard, "used": {"pods": "0"}}}
         await self.api.patch("resourcequotas", "limit/status", status, LIMIT_SECONDS)
 
     async def observed(self, name: str, condition: Callable[[Object], bool]) -> None:
-        """Waits until every controller has seen the state of the pod."""
+        """Waits until every controller has seen that the pod meets `condition`."""
 
         def is_seen() -> bool:
             found = [port._pods.get(name) for port in self._ports]
@@ -143,7 +143,7 @@ class KubernetesCase:
         await eventually_async(is_seen)
 
     async def _is_unlimited(self) -> bool:
-        # The API server admits by a cache of the quotas.
+        # Tries to create a pod, because the API server may still have a deleted quota in its cache.
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -169,7 +169,7 @@ class KubernetesCase:
 def new_port(
     api: Api, end_seconds: float = END_SECONDS
 ) -> AbstractAsyncContextManager[KubernetesPods]:
-    """The port of another controller for the pods of this namespace."""
+    """Opens another controller's KubernetesPods for the pods of this namespace."""
     return KubernetesPods.open(
         api.namespace,
         TEMPLATE,

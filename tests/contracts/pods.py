@@ -26,7 +26,7 @@ from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
 
-# Starts a tool and prints two lines. Ends the tool and itself on SIGTERM.
+# The program of an agent. Starts a tool and prints two lines. On SIGTERM, ends the tool and itself.
 AGENT = f"""#!{sys.executable} -S
 import signal, subprocess, sys, time
 tool = subprocess.Popen(["/bin/sleep", "600"])
@@ -50,10 +50,10 @@ class PodsCase(Protocol):
 
     @property
     def pods(self) -> Pods:
-        """The implementation."""
+        """The implementation under test."""
 
     async def other_controller(self) -> Pods:
-        """The port of another controller for the same pods."""
+        """Returns another controller's implementation, for the same pods."""
 
     async def start(self, workspace: Workspace) -> None:
         """Starts a pod and waits until a tool runs in it."""
@@ -65,32 +65,32 @@ class PodsCase(Protocol):
         """Freezes the agent of the pod, so that it ends only if it is killed."""
 
     def was_asked_to_end(self, workspace: Workspace) -> bool:
-        """Whether the agent of the pod ended because it was asked to."""
+        """Whether the agent of the pod ended because it was asked to end."""
 
     def runs(self, workspace_id: str) -> bool:
         """Whether an agent or a tool runs in a pod of the workspace."""
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """Returns the port of a controller that cannot know what runs in this pod.
+        """Returns the implementation of a controller that cannot know what runs in this pod.
 
-        Skips the test if every controller can know it.
+        Skips the test if every controller can always know what runs in a pod.
         """
 
     async def remove_files(self, workspace: Workspace) -> None:
         """Removes the files of the workspace."""
 
     async def remove(self, pods: Pods, workspace_id: str) -> None:
-        """Removes the workspace, and returns when the port says that nothing is left."""
+        """Removes the workspace, and returns when `pods` says that nothing is left."""
 
     async def leftovers(self, workspace_id: str) -> list[str]:
         """The parts of the workspace that the backend still has."""
 
     def failing_starts(self) -> AbstractAsyncContextManager[None]:
-        """Makes starts fail, until the context is left."""
+        """Makes starts fail until the context ends."""
 
 
 class LocalCase:
-    """LocalPods, with processes of a small program."""
+    """The case of LocalPods, whose agents are processes of a small program."""
 
     last_line = "last line"
 
@@ -131,10 +131,10 @@ class LocalCase:
     @classmethod
     @asynccontextmanager
     async def open_forked(cls, folder: Path, server: ForkServer) -> AsyncIterator["LocalCase"]:
-        """The case in which the fork server runs AGENT."""
+        """Opens the case in which the fork server forks the agents, which run AGENT."""
         with subreaper():
             async with cls.open(folder, working_sandbox(folder), server) as case:
-                # Only a start that cannot be forked runs this program.
+                # An agent that is not forked runs this program, and fails.
                 (folder / "agent").write_text("#!/bin/sh\nexit 1\n")
                 yield case
             processes.reap_all()
@@ -172,9 +172,9 @@ class LocalCase:
         return bool(pod_processes.of_pod(workspace_id))
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """Only the controller that started an agent can find the agent's tools after its death.
+        """Kills the agent. Only the controller that started the agent can then find its tools.
 
-        In a sandbox, the tools end with the agent.
+        Skips the test in a sandbox, in which the tools end with the agent.
         """
         if self._isolation is not None:
             pytest.skip(f"{NOT_APPLICABLE}in a sandbox, the kernel ends the tools with the agent")
@@ -207,7 +207,7 @@ class LocalCase:
 
 
 class FakeCase:
-    """FakePods."""
+    """The case of FakePods, which has no processes."""
 
     last_line = "last line"
 

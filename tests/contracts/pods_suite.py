@@ -1,4 +1,4 @@
-"""The contract of Pods. The tests of each implementation import it, and have the fixture `case`."""
+"""The contract of Pods. A module that imports these tests defines the fixture `case`."""
 
 import asyncio
 from dataclasses import replace
@@ -97,7 +97,7 @@ async def test_the_log_tail_is_the_last_line_of_the_agent(
     case: PodsCase, workspace: Workspace
 ) -> None:
     await case.start(workspace)
-    # A backend may learn this only after the end of the agent.
+    # Some backends can read the last line only after the agent has ended.
     assert case.pods.log_tail(workspace.id) in ("", case.last_line)
     await case.kill(workspace)
     for pods in (case.pods, await case.other_controller()):
@@ -143,7 +143,7 @@ async def test_an_end_ends_the_agent_and_its_tools(
     assert not case.runs(workspace.id)
     assert case.was_asked_to_end(workspace) is (grace_seconds > 0)
     assert not case.pods.is_alive(workspace)
-    # An end keeps the records and the files.
+    # The end of a pod does not remove its records and files.
     assert case.pods.was_started(workspace)
     assert case.pods.has_files(workspace.id)
 
@@ -193,7 +193,7 @@ async def test_an_end_does_not_end_later_pods_or_other_workspaces(
     other = world.workspace(epoch=workspace.epoch - 1, run_id=RUN_ID)
     await case.start(later)
     await case.start(other)
-    # The result may be False, because the pod that ran was of another epoch.
+    # This may return False, because the pod that ran had another epoch.
     await case.pods.end(workspace, 0)
     assert case.pods.is_alive(later)
     assert case.pods.is_alive(other)
@@ -222,7 +222,7 @@ async def test_a_removal_leaves_nothing_of_a_workspace(
         await case.start(each)
         await case.pods.end(each, 0)
     for pods in (case.pods, await case.other_controller()):
-        # The second one repeats it.
+        # The second controller repeats the removal.
         await case.remove(pods, workspace.id)
         assert not pods.has_files(workspace.id)
         assert not pods.was_started(workspace)

@@ -1,4 +1,4 @@
-"""The contract of Pods: with processes on this machine, in a sandbox too, and in the fake."""
+"""The contract of Pods, for processes on this machine with and without a sandbox, and the fake."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,7 +21,7 @@ _CASES: dict[str, Callable[[Path], AbstractAsyncContextManager[PodsCase]]] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
-    """The fork server of all tests."""
+    """The fork server that all tests share."""
     started = forking.started(AGENT)
     yield started
     asyncio.run(forking.end(started))
@@ -31,7 +31,7 @@ def server() -> Iterator[ForkServer]:
 async def case(
     request: pytest.FixtureRequest, tmp_path: Path, server: ForkServer
 ) -> AsyncIterator[PodsCase]:
-    """Each implementation in turn."""
+    """Each implementation of Pods in turn."""
     opened = _CASES.get(request.param)
     async with opened(tmp_path) if opened else LocalCase.open_forked(tmp_path, server) as case:
         yield case

@@ -27,7 +27,7 @@ from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace
 
 Decide = Callable[[Locked], Change]
-# Receives a task that it may submit, and returns the decision for a transition.
+# Takes a task that the step may submit. Returns the function that decides the transition.
 Step = Callable[[Task], Decide]
 
 _END_STATUSES = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
@@ -112,7 +112,7 @@ _STEPS: dict[str, Step] = {
 }
 _CANCEL = st.tuples(st.just("cancel"), st.none() | st.integers(1, 9), st.booleans())
 _TRANSITION = st.tuples(st.sampled_from(sorted(_STEPS)), st.none(), st.just(False))
-# Makes these steps more frequent, because most others need a task that runs.
+# These steps are drawn more often, because most other steps need a running task.
 _PROGRESS = st.tuples(
     st.sampled_from(["register", "submit", "start", "iterate"]), st.none(), st.just(False)
 )

@@ -244,7 +244,7 @@ async def test_a_batch_does_not_wait_for_a_locked_workspace(database_url: str) -
 
 
 async def test_a_task_that_ends_under_the_lock_is_not_cancelled(database_url: str) -> None:
-    """The call that waits sees what the other transaction has committed."""
+    """After its wait for the lock, the call sees that the task has ended."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         busy, submitted = await with_task(store)

@@ -65,7 +65,7 @@ async def check_outcomes(
         await complete(store, busy, open_task.id)
     await set_status(store, busy.id, status)
     ids = {"no": None, "this": open_task.id, "foreign": foreign_id}
-    # In the state `none`, the call cannot name the ended task.
+    # In the state `none`, the task has ended and the call names no task.
     task_id = None if state == "none" else ids[named]
     for by in (
         permission(org_id="org_b"),
@@ -87,8 +87,8 @@ async def check_outcomes(
         audited_id = entry.task_id if of_call is None else of_call.id
         expected_entry = replace(entry, outcome=expected, task_id=audited_id)
         assert (recorded.outcome, stored) == (expected, expected_entry), (status, state, named)
-        # The result says nothing about another organization's workspace. Only this outcome changes
-        # the task.
+        # The result has no data of another organization's workspace. The task is changed only if
+        # the outcome is `accepted`.
         assert recorded.workspace == await store.get_workspace(busy.id, by.caller.org_id)
         if of_call is None:
             assert recorded.task is None

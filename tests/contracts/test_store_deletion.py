@@ -38,7 +38,7 @@ from tests.support.store.examples import (
 from tests.support.store.published import Published
 from tests.support.store.trees import submit, submit_to
 
-# Every table with rows of a workspace, and its column with the id.
+# Every table with rows of a workspace, and the column that has the workspace's id.
 TABLES = {
     "workspaces": "id",
     "tasks": "workspace_id",
@@ -50,7 +50,7 @@ TABLES = {
 
 
 async def delete(store: Store, workspace_id: str) -> Workspace:
-    """The workspace after DeleteWorkspace, and after its pod has ended."""
+    """Deletes the workspace and ends its pod. Returns the workspace."""
     await store.transition(
         workspace_id,
         lambda locked: workspace_lifecycle.request_delete(locked, intent("workspace deleted")),
@@ -178,7 +178,7 @@ async def bench(database_url: str) -> AsyncIterator[Bench]:
 
 
 async def full(bench: Bench, tasks: int) -> tuple[Workspace, list[Task]]:
-    """A workspace with rows in every table, whose pod has ended."""
+    """A workspace that has rows in every table, and whose pod has ended."""
     await bench.webhooks.create_webhook(webhook(), 10)
     at = workspace()
     await bench.store.create_workspace(at, card=AgentCard(description="card"))
@@ -219,7 +219,7 @@ async def test_a_removal_takes_bounded_transactions_and_continues_after_each(ben
         steps += 1
         assert row.result == "more"
         assert all(before[table] - after[table] <= 4 for table in TABLES), (before, after)
-        # The workspace is removed last, because the controller continues from it.
+        # The row of the workspace goes last: it makes the controller continue the removal.
         assert after["workspaces"] == 1
         before = after
     assert not any(after.values()), after
@@ -231,7 +231,7 @@ async def test_a_removal_that_is_cut_off_is_continued_by_another(bench: Bench) -
     at, _ = await full(bench, tasks=5)
     await deliver_all(bench)
     before = await bench.rows(at.id)
-    # Each transaction reads the time first, and removes one event. The ninth fails.
+    # Each transaction first reads the time, then removes one event. The ninth one fails.
     times = Mock(side_effect=[NOW] * 8 + [UnavailableError()])
     deletions = Deletions(bench.pool, times)
     deletions.removed_at_once = 1
@@ -243,7 +243,7 @@ async def test_a_removal_that_is_cut_off_is_continued_by_another(bench: Bench) -
 
 
 async def test_a_removal_waits_for_deliveries_but_not_for_ever(bench: Bench) -> None:
-    """The end of the task that the deletion has cancelled is delivered too."""
+    """The deliveries include the end of the task that the deletion cancelled."""
     at, _ = await full(bench, tasks=1)
     before = await bench.rows(at.id)
     assert await bench.store.remove_workspace(at.id) is False

@@ -33,7 +33,7 @@ async def submit(store: Store, new: Task) -> Change | None:
 
 
 async def idle(store: Store) -> Task:
-    """A new task for a new workspace."""
+    """Creates a workspace. Returns a task for it that is not submitted yet."""
     added = workspace()
     await store.create_workspace(added)
     return task(added.id)
@@ -93,7 +93,7 @@ async def test_each_call_stores_its_entry(store: Store) -> None:
 
 
 async def test_no_task_is_submitted_after_a_hold_that_was_committed(store: Store) -> None:
-    """The hold and the submissions run concurrently. Submissions before the hold are stored."""
+    """The hold and the submissions run concurrently. A submission before the hold is stored."""
     new = [await idle(store) for _ in range(20)]
     outcomes: dict[str, bool] = {}
 
@@ -108,7 +108,7 @@ async def test_no_task_is_submitted_after_a_hold_that_was_committed(store: Store
 
     calls = [asyncio.create_task(try_to(each)) for each in new]
     await store.hold_org(HOLD)
-    # Another connection sees the same.
+    # After the hold, other connections see exactly the submissions that succeed.
     committed = {
         each.id for each in new if await store.get_task(each.workspace_id, each.id) is not None
     }

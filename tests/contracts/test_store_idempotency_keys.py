@@ -22,7 +22,7 @@ from tests.support.store.examples import (
 
 
 async def submit(store: Store, workspace_id: str, call: FirstCall) -> Change | None:
-    """Submits a task with the key of the call, and with an entry of the audit log."""
+    """Submits a task with the key of the call, and records an audit entry."""
     submitted = task(workspace_id)
 
     def decide(locked: Locked) -> Change:
@@ -63,7 +63,7 @@ async def test_a_key_is_stored_with_a_new_workspace(store: Store) -> None:
         await store.create_workspace(other, audit_entry(), first_call(workspace_id=other.id))
     assert await store.get_workspace(other.id) is None
     assert await store.list_audit_entries(permission(), AuditFilter(), None, 10) == []
-    # The same key in another organization.
+    # The same key is free in another organization.
     elsewhere = workspace(org_id="org_b")
     await store.create_workspace(elsewhere, None, replace(call, org_id="org_b"))
 
@@ -81,7 +81,7 @@ async def test_a_key_without_a_caller_counts_only_for_the_same_request(store: St
     assert await find(store, other) is None
     assert await submit(store, second, other) is not None
     assert await find(store, other) == other
-    # The caller's own key comes first.
+    # A key that was stored with its caller has precedence over a key without a caller.
     assert await find(store, repeat) == other
 
 
@@ -124,7 +124,7 @@ async def test_the_first_answer_stays(store: Store) -> None:
     given = await asyncio.gather(*(store.record_answer(call, answer) for answer in answers))
     assert len(set(given)) == 1
     assert await find(store, call) == replace(call, answer=given[0])
-    # The key is no longer stored, or belongs to a later call.
+    # No answer is recorded if the key is no longer stored, or belongs to a later call.
     gone = first_call("gone", task_id="task_1")
     assert await store.record_answer(gone, "delivered") == "delivered"
     later = replace(call, task_id="task_2")
@@ -132,7 +132,7 @@ async def test_the_first_answer_stays(store: Store) -> None:
 
 
 async def test_of_first_calls_at_the_same_time_one_is_committed(store: Store) -> None:
-    """Each call has its own workspace, so that only the key makes them wait for each other."""
+    """Each call has its own workspace, so only the key makes the calls wait for each other."""
     places = [await idle(store) for _ in range(8)]
     calls = [first_call(workspace_id=place) for place in places]
     ended = await asyncio.gather(

@@ -40,7 +40,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 async def store(store_url: str | None, clock: FakeClock) -> AsyncIterator[Store]:
-    """Each implementation in turn, with a clock that replaces the database's clock."""
+    """Each implementation of Store in turn, with a clock that replaces the database's clock."""
     if store_url is None:
         yield MemoryStore(clock)
         return

@@ -32,7 +32,7 @@ JUST = timedelta(microseconds=1)
 async def started(
     store: Store, limits: TaskLimits, *, after: float = 0, parent: Task | None = None
 ) -> Task:
-    """A task with these limits, in its own workspace, that starts this many seconds later."""
+    """A task with these limits in its own workspace, started `after` seconds after NOW."""
     idle = workspace()
     await store.create_workspace(idle)
     new = replace(task(idle.id), limits=limits, in_limited_tree=limits.include_descendants)
@@ -110,8 +110,9 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
 async def used(
     store: Store, of: Task, amount: int, cost_nanos: int | None, *, is_open: bool = False
 ) -> None:
-    """The task has used this many input tokens and as many output tokens, in an open iteration or
-    before.
+    """Records that the task has used `amount` input tokens and `amount` output tokens.
+
+    If `is_open`, its open iteration has used them.
     """
     usage = Usage(input_tokens=amount, output_tokens=amount, cost_nanos=cost_nanos)
     opened = OpenIteration(number=1, usage=usage, started_calls=[{"id": "call_1"}])
@@ -153,7 +154,7 @@ async def trees(store: Store) -> list[tuple[str, int, int, int | None]]:
     return found
 
 
-# Each task of such a tree that has used a token of each kind has reached the limit.
+# A tree with these limits has reached them once it has used an input and an output token.
 TREE = TaskLimits(max_total_tokens=2, include_descendants=True)
 
 
@@ -166,12 +167,12 @@ async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
     leaf = await started(store, TaskLimits(), parent=child)
     assert leaf.in_limited_tree and not leaf.limits.include_descendants
     assert await store.get_task(leaf.workspace_id, leaf.id) == leaf
-    # A tree without such limits, and its child.
+    # This tree is never due, because its limit does not include descendants.
     other = await started(store, TaskLimits(max_total_tokens=2))
     await started(store, TaskLimits(), parent=other)
     for each, amount, total in ((root, 1, 1), (child, 10, 11), (leaf, 100, 111)):
         await used(store, each, amount, amount * 7)
-        # The tree is due after the end of the root too, as long as a descendant is open.
+        # After the end of the root, the tree is still due as long as a descendant is open.
         assert await trees(store) == [(root.id, total, total, total * 7)]
         if each is not leaf:
             await end(store, each)
@@ -214,7 +215,7 @@ async def test_a_tree_that_is_cancelled_at_its_limit_is_no_longer_due(
     await used(store, children[0], 1, 0)
     if has_root_ended:
         await end(store, root)
-    # A caller has cancelled one of them, without a deadline.
+    # A caller has cancelled one child, without a force deadline.
     await store.record_cancellation(permission(), children[1].workspace_id, None, intent())
     (found,) = await due(store, Kind.TREE_LIMIT)
     assert found.task is not None

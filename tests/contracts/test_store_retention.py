@@ -26,7 +26,7 @@ LATER = NOW + timedelta(days=1)
 
 
 async def run_task(store: Store, at: Workspace, days: int = 0) -> Task:
-    """Submits a task and ends it this long after NOW. It has two events."""
+    """Submits a task and ends it `days` days after NOW. The task has two events."""
     new = await begin_task(store, at)
     await complete(store, at, new.id, NOW + timedelta(days))
     return new
@@ -99,7 +99,7 @@ async def test_a_task_stays_until_its_tree_has_ended(store: Store) -> None:
     await end(store, root)
     for each in at:
         assert each is not None
-        # A later task of the workspace stays with it.
+        # A later task of the same workspace stays as long as the first task.
         await run_task(store, each)
         assert (await store.remove_old_tasks(each.id, LATER, 0, 100)).events == 0
     await end(store, grandchild)
@@ -112,7 +112,7 @@ async def test_a_call_looks_at_a_limited_number_of_events(store: Store) -> None:
     at = await idle(store)
     for _ in range(2):
         await run_task(store, at)
-    # The row of a task goes with its first event.
+    # The row of a task is removed together with the task's first event.
     assert await store.remove_old_tasks(at.id, LATER, 0, 3) == Removed(2, 3, 3)
     assert await rest(store, at) == ([], [4])
     assert await store.remove_old_tasks(at.id, LATER, 3, 3) == Removed(0, 1, 4)

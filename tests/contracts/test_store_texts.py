@@ -21,13 +21,13 @@ from tests.support.world import iteration
 @pytest.mark.parametrize("name", INJECTIONS)
 async def test_every_text_is_stored_as_it_is(store: Store, name: str) -> None:
     text = INJECTIONS[name]
-    # The organization and the user come from the identity provider.
+    # The ids of organizations and users may be any text: the identity provider chooses them.
     mine = Permission(
         Caller(text, text, CredentialKind.SESSION, frozenset()), ("workspace:write",), own_only=True
     )
     new = replace(workspace(org_id=text, user_id=text), name=text)
     submitted = replace(task(new.id), description=text, metadata={text: text})
-    # All texts but the ids, which the service makes or checks, and the enumerated ones.
+    # All text fields except fixed values, and ids that the service makes or checks.
     facts = ("org_id", "actor_id", "credential_id", "reason", "request_id", "client_address")
     texts: dict[str, Any] = dict.fromkeys(facts, text)
     entry = audit_entry(workspace_id=new.id, **texts)

@@ -132,7 +132,7 @@ async def test_a_change_of_events_or_status_is_published(
 async def test_the_controller_has_to_act_on_changes_that_await_it(
     store: Store, published: Published
 ) -> None:
-    """The controller starts and ends pods. It finds all other changes in its next scan."""
+    """The controller is notified of pods to start or end. Its next scan finds all other changes."""
     created = workspace(WorkspaceStatus.PROVISIONING)
     await store.create_workspace(created)
     assert published.to_reconcile == [created.id]

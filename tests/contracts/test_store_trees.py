@@ -33,7 +33,7 @@ from tests.support.store.trees import end, submit, submit_to
 
 
 async def chain(store: Store, length: int) -> list[Task]:
-    """A root, its child, and so on."""
+    """Submits a root, the root's child, that child's child, and so on."""
     tasks = [await submit(store)]
     for _ in range(length - 1):
         tasks.append(await submit(store, tasks[-1]))
@@ -41,7 +41,7 @@ async def chain(store: Store, length: int) -> list[Task]:
 
 
 async def cancel(store: Store, of: Task, task_id: str | None = "") -> RecordedCancellation:
-    """Cancels the tree of the task. None for `task_id` names no task."""
+    """Cancels the tree of the task. If `task_id` is None, the call names no task."""
     named = of.id if task_id == "" else task_id
     return await store.cancel_tree(permission(), of.workspace_id, named, intent())
 
@@ -52,7 +52,7 @@ async def cancelled(store: Store, *tasks: Task) -> list[bool]:
 
 
 async def parent_of(store: Store, org_id: str, task_id: str) -> Parent | None:
-    """The result of a submission to a workspace of the organization."""
+    """The parent that a submission in `org_id` finds by `task_id`; None if it finds none."""
     idle = workspace(org_id=org_id)
     await store.create_workspace(idle)
     seen: list[Parent | None] = []
@@ -111,7 +111,7 @@ async def test_an_ended_task_and_ended_descendants_do_not_hide_those_below(store
     root, middle, leaf = await chain(store, 3)
     await end(store, root)
     await end(store, middle)
-    # The workspace of the root has a task that is not of the tree.
+    # This task runs in the root's workspace, but does not belong to the tree.
     following = await submit_to(store, root.workspace_id)
     recorded = await cancel(store, root)
     assert (recorded.outcome, recorded.descendants_cancelled) == ("already_finished", 1)
@@ -226,7 +226,10 @@ async def test_a_listing_selects_tasks_of_a_tree(store: Store) -> None:
 
 
 async def test_a_child_waits_for_the_cancellation_of_its_tree(database_url: str) -> None:
-    """The child is then refused. The cancellation locks the tree before the workspaces."""
+    """The cancellation locks the tree before the workspaces.
+
+    The submission of the child waits for the lock of the tree, and is then refused.
+    """
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, child = await chain(store, 2)
@@ -246,7 +249,10 @@ async def test_a_child_waits_for_the_cancellation_of_its_tree(database_url: str)
 
 
 async def test_a_cancellation_waits_for_a_child_that_is_submitted(database_url: str) -> None:
-    """It then cancels the child. The submission has locked the tree and waits for its workspace."""
+    """The submission holds the tree's lock while it waits for its workspace.
+
+    The cancellation waits for the tree's lock, and then cancels the child.
+    """
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root = await submit(store)
@@ -266,7 +272,7 @@ Hold = Callable[[str, Task, Task], AbstractAsyncContextManager[Callable[[int], A
 
 
 async def root_and_child(store: Store) -> tuple[Task, Task]:
-    """The workspace of the child has the lower id, so its row is locked first."""
+    """A root and its child. The child's workspace has the lower id, so its row is locked first."""
     idle = workspace()
     await store.create_workspace(idle)
     root = await submit(store)
@@ -277,7 +283,7 @@ async def root_and_child(store: Store) -> tuple[Task, Task]:
 
 @pytest.fixture(params=["tree", "row"])
 def hold(request: pytest.FixtureRequest) -> Hold:
-    """Holds what a cancellation of the root waits for, but not the workspace of the root."""
+    """Holds a lock that a cancellation of the root needs, but not the lock of its workspace."""
     if request.param == "tree":
         return lambda url, root, child: held_tree(url, ORG, root.id)
     return lambda url, root, child: held(url, child.workspace_id)
@@ -338,7 +344,7 @@ async def test_a_call_with_a_task_is_about_it_even_if_it_has_ended_under_the_loc
 
 
 async def test_a_call_that_begins_again_has_released_its_locks(database_url: str) -> None:
-    """Otherwise it would wait for the second tree's lock while it holds the first tree's lock."""
+    """Otherwise the call would hold the first tree's lock while it waits for the second one's."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, child = await root_and_child(store)
@@ -358,7 +364,7 @@ async def test_a_call_that_begins_again_has_released_its_locks(database_url: str
 
 
 async def test_trees_that_are_cancelled_together_do_not_deadlock(database_url: str) -> None:
-    """The calls cancel one tree from several of its tasks, and single tasks."""
+    """Some calls cancel the tree, each from another task in it; others cancel one task each."""
     async with open_pool(database_url) as pool, waiting_sessions(database_url):
         store = PostgresStore(pool, machine_clock)
         tasks = await chain(store, 8)
@@ -377,7 +383,7 @@ async def test_trees_that_are_cancelled_together_do_not_deadlock(database_url: s
 async def test_submissions_that_wait_for_a_tree_leave_connections_for_others(
     database_url: str,
 ) -> None:
-    """There are more submissions than connections. One has locked the tree, and waits."""
+    """There are more submissions than connections. The first holds the tree's lock and waits."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, other = await submit(store), await submit(store)

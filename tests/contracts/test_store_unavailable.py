@@ -66,7 +66,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
 
 @pytest.fixture(params=["memory", "postgres"])
 async def unavailable_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """Each implementation in turn, without a database."""
+    """Each implementation of Store in turn, while its database does not answer."""
     if request.param == "memory":
         store = FaultyStore()
         store.unavailable = True

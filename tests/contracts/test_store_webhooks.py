@@ -70,7 +70,7 @@ class Bench:
         return WebhookDeliveries(self.pool, lambda: self.now, name)
 
     async def end_task(self, **fields: Any) -> tuple[str, str]:
-        """A task that has ended: the ids of its workspace and of itself."""
+        """Runs a task until it has ended. Returns the ids of its workspace and of the task."""
         busy, running = await with_task(self.store, **fields)
         await complete(self.store, busy, running.id)
         return busy.id, running.id
@@ -118,7 +118,7 @@ async def test_only_its_creator_or_who_may_read_everything_changes_a_webhook(
     day = NOW + timedelta(1)
     for refused in (
         permission(user_id="user_2", own_only=True),
-        # An API key has created no webhook as a user.
+        # An API key has no user, so no webhook is its own.
         permission(user_id=None, own_only=True),
     ):
         for change in (
@@ -138,7 +138,7 @@ async def test_only_its_creator_or_who_may_read_everything_changes_a_webhook(
 
 
 async def test_a_webhook_of_a_task_is_replaced_only_by_its_creator(bench: Bench) -> None:
-    """A caller who may read everything may replace it too."""
+    """A caller who may read every task may replace the webhook too."""
     workspace_id, task_id = await bench.end_task()
     scope = TaskScope(workspace_id=workspace_id, task_id=task_id, name="mine")
     made = webhook(task=scope)
@@ -167,7 +167,7 @@ async def test_an_organization_has_a_limited_number(bench: Bench) -> None:
 
 async def test_a_key_is_stored_with_its_webhook(bench: Bench) -> None:
     await bench.webhooks.create_webhook(webhook(), 1, None, first_call(answer="first"))
-    # The limit is reached, but the repeat is the call that reached it.
+    # The limit is reached, but a repeat of the call that reached it is recognized by its key.
     with pytest.raises(KeyTakenError):
         await bench.webhooks.create_webhook(webhook(), 1, None, first_call())
     with pytest.raises(Failure):
@@ -236,7 +236,7 @@ async def test_a_failed_transaction_leaves_no_delivery(bench: Bench) -> None:
 
 
 async def test_no_event_that_is_committed_after_a_creation_is_left_out(bench: Bench) -> None:
-    """An event that did not see the webhook is committed before the creation is answered."""
+    """The creation is answered only after the commit of each event that did not see the webhook."""
     await bench.end_task()
     async with bench.pool.connection() as connection, connection.transaction():
         await connection.execute(
@@ -265,7 +265,7 @@ async def test_only_events_that_the_creator_may_read(bench: Bench) -> None:
 
 
 async def test_a_claim_reads_no_large_events(bench: Bench) -> None:
-    """A claim may have thousands of events, and PostgreSQL compresses large ones."""
+    """A claim may have thousands of events, and PostgreSQL would decompress each large one."""
     types = [EventType.ITERATION_COMPLETED]
     await bench.webhooks.create_webhook(webhook(event_types=types), 20)
     busy, running = await with_task(bench.store)
@@ -287,7 +287,7 @@ async def test_a_claim_reads_no_large_events(bench: Bench) -> None:
 
 
 async def test_a_deleted_webhook_holds_up_no_other_of_its_receiver(bench: Bench) -> None:
-    """The deliveries of the deleted webhook are older, and more than one claim takes."""
+    """The deleted webhook's deliveries are older than the others, and too many for one claim."""
     deleted, kept = webhook(), webhook()
     await bench.webhooks.create_webhook(deleted, 20)
     for _ in range(MAX_OF_RECEIVER + 1):
@@ -426,7 +426,7 @@ async def test_a_locked_row_delays_nothing(bench: Bench) -> None:
 
 
 async def test_receivers_take_turns(bench: Bench) -> None:
-    """A receiver with many deliveries leaves room for the others, and busy ones are left out."""
+    """A receiver with many deliveries leaves room for others, and a claim skips busy receivers."""
     urls = [f"https://{name}.example/" for name in "abc"]
     for url in urls:
         await bench.webhooks.create_webhook(webhook(url), 20)
@@ -457,7 +457,7 @@ async def test_a_webhook_of_a_task_gets_its_earlier_events(bench: Bench) -> None
     assert await bench.webhooks.list_webhooks(ORG, scope) == [made]
     (claimed,) = await claim(bench.worker())
     assert [event.type for _, event in claimed.events if event] == [EventType.TASK_COMPLETED]
-    # One of the same name takes its place, and does not count against the limit.
+    # A webhook with the same name replaces this one, and does not count towards the limit.
     replacing = webhook(task=scope)
     await bench.webhooks.create_webhook(replacing, 1)
     assert await bench.webhooks.list_webhooks(ORG, scope) == [replacing]

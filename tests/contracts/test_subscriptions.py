@@ -41,7 +41,7 @@ async def _postgres(
     database_url: str, resources: AsyncExitStack, *, from_another_process: bool
 ) -> Case:
     pool = await resources.enter_async_context(open_pool(database_url))
-    # A poll would hide a lost notification.
+    # No poll happens during a test, because it would hide a lost notification.
     subscriptions, other = [
         await resources.enter_async_context(
             WorkspaceSubscriptions(pool, database_url, machine_clock, poll_seconds=LONG_SECONDS)
@@ -64,7 +64,7 @@ async def _postgres(
 
 @pytest.fixture(params=["memory", "postgres", "postgres from another process"])
 def subscriptions_url(request: pytest.FixtureRequest) -> tuple[str | None, bool]:
-    """The database (None for memory), and whether another process commits."""
+    """The URL of the database (None for memory), and whether another process commits."""
     if request.param == "memory":
         return None, False
     return request.getfixturevalue("database_url"), request.param != "postgres"
@@ -74,8 +74,8 @@ def subscriptions_url(request: pytest.FixtureRequest) -> tuple[str | None, bool]
 async def case(
     subscriptions_url: tuple[str | None, bool], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Case]:
-    """Each implementation in turn."""
-    # A mark that is set later than this wakes its subscriber once more.
+    """Each implementation of Subscriptions in turn."""
+    # If it takes longer than this to set a mark, the subscriber is woken once more.
     monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
     url, from_another_process = subscriptions_url
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):

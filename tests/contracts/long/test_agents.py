@@ -1,4 +1,4 @@
-"""The contract of Agents: over gRPC, with metrics, and in the fake."""
+"""The contract of Agents, for its implementations: over gRPC, with metrics, and the fake."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,8 +15,8 @@ from tests.contracts.agents import AgentCase, ClientCase, FakeCase, Fault, cance
 from tests.support import world
 from tests.support.waiting import eventually_async
 
-# Much longer than the 2 s that the port states, for a busy machine. Several calls that waited for
-# each other would take longer. tests/unit/fleet/test_agent_client.py has the limit itself.
+# Much longer than the 2 s that Agents states, because the machine may be busy. Calls that waited
+# for each other would take still longer. tests/unit/fleet/test_agent_client.py tests the 2 s.
 LIMIT_SECONDS = 10.0
 
 Call = Callable[[Agents, Workspace, Task], Awaitable[object]]
@@ -38,7 +38,7 @@ _CASES: dict[str, Callable[[], AbstractAsyncContextManager[AgentCase]]] = {
 
 @pytest.fixture(params=_CASES)
 async def case(request: pytest.FixtureRequest) -> AsyncIterator[AgentCase]:
-    """Each implementation in turn."""
+    """Each implementation of Agents in turn."""
     async with _CASES[request.param]() as case:
         yield case
 

@@ -16,7 +16,7 @@ from tests.contracts.test_store_trees import cancel, cancelled, chain
 from tests.support.store.examples import workspace
 from tests.support.store.trees import end, submit, submit_to
 
-# The number of rounds in each of the two parts.
+# How many rounds each part of the parametrized test runs.
 ROUNDS = 500
 CHILDREN = 3
 
@@ -40,7 +40,7 @@ async def test_no_child_is_left_behind(database_url: str, part: int) -> None:
                 await end(store, task)
             root = await submit_to(store, tree[0].workspace_id)
             tree = [root, await submit_to(store, tree[1].workspace_id, root)]
-        # Different rounds accepted different numbers of children.
+        # The calls did race: different rounds accepted different numbers of children.
         assert len(accepted) > 1, accepted
 
 
@@ -61,7 +61,7 @@ async def test_the_largest_tree_is_cancelled_in_one_call(database_url: str) -> N
 
 
 async def tree_of(store: Store, count: int, levels: int) -> list[Task]:
-    """A root and its descendants, about as many on each level."""
+    """Submits a root and its descendants, about the same number on each level below the root."""
     tree = above = [await submit(store)]
     width = (count - 1) // (levels - 1)
     for level in range(1, levels):
@@ -74,7 +74,7 @@ async def tree_of(store: Store, count: int, levels: int) -> list[Task]:
 
 
 async def _round(store: Store, tree: list[Task], ids: list[str], number: int) -> list[Task]:
-    """Returns the children that were accepted."""
+    """Submits children while it cancels the tree. Returns the children that were accepted."""
     start = asyncio.Barrier(CHILDREN + 1)
 
     async def submit_child(at: int) -> Task | None:
@@ -90,6 +90,6 @@ async def _round(store: Store, tree: list[Task], ids: list[str], number: int) ->
         await cancel(store, tree[0])
 
     calls = [submit_child(at) for at in range(CHILDREN)]
-    # The call that arrives last at the barrier continues first.
+    # The last call to reach the barrier continues first, so the position decides the order.
     calls.insert(number % (CHILDREN + 1), cancel_tree())
     return [child for child in await asyncio.gather(*calls) if child is not None]
