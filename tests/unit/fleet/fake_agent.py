@@ -49,13 +49,13 @@ class FakeAgent(AgentServiceServicer):
         # The tasks that the agent knows; None for all.
         self.known: set[str] | None = None
         self.signals: list[Signal] = []
-        # The answers to a signal, if not one acknowledgement.
+        # Returns the answers to a signal; None for one acknowledgement.
         self.answers: Callable[[Signal], Iterable[Acknowledgement]] | None = None
-        # The answer to a read. None stands for an agent of an earlier version.
+        # The answer to a read; None to behave like an agent of an earlier version.
         self.iteration: CurrentIteration | None = None
         self.reads = 0
         self.before_read: Callable[[int, Context], Awaitable[None]] = answer_at_once
-        # The peer and the value of `authorization` of each stream.
+        # The peer of each stream, and the value of its `authorization` metadata.
         self.peers: list[str] = []
         self.opened: list[str] = []
         self.address = ""
@@ -64,7 +64,7 @@ class FakeAgent(AgentServiceServicer):
     async def listen(
         self, address: str = "", tls: TlsIdentity | None = None, options: Options = ()
     ) -> None:
-        """Listens on the address, or on a port that no connection takes while the agent is down."""
+        """Listens on the address, or on a port that stays free while the agent is down."""
         address = address or f"127.0.0.1:{free_ports(1)[0]}"
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *options])
         add_AgentServiceServicer_to_server(self, self._server)
@@ -112,7 +112,7 @@ async def cancel(client: AgentClient, address: str | None, task_id: str = TASK.i
 
 
 async def unreachable(client: AgentClient, address: str | None) -> None:
-    """Fails to cancel, long before the budget of a patient client is over."""
+    """Cancels. The call must fail, long before the budget of a patient client is used up."""
     with pytest.raises(AgentUnreachableError):
         await asyncio.wait_for(cancel(client, address), 30)
 

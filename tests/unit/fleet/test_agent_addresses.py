@@ -83,7 +83,7 @@ async def test_an_agent_that_registers_the_address_of_another_does_not_disturb_i
             with pytest.raises(AgentUnreachableError):
                 await client.current_iteration(intruder, TASK)
         refused = agent.streams - 1
-        # The stream of the known agent is still open, and the agent is still read.
+        # The stream of the known agent is still open, and reads of the agent still succeed.
         assert await client.current_iteration(known, TASK) is not None
         agent.release.set()
         assert await in_flight

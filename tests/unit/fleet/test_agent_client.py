@@ -1,6 +1,6 @@
 """The agent client over gRPC: its signals, streams, attempts and tokens.
 
-tests/contracts tests what it promises to the core.
+tests/contracts tests what the client promises to the core.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ async def test_each_signal_has_its_own_acknowledgement(
     agent.before = wait
     calls = [asyncio.create_task(cancel(client, agent.address, f"task_{n}")) for n in range(5)]
     await eventually_async(lambda: agent.signals)
-    # This call no longer waits. Its acknowledgement arrives first.
+    # This caller has left. The acknowledgement of its signal arrives first.
     calls[0].cancel()
     all_sent.set()
     assert await asyncio.gather(*calls[1:]) == [True, False, True, False]
@@ -174,7 +174,7 @@ async def test_an_agent_of_an_earlier_version_reports_no_calls(
 ) -> None:
     workspace = workspace_at(agent.address)
     assert await client.current_iteration(workspace, TASK) is None
-    # Reads and signals share a connection.
+    # Signals use the same connection as reads, and still reach the agent.
     assert await cancel(client, agent.address)
 
 
@@ -196,13 +196,13 @@ async def test_what_an_agent_reports_is_bounded(client: AgentClient, agent: Fake
     cut, *others = seen.calls
     assert (cut.phase, cut.name, cut.arguments) == ("tool_call", "é" * 128, "é" * 2_048)
     assert (cut.duration_ms, cut.output) == (0, "é" * 4_094 + "end")
-    # Of the first 16 calls, two have no phase.
+    # Only the first 16 calls count, and two of them have no phase.
     assert [other.phase for other in others] == ["model_call"] * 13
 
 
 @pytest.mark.usefixtures("patient")
 async def test_a_channel_is_closed_when_the_reads_on_it_have_ended(agent: FakeAgent) -> None:
-    """The reads outlive the channel: another read gives it up, or other agents need its place."""
+    """A channel stays open for its reads after it was given up or another agent took its place."""
     go_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:
@@ -233,7 +233,7 @@ def report(size: int) -> bytes:
     ("answer", "compression"),
     [
         (report(300_000), grpc.Compression.NoCompression),
-        # A few bytes of an agent must not fill the memory of a worker.
+        # A few compressed bytes of an agent must not fill the memory of a worker.
         (report(100_000), grpc.Compression.Gzip),
         (b"\xff\xff\xff", grpc.Compression.NoCompression),
     ],
@@ -267,10 +267,10 @@ async def test_an_agent_that_does_not_answer_is_given_up(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     agent.before = never
-    # Ten times as long as the call takes.
+    # Ten times as long as the call should take.
     async with asyncio.timeout(18):
         await unreachable(client, agent.address)
-    # The next signal has its own stream.
+    # The next signal gets a new stream.
     agent.before = answer_at_once
     assert await cancel(client, agent.address)
 
@@ -285,7 +285,7 @@ async def test_a_signal_ends_before_the_deadline_of_its_caller(
 
 
 def arrived(seconds_ago: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the current call look as if it had arrived this long ago."""
+    """Makes the current call look as if it had arrived `seconds_ago` seconds ago."""
     at = time.monotonic() - seconds_ago
     with monkeypatch.context() as earlier:
         earlier.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: at))
@@ -333,7 +333,7 @@ async def test_a_signal_without_time_for_an_attempt_leaves_the_stream_to_the_nex
 async def test_a_task_is_delivered_with_the_whole_budget(
     client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that is not delivered in time fails. A slow database must not cause that."""
+    """A slow database must not shorten the budget: a task that is not delivered in time fails."""
 
     async def be_slow(number: int, context: Context) -> None:
         await asyncio.sleep(2 * agent_client._LEAST_SECONDS)
@@ -403,7 +403,7 @@ async def test_the_channel_to_an_agent_that_dies_before_it_answers_is_closed(
         return channels[-1]
 
     monkeypatch.setattr(Connector, "open", recorded)
-    # The kernel accepts connections for it.
+    # The kernel accepts connections for the frozen agent.
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         deadline.begin(0.3)
         await unreachable(client, f"127.0.0.1:{frozen.getsockname()[1]}")

@@ -1,4 +1,4 @@
-"""AGENT_COMMAND, the program of the agents. tests/stack/long/test_other_agents.py runs one."""
+"""AGENT_COMMAND, the program of the agents. tests/stack/long/test_other_agents.py runs a sample."""
 
 import importlib
 import shlex
@@ -15,16 +15,16 @@ from evershell.fleet.local.isolation import NoIsolation, Started
 from evershell.fleet.local.local_pods import LocalPods
 from tests.support.store.examples import workspace
 
-# The package has the name of the command.
+# Both the module and the command in it are named `up`.
 command_up = importlib.import_module("evershell.commands.up")
 
 
 class Refused(Exception):
-    """Stands for the start of the program."""
+    """Raised in place of the start of the program."""
 
 
 class Recorded(NoIsolation):
-    """Records the command instead of running it."""
+    """Raises Refused with the command instead of running it."""
 
     def start(self, *arguments: object, **_: object) -> Started:
         raise Refused(arguments[1])

@@ -20,7 +20,7 @@ from tests.unit.fleet.fake_agent import TASK, Context, FakeAgent, cancel, never,
 
 _SERVICE = "evershell.agent.v1.AgentService"
 _ACKNOWLEDGED = Acknowledgement(id=1, known=True).SerializeToString()
-# More than gRPC sends before the agent reads it.
+# Too large for gRPC to send completely before the agent reads.
 _LARGE = replace(TASK, description="x" * 32_000_000)
 Signals = Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]
 
@@ -73,7 +73,7 @@ async def send_too_much(requests: AsyncIterator[bytes], context: Context) -> Asy
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[[Signals], Any]]:
-    """Starts an agent with these Signals, and returns its address."""
+    """Yields a function that starts an agent with these Signals and returns its address."""
     servers: list[grpc.aio.Server] = []
 
     async def start(signals: Signals) -> str:
@@ -112,7 +112,7 @@ async def test_an_agent_that_ends_the_stream_is_unreachable(
 ) -> None:
     workspace = workspace_at(await serve(signals))
     try:
-        # A flood may begin with the acknowledgement.
+        # A flood may acknowledge the signal before the stream is ended.
         await asyncio.wait_for(client.start_task(workspace, task), 60)
     except AgentUnreachableError:
         return
@@ -141,7 +141,7 @@ async def test_an_agent_whose_connection_breaks_is_unreachable(
 async def test_a_caller_who_leaves_while_its_signal_is_written_ends_no_other_call(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    """gRPC then ends the stream that the signals share. The other signals use another stream."""
+    """gRPC then ends the stream that the signals share. The other signals get another stream."""
     reads_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:

@@ -1,4 +1,4 @@
-"""Reads of agents that answer late or never. Signals still pass."""
+"""Reads of agents that answer late or never. Signals still reach such agents."""
 
 import asyncio
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ POLLERS = 150
 
 @pytest.fixture(autouse=True)
 def long_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the silence so long that it does not end during a test, even on a busy machine."""
+    """Makes a silent agent count as silent until the test ends, even on a busy machine."""
     monkeypatch.setattr(agent_reads, "_SILENT_SECONDS", 600.0)
 
 
@@ -41,7 +41,7 @@ async def read(client: AgentClient, agent: FakeAgent) -> int:
 
 
 async def poll(client: AgentClient, agent: FakeAgent) -> set[object]:
-    """The kinds of answers that many callers get at the same time."""
+    """The different answers, or types of errors, that POLLERS concurrent reads get."""
     reads = (read(client, agent) for _ in range(POLLERS))
     answers = await asyncio.gather(*reads, return_exceptions=True)
     return {type(each) if isinstance(each, BaseException) else each for each in answers}
@@ -73,7 +73,7 @@ async def test_pollers_of_a_slow_agent_share_its_answer(
     go_on.set()
     assert await polls == {4}
     assert agent.reads == 1
-    # The next read is a new one.
+    # The next caller starts a new read.
     agent.iteration = CurrentIteration(number=5)
     assert await read(client, agent) == 5
 
@@ -124,7 +124,7 @@ async def test_a_read_whose_first_answer_is_an_error_is_repeated_once(
 async def test_those_who_leave_do_not_end_the_read_of_the_others(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    """One caller is cancelled, one has an early deadline. Neither makes the agent silent."""
+    """One caller is cancelled, and one has an early deadline. The agent is not taken for silent."""
     go_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:
@@ -160,7 +160,7 @@ async def test_many_silent_agents_together_are_read_at_a_bounded_rate(
         raise NotAcknowledgedError("it is silent")
 
     async def poll_all(agents: int, seconds: int) -> int:
-        """How many reads start when each agent is polled once a second, without its first read."""
+        """How many reads start after the first second if each agent is polled once a second."""
         nonlocal now, started
         for second in range(seconds + 1):
             for agent in range(agents):
@@ -173,5 +173,5 @@ async def test_many_silent_agents_together_are_read_at_a_bounded_rate(
 
     assert await poll_all(1_000, 60) <= 61 * 50
     now += 600
-    # With few silent agents, each is read every 3 s.
+    # If only a few agents are silent, each of them is read every 3 s.
     assert await poll_all(10, 30) == 10 * 10

@@ -1,4 +1,4 @@
-"""The bound on streams to agents, each on a channel, with many agents on loopback ports."""
+"""The limit of streams to agents, each on its own channel, with many agents on loopback ports."""
 
 import asyncio
 import gc
@@ -93,7 +93,7 @@ async def test_the_least_recently_used_channel_is_closed_for_a_new_one(
         await eventually_async(lambda: second.address not in channels.open)
         assert sorted(channels.open) == sorted(agent.address for agent in (first, *others))
         assert channels.opened == LIMIT + 1
-        # The closed channel is opened again.
+        # A signal to the second agent opens its channel again.
         assert await cancel(client, second.address)
         assert channels.opened == LIMIT + 2
 
@@ -106,7 +106,7 @@ async def test_reads_take_the_channel_of_one_signalled_agent_at_most(
         for agent in signalled:
             assert await cancel(client, agent.address)
         for agent in (*others, *signalled[:2]):
-            # An agent of an earlier version.
+            # FakeAgent answers reads like an agent of an earlier version.
             assert await client.current_iteration(workspace_at(agent.address), TASK) is None
         await eventually_async(lambda: len(channels.open) == LIMIT)
         kept = [agent.address for agent in signalled if agent.address in channels.open]

@@ -42,7 +42,7 @@ async def cancel(client: AgentClient, workspace: object) -> bool:
 
 
 async def is_unreachable(client: AgentClient, workspace: object) -> None:
-    """Fails to cancel, after several attempts."""
+    """Cancels. The call must fail, after several attempts."""
     deadline.begin(0.7)
     with pytest.raises(AgentUnreachableError):
         await cancel(client, workspace)
@@ -76,7 +76,7 @@ async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
 async def test_the_next_agent_on_an_address_is_reached(
     client: AgentClient, of: Certificates
 ) -> None:
-    """The next agent has another certificate, so the channel to the first agent is of no use."""
+    """The next agent has another certificate, so it needs another channel than the first agent."""
     first, second = workspace_at(None).id, workspace_at(None).id
     agent = FakeAgent()
     await agent.listen(tls=of.agent(first, EPOCH))

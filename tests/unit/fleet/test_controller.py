@@ -1,6 +1,6 @@
 """The controller: the step that it takes for each workspace, and its metrics.
 
-test_due.py has what it reads, and the bounds that it enforces.
+test_due.py tests what the controller reads, and the bounds that it enforces.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ async def test_the_pods_are_synchronized_once_a_term_and_before_any_step(fleet: 
 
 
 async def test_a_controller_whose_term_has_ended_starts_and_ends_no_pod(fleet: Fleet) -> None:
-    """The controller was frozen, and continues with what it read before."""
+    """The controller was frozen, and continues with rows that it read before."""
     fresh = await fleet.add(PROVISIONING, pod=False)
     fleet.pods.never_run.add(fresh.id)
     lost = await fleet.add(IDLE)
@@ -294,7 +294,7 @@ async def test_a_stopping_pod_is_not_ended_while_a_worker_is_silent(fleet: Fleet
 async def test_a_task_wakes_a_workspace_whose_pod_was_ended_by_force(
     fleet: Fleet, is_confirmed: bool
 ) -> None:
-    """The pod is ended again before the next one starts, even if its end was not confirmed."""
+    """The forced end of the pod, confirmed or not, is repeated before the next pod starts."""
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=1)
@@ -316,7 +316,7 @@ async def test_a_task_wakes_a_workspace_whose_pod_was_ended_by_force(
 async def test_a_forced_end_whose_record_fails_once_leaves_a_suspended_workspace(
     fleet: Fleet,
 ) -> None:
-    """The next pass finds that the pod has ended, and does not know why."""
+    """The controller's next pass finds that the pod has ended, but not why."""
     busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=1)
@@ -405,7 +405,7 @@ async def test_a_deletion_waits_for_the_task_then_for_the_files_and_continues(
         await fleet.next_scan()
     assert (await fleet.world.workspace(busy.id)).awaits_removal
     fleet.pods.removes_all = True
-    # This scan stands for another controller.
+    # This scan stands for a scan by another controller.
     await fleet.scan()
     assert await fleet.world.store.get_workspace(busy.id) is None
 
@@ -505,7 +505,7 @@ async def test_the_next_leader_finds_what_was_reached_without_one(fleet: Fleet) 
 
 
 async def test_the_task_of_a_frozen_agent_ends_cancelled(fleet: Fleet) -> None:
-    """A limit cancels the task, and the bounds of a caller's cancellation apply."""
+    """A task that a limit cancels has the same bounds as a task that a caller cancels."""
     at, new = await limited(fleet, max_duration_seconds=1)
     fleet.world.agents.reachable = False
     async with fleet.running():
@@ -639,7 +639,7 @@ async def test_open_cancellations_are_counted_and_the_oldest_has_its_age(
     fleet.world.clock.now += timedelta(seconds=60)
     async with fleet.running():
         before = value(metrics, "cancellations_oldest_seconds")
-        # The age grows without a scan, and so also while the database does not answer.
+        # The age grows without a scan, so it also grows while the database does not answer.
         fleet.world.clock.now += timedelta(seconds=3)
         assert value(metrics, "cancellations_open") == 2
         assert before is not None

@@ -1,6 +1,6 @@
 """What the controller reads at a scan, and the live agents that let a deadline pass.
 
-It ends the pods of such agents, and only theirs.
+The controller ends the pods of such agents, and no other pods.
 """
 
 import time
@@ -55,7 +55,7 @@ async def lease(world: World, workspace: Workspace, seconds: float) -> None:
 
 
 def reads(world: World) -> list[float]:
-    """The times at which the leases are read, in seconds since the start."""
+    """Records when the leases are read, in seconds since the start."""
     noted: list[float] = []
     read = world.store.lease_seconds_left
 
@@ -87,7 +87,7 @@ async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> N
     for _ in range(14):
         found[Monotonic(world)()] = await overdue_ids(scans)
         world.clock.advance(0.5)
-    # Once the first has run out, they are read at every scan until it has ended.
+    # Once the first lease has run out, the leases are read at every scan until its pod has ended.
     assert read_at == [0, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5]
     assert found[3] == [] and found[3.5] == [first.id]
     assert found[5.5] == [first.id, second.id]
@@ -97,7 +97,7 @@ async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> N
 async def test_a_lease_that_begins_after_the_read_is_found_when_it_runs_out(
     world: World, others: int
 ) -> None:
-    """The controller reads the leases again after a lease, even if all known ones last longer."""
+    """The leases are read again after `lease_seconds`, even if all known leases last longer."""
     for _ in range(others):
         await lease(world, await world.add(), 1_000)
     scans, late = scans_of(world), await world.add()
@@ -111,7 +111,7 @@ async def test_a_lease_that_begins_after_the_read_is_found_when_it_runs_out(
 
 
 async def test_each_bound_is_found_at_the_next_scan(world: World) -> None:
-    """No notification and no sweep is needed."""
+    """The scan needs neither a notification nor a sweep."""
     forced, running = await world.add_busy()
     await world.cancel(forced.id, force_after_seconds=1)
     unnamed, _ = await world.add_busy()
@@ -288,7 +288,7 @@ async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
 async def test_while_a_worker_is_silent_a_deadline_waits_for_a_lease_at_most(
     fleet: Fleet, silences: list[float]
 ) -> None:
-    """Agents of the worker may be unable to commit. An agent that could and does not is ended."""
+    """Agents of a silent worker may be unable to commit, so they get the time of one lease."""
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.store.silences = silences

@@ -1,6 +1,7 @@
 """Agents that are forked into their sandboxes, with a small program instead of the agent.
 
-tests/contracts tests what their pods promise, tests/faults/long/attacks what a tool can reach.
+tests/contracts tests what the pods of such agents promise. tests/faults/long/attacks tests what a
+tool can reach.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ from tests.support.small_agent import AGENT, spec_for, wait_start
 from tests.support.waiting import eventually, eventually_async
 
 PYTHON = sys.executable
-# Ends on SIGTERM, and leaves it to the kernel to end its tool.
+# A program that ends on SIGTERM, and leaves it to the kernel to end its tool.
 STOPPABLE = """
 import random, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -70,12 +71,12 @@ def agent_of(state_dir: Path, workspace: Workspace) -> psutil.Process:
 
 
 def is_forked(state_dir: Path, workspace: Workspace) -> bool:
-    """Whether the agent was forked. The parent of an executed agent is bwrap."""
+    """Whether the agent was forked: it is then a child of this process, and otherwise of bwrap."""
     return agent_of(state_dir, workspace).ppid() == os.getpid()
 
 
 async def forked(state_dir: Path, workspace: Workspace) -> bool:
-    """Whether the controller adopts the agent once the process between them has ended."""
+    """Whether the agent becomes a child of this process once the process between them has ended."""
     try:
         await eventually_async(lambda: is_forked(state_dir, workspace))
     except TimeoutError:
@@ -84,7 +85,7 @@ async def forked(state_dir: Path, workspace: Workspace) -> bool:
 
 
 def visible(pid: int) -> dict[str, object]:
-    """The kernel's data about a process that decides what the process may do."""
+    """The kernel's data that decide what the process may do."""
     folder = Path("/proc", str(pid))
     status = (folder / "status").read_text().splitlines()
     mounts = [line.split() for line in (folder / "mountinfo").read_text().splitlines()]
@@ -112,7 +113,7 @@ async def test_a_forked_agent_has_what_an_executed_one_has_and_no_more(
 ) -> None:
     seen, received = [], []
     with subreaper():
-        # A group that the agents do not have.
+        # The fork server has a group that the agents must not have.
         async with fork_server(AGENT, "if os.getuid() == 0: os.setgroups([1])") as server:
             assert server.process is not None
             for each in (server, None):
@@ -145,7 +146,7 @@ async def test_the_death_of_a_forked_agent_is_noticed_and_leaves_no_zombie(
     await pods.start(workspace)
     assert await forked(tmp_path, workspace)
     waiting = asyncio.create_task(pods.wait_exit(workspace))
-    # Only a wait that has begun reaps the agent.
+    # The agent is reaped only if the wait has begun before its death.
     await asyncio.sleep(0)
     agent = agent_of(tmp_path, workspace)
     agent.kill()
@@ -245,7 +246,7 @@ async def test_a_fork_for_a_controller_that_has_ended_writes_nothing(
             nobody.send(server.start(), [writer, other.fileno(), other.fileno()])
             other.close()
             os.close(writer)
-            # Waits until the fork has ended.
+            # The read returns once the fork has ended, because that closes the pipe.
             assert await asyncio.to_thread(os.read, reader, 1) == b""
     os.close(reader)
     assert capfd.readouterr().err == ""
@@ -272,7 +273,7 @@ async def test_a_start_fails_if_the_sandbox_ends_before_there_is_an_agent(
 async def test_an_agent_that_was_forked_too_late_does_not_run(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The controller has given the agent up, so that there are never two."""
+    """The controller has given up the fork and executed the agent instead: only one agent runs."""
     late: list[int] = []
 
     class GivesUp:
@@ -295,7 +296,7 @@ async def test_an_agent_that_was_forked_too_late_does_not_run(
 async def test_nothing_of_an_agent_is_in_the_memory_of_the_fork_server(
     pods: LocalPods, server: ForkServer, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Two agents also do not have the same random numbers."""
+    """Two agents also have different random numbers."""
     texts = []
     for each in (workspace, world.workspace(epoch=1, run_id=RUN_ID)):
         await pods.start(each)
@@ -309,7 +310,7 @@ async def test_nothing_of_an_agent_is_in_the_memory_of_the_fork_server(
 
 
 def memory(pid: int) -> bytes:
-    """The contents of a process's heap and stack."""
+    """The contents of the process's private writable memory, such as its heap and stack."""
     found = b""
     with Path("/proc", str(pid), "mem").open("rb", 0) as file:
         for line in Path("/proc", str(pid), "maps").read_text().splitlines():
@@ -321,7 +322,7 @@ def memory(pid: int) -> bytes:
 
 
 async def test_the_fork_server_of_agents_has_one_thread_and_no_runtime_of_grpc() -> None:
-    """A fork has only the thread that calls it."""
+    """A forked process has only the thread that called fork()."""
     command = [PYTHON, "-P", "-m", "evershell.agents.fork_server", "scripted"]
     server = ForkServer(command, {"PATH": os.environ["PATH"]})
     own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -329,13 +330,13 @@ async def test_the_fork_server_of_agents_has_one_thread_and_no_runtime_of_grpc()
         nobody = ForkRequest(pid=2**22 + 1, uid=None, command=[], environment={})
         nobody.send(server.start(), [other.fileno()] * 3)
         other.close()
-        # The fork server has imported everything when it answers.
+        # When the fork server answers, it has imported everything.
         assert b"No such file" in await asyncio.to_thread(own.recv, 1024)
     assert server.process is not None
     running = psutil.Process(server.process.pid)
     assert running.num_threads() == 1
-    # The three standard descriptors, and the socket again. The answer may come before the fork
-    # server has closed the descriptors of the request.
+    # Four descriptors are left: the three standard ones and the socket. The fork server may answer
+    # before it has closed the descriptors of the request.
     await eventually_async(lambda: running.num_fds() == 4)
     server.close()
     await processes.wait_exit_and_reap(running.pid)

@@ -52,7 +52,7 @@ async def test_an_agent_in_a_sandbox_receives_what_it_would_without_one(
 async def test_a_pod_is_alive_as_soon_as_it_was_started(
     pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """bwrap first runs with another folder and environment than the agent's."""
+    """bwrap first runs with a folder and an environment that are not the agent's."""
     await pods.start(workspace)
     assert pods.is_alive(workspace)
     assert LocalPods(tmp_path, spec_for).is_alive(workspace)
@@ -149,7 +149,7 @@ def test_an_agent_sees_the_folders_of_the_files_that_its_command_names(
     program, state = tmp_path / "program", tmp_path / "program" / "state"
     state.mkdir(parents=True)
     for folder in (program, state):
-        # The user of a pod must be able to read it.
+        # The user of a pod must be able to read the folder.
         folder.chmod(0o755)
         (folder / "beside").write_text("seen")
     (program / "agent.py").touch()
@@ -218,7 +218,7 @@ def test_nothing_is_mounted_below_a_folder_that_the_pod_can_write(
     )
     inner = ToolSandbox("bwrap", LIMITS, b"filter").command(["tool"])
     for command in (outer, inner):
-        # As root, one bwrap starts another.
+        # As root, one bwrap starts another bwrap.
         starts = [index for index, word in enumerate(command) if word == "bwrap"]
         for start, end in itertools.pairwise([*starts, len(command)]):
             mounted = list(_mounted(command[start:end]))
@@ -245,7 +245,7 @@ def _run(bwrap: str, command: list[str], hidden: Path, pass_fds: tuple[int, ...]
         writable=[],
         environment={},
         uid=2**29 if os.getuid() == 0 else None,
-        # bwrap closes it, so the command has no standard output.
+        # bwrap closes this descriptor, so the command has no standard output.
         info_fd=1,
     )
     return subprocess.run(
@@ -268,7 +268,7 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def system_bwrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A bwrap of the system that does not work."""
+    """A bwrap on the PATH that does not work."""
     program = tmp_path / "bwrap"
     program.write_text("#!/bin/sh\necho 'bwrap: no user namespaces' >&2; exit 1\n")
     program.chmod(0o755)

@@ -1,7 +1,7 @@
 """Pods on this machine, with a small program instead of the agent.
 
-tests/contracts tests what they promise to the controller. A tool cannot use a forged record to end
-other processes, or to protect its own.
+tests/contracts tests what these pods promise to the controller. The tests here also show that a
+tool cannot use a forged record to end other processes, or to protect its own processes.
 """
 
 import asyncio
@@ -58,9 +58,9 @@ async def test_an_agent_receives_its_secrets_on_standard_input_only(
 async def test_an_agent_that_ended_unwatched_leaves_no_zombie(
     pods: LocalPods, workspace: Workspace, is_ended: bool
 ) -> None:
-    """Nobody waits for its exit while this controller does not lead."""
+    """While the controller does not lead, it does not wait for the exit of the agent."""
     await pods.start(workspace)
-    # For a moment after its start, the kernel shows no environment of a process.
+    # For a moment after a process starts, the kernel does not show its environment.
     (agent,) = await eventually_async(lambda: pod_processes.of_pod(workspace.id))
     agent.kill()
     await wait_exit(agent.pid)
@@ -106,8 +106,8 @@ async def test_a_wait_for_the_exit_ends_when_the_folder_is_deleted(
 
 Start: TypeAlias = Callable[[LocalPods], Awaitable[list[ProcessId]]]
 
-# Becomes a subreaper like the agent of the package, and starts a tool in its own session that has
-# no environment and ignores SIGTERM. The tool writes its process id and starts another one.
+# The agent becomes a subreaper, as real agents do, and starts a tool in a separate session, without
+# an environment. The tool ignores SIGTERM, starts another tool, and writes the ids of both.
 _DETACHED = """
 trap '' TERM
 sleep 600 &
@@ -127,7 +127,7 @@ time.sleep(600)
 async def tools(
     tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Start]:
-    """Starts a pod whose agent has detached tools. Returns the tools."""
+    """Yields a function that starts a pod whose agent has detached tools, and returns the tools."""
     program = tmp_path / "detaching"
     program.write_text(_AGENT)
     program.chmod(0o700)
@@ -165,7 +165,7 @@ async def test_an_end_ends_detached_tools_of_an_agent_that_lives(
 async def test_tools_of_a_dead_agent_are_ended_or_reported(
     tools: Start, workspace: Workspace, tmp_path: Path, ends: str
 ) -> None:
-    """The tools become children of the controller that started the agent. Only it can find them."""
+    """Only the controller that started the agent can find the tools, which become its children."""
     pods, other = adopting(tmp_path), LocalPods(tmp_path, spec_for)
     started = await tools(pods)
     os.kill(int((tmp_path / "pods" / workspace.id / "pid").read_text()), signal.SIGKILL)
@@ -191,7 +191,7 @@ async def test_the_pods_of_a_stack_end_with_their_tools(
 
 
 def adopting(state_dir: Path) -> LocalPods:
-    """Pods whose controller ends what its dead agents leave."""
+    """Pods of a controller that ends the processes that its dead agents leave."""
     others = {child.pid for child in psutil.Process().children()}
     return LocalPods(state_dir, spec_for, foreign_children=others)
 
@@ -327,7 +327,7 @@ async def test_a_pod_whose_folder_was_replaced_is_not_alive(
         assert not controller.has_files(workspace.id) and not controller.is_alive(workspace)
     assert await pods.end(workspace, 0) is True
     assert pod_processes.of_pod(workspace.id) == []
-    # The other pod was not changed.
+    # The pod of the other workspace was not affected.
     assert pods.is_alive(other)
     assert (tmp_path / "pods" / other.id / "pid").exists()
     await pods.start(workspace)

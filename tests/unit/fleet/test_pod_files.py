@@ -1,4 +1,4 @@
-"""Removes files that tools have left."""
+"""The removal of files that tools have left."""
 
 import ctypes
 import os
@@ -40,13 +40,13 @@ def fill(top: Path) -> None:
 
 
 def drop_capabilities() -> None:
-    """Lets the permissions of files apply to this thread, though its user is root."""
+    """Makes file permissions apply to this thread even if its user is root."""
     header, sets = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset(header, sets) == 0
 
 
 def remove(base: Path) -> int:
-    """Removes `base/files`. Returns the number of calls."""
+    """Removes `base/files`. Returns how many calls it took."""
     folder = os.open(base, os.O_RDONLY)
     try:
         calls = 1

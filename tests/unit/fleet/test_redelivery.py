@@ -23,7 +23,7 @@ JUST = timedelta(milliseconds=1)
 
 
 class Deliveries:
-    """Makes the attempts that are due, as the controller does."""
+    """Delivers the cancellations that are due, as the controller does."""
 
     def __init__(self) -> None:
         self.world = World()
@@ -139,13 +139,13 @@ async def test_what_nobody_has_signalled_is_delivered_at_once(deliveries: Delive
     deliveries.world.agents.reachable = False
     await deliveries.scan(NOW, at_once=True)
     assert deliveries.attempts == 1
-    # It is repeated before FIRST_AFTER.
+    # The delivery is repeated before FIRST_AFTER has passed.
     await deliveries.scan(NOW + timedelta(seconds=1))
     assert deliveries.attempts == 2
 
 
 async def fleet_at(now: datetime, cancellations: int) -> tuple[Fleet, list[str]]:
-    """A fleet with so many cancelled tasks, and the ids of their workspaces."""
+    """A fleet with `cancellations` cancelled tasks, and the ids of their workspaces."""
     fleet = Fleet()
     busy = [await fleet.add_busy(cancelled=True) for _ in range(cancellations)]
     fleet.world.clock.now = now

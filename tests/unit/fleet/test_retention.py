@@ -1,4 +1,4 @@
-"""The leader removes old tasks a few at a time, and leaves most of the time to others."""
+"""The leader removes old tasks a few at a time, with pauses in which others use the database."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ KEPT = timedelta(days=30)
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A world whose statements have no pauses between them."""
+    """A world in which a sweep uses small batches and pages."""
     monkeypatch.setattr(retention, "BATCH_EVENTS", 4)
     monkeypatch.setattr(retention, "_PAGE_SIZE", 2)
     yield World()
@@ -100,5 +100,5 @@ async def test_statements_take_a_share_of_the_time(
     monkeypatch.setattr(periodic, "monotonic", lambda: next(times))
     monkeypatch.setattr("asyncio.sleep", note)
     await Retention(world.store, world.clock, KEPT).sweep()
-    # The list of workspaces, and three batches of up to four events. Each takes 1 s.
+    # Four statements of 1 s: the list of workspaces, and three batches of up to four events.
     assert pauses == [pytest.approx(9)] * 4

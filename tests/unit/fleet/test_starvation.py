@@ -23,14 +23,14 @@ from tests.support.waiting import eventually_async
 from tests.support.world import FakeAgents
 
 MANY = 10_000
-# So long that no agent is overdue, except the one that broke a rule.
+# So long that no agent is overdue, except agents that broke a rule.
 BOUNDS = Bounds(
     model_timeout_seconds=3600,
     tool_timeout_seconds=3600,
     lease_seconds=3600,
     start_seconds=3600,
 )
-# What is due of each kind, as columns of its workspaces and of their tasks.
+# For each kind, the columns that make its workspaces due. TASKS has the columns of their tasks.
 WORKSPACES: dict[Kind, dict[str, str]] = {
     Kind.OVERDUE: {"agent_breach": "'it lied'"},
     Kind.LEASE: {"lease_expires_at": "now() - interval '1 h'"},
@@ -57,12 +57,12 @@ TASKS: dict[Kind, dict[str, str]] = {
     Kind.UNSTARTED: {"status": "'submitted'", "started_at": "NULL", **CANCELLED},
     Kind.CANCELLATION: CANCELLED,
 }
-# The kinds whose work is only a transaction. Their workspaces are locked to make it slow.
+# The kinds whose work is only a transaction. Locks on their workspaces make this work slow.
 IN_DATABASE = (Kind.TASK_LIMIT, Kind.TREE_LIMIT, Kind.UNSTARTED)
 
 
 async def insert(connection: AsyncConnection[Any], kind: Kind, count: int) -> None:
-    """Inserts workspaces of which this is due. Their ids begin with the kind."""
+    """Inserts workspaces for which this kind of work is due. Their ids begin with the kind."""
     workspace = {
         "id": f"'{kind}_' || n",
         "org_id": "'org'",
@@ -167,7 +167,7 @@ async def locked(url: str, kind: Kind) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("many", Kind)
 async def test_many_of_a_kind_delay_no_other(many: Kind, database_url: str) -> None:
-    """The work of `many` does not end, and all other work begins."""
+    """Work of the kind `many` does not end, but all other work begins."""
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         for kind in Kind:
             await insert(connection, kind, MANY if kind is many else 1)
@@ -176,7 +176,7 @@ async def test_many_of_a_kind_delay_no_other(many: Kind, database_url: str) -> N
     agents.meanwhile = pods.signal
     same = {many}
     if many is Kind.UNSTARTED:
-        # Such a workspace is itself one to start, and its task is cancelled.
+        # A workspace of this kind is also due as START and CANCELLATION.
         same |= {Kind.START, Kind.CANCELLATION}
     others = {f"{kind}_1" for kind in {*Kind} - same}
 

@@ -43,7 +43,10 @@ async def test_without_the_setting_no_workspace_is_suspended(fleet: Fleet) -> No
 
 
 async def test_the_next_leader_ends_the_pod_of_a_suspended_workspace(fleet: Fleet) -> None:
-    """The last leader ended after the first step. The pod may be of an earlier run of the stack."""
+    """The last leader ended after it had suspended the workspace, so the pod still runs.
+
+    The pod may belong to an earlier run of the stack.
+    """
     for run_id in (RUN_ID, "run_0"):
         at = await fleet.add(SUSPENDED, run_id=run_id)
         await fleet.scan()

@@ -14,7 +14,7 @@ Handler = Callable[[httpx2.Request], httpx2.Response | Awaitable[httpx2.Response
 
 
 def failure(status: int, message: str = "no", **headers: str) -> httpx2.Response:
-    """An answer with an error."""
+    """An answer of the API server with an error."""
     body = {"kind": "Status", "code": status, "message": message}
     return httpx2.Response(
         status, json=body, headers={k.replace("_", "-"): v for k, v in headers.items()}
@@ -35,7 +35,7 @@ def watched(*events: tuple[str, Object]) -> httpx2.Response:
 
 
 def pod(version: int, name: str = "agent-ws-1-1", uid: str = "u1", **status: Any) -> Object:
-    """A pod of workspace ws_1, with its status."""
+    """A pod of workspace ws_1 with this status."""
     return {
         "metadata": {
             "name": name,
@@ -82,7 +82,7 @@ class Script:
 
 @asynccontextmanager
 async def scripted(script: Script) -> AsyncIterator[Api]:
-    """The API server that answers by the script."""
+    """A client of an API server that answers as the script says."""
     transport = httpx2.MockTransport(script)
     async with httpx2.AsyncClient(transport=transport, base_url="https://cluster") as http:
         yield Api(http, "default", "managed=true", script.pause)

@@ -109,7 +109,7 @@ async def test_a_watch_that_fails_is_unreachable(answer: httpx2.Response | Excep
 
 
 async def test_a_watch_on_a_dead_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uses a real socket, because the limit applies to the connection."""
+    """Uses a real socket, because the limit applies to the silence of a connection."""
     monkeypatch.setattr(api, "_SILENCE_SECONDS", 0.1)
 
     async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""The copy of the cluster's objects, over everything that a watch can do."""
+"""The cache of the cluster's objects, with each event and each failure of a watch."""
 
 import asyncio
 from collections.abc import AsyncIterator

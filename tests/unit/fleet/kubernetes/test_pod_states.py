@@ -125,7 +125,7 @@ def test_the_last_line_of_the_log_comes_from_the_status() -> None:
 
 def test_a_pod_that_disappears_while_it_runs_has_not_confirmed_its_end() -> None:
     assert not pod_states.has_ended(pod(1, **RUNNING))
-    # The kubelet of some versions evicts in this order: the phase, then the end of the containers.
+    # On an eviction, some versions of the kubelet set the phase before the containers have ended.
     assert not pod_states.has_ended(pod(1, phase="Failed", reason="Evicted"))
 
 

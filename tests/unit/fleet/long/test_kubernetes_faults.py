@@ -1,4 +1,4 @@
-"""Pods on a real API server while things go wrong: what is known, and what operators read."""
+"""Pods on a real API server during faults: what the controller knows, and what operators read."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -47,14 +47,14 @@ class Line(httpx2.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
     async def cut(self) -> None:
-        """Closes all connections, watches too, and refuses new ones."""
+        """Closes all connections, including watches, and refuses new ones."""
         self.is_cut = True
         await self._pool.aclose()
 
 
 @asynccontextmanager
 async def cuttable(case: KubernetesCase) -> AsyncIterator[tuple[KubernetesPods, Line]]:
-    """The port of another controller, whose connections the test can cut."""
+    """Another controller's KubernetesPods, whose connections the test can cut."""
     line = Line()
     async with KubernetesPods.open(
         case.api.namespace, TEMPLATE, spec_for, start_seconds=1, end_seconds=1, transport=line
@@ -71,7 +71,7 @@ async def test_what_happens_during_an_outage_is_known_after_it(
         exiting = asyncio.create_task(pods.wait_exit(workspace))
         await line.cut()
         await case.kill(workspace)
-        # The controller cannot know, so leases decide.
+        # The controller cannot see the end of the agent, so it must rely on the lease.
         assert pods.is_alive(workspace)
         with pytest.raises(OSError, match="did not answer"):
             await pods.start(world.workspace(epoch=1, run_id=pods.run_id))
@@ -142,13 +142,13 @@ async def test_an_eviction_through_the_api_ends_the_pod_with_its_reason(
     await case.api.create(f"pods/{name_of(workspace)}/eviction", eviction, LIMIT_SECONDS)
     await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
     assert "deleted from outside" in case.pods.explain(workspace)
-    # The grace of an eviction is longer. This call cuts it short.
+    # The eviction gives the pod a longer grace period, which this call cuts short.
     assert await case.pods.end(workspace, 0) is True
     assert not case.runs(workspace.id)
 
 
 async def test_an_end_does_not_wait_for_volumes(case: KubernetesCase, workspace: Workspace) -> None:
-    """After a kubelet has reported the end of the containers, it still releases the volumes."""
+    """After a kubelet has reported the end of the containers, it must still release the volumes."""
     await case.start(workspace)
     case.node.is_silent = True
     ending = asyncio.create_task(case.pods.end(workspace, 0))
@@ -166,7 +166,7 @@ async def test_a_pod_that_was_removed_by_force_may_still_run(
     case.node.is_silent = True
     await case.api.delete("pods", name_of(workspace), 0, LIMIT_SECONDS)
     await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
-    # The API server marks the pod as deleted, and then removes it.
+    # The API server first marks the pod as deleted, and removes it a little later.
     await eventually_async(lambda: case.pods.explain(workspace) == "its pod is gone")
     assert await case.pods.end(workspace, 0) is False
 

@@ -53,7 +53,7 @@ def _folder(path: Path) -> None:
     (path / "below").mkdir(parents=True)
 
 
-# A program that reads one of these would block, fill its memory, or read another file.
+# In place of a file, these make a reader block, fill its memory, fail, or read another file.
 _REPLACEMENTS = pytest.mark.parametrize(
     "put",
     [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), _hard_link, _folder],
@@ -77,7 +77,7 @@ async def test_a_record_that_was_replaced_is_ignored(
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
     assert pods.log_tail(workspace.id) == ""
-    # Without the record of the agent, it is unknown whether all its processes have ended.
+    # Without the record of the agent, nobody knows whether all of its processes have ended.
     assert await pods.end(workspace, grace_seconds=0) is (name == "log")
 
     await _start_and_await_end(pods, workspace)
