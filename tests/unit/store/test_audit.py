@@ -32,7 +32,7 @@ async def listed(pool: Pool) -> list[AuditEntry]:
 
 
 class Writes:
-    """Takes the place of the database."""
+    """Stands for the database, and records the batches."""
 
     def __init__(self) -> None:
         self.batches: list[Sequence[AuditEntry]] = []
@@ -133,7 +133,7 @@ def partitions(owner: "Connection[tuple[object, ...]]") -> list[str]:
 
 
 def unusable_tables(owner: "Connection[tuple[object, ...]]") -> list[object]:
-    """The tables that the service may not use, except those of audit log and migrations."""
+    """The tables that the service may not use, except the tables of audit log and migrations."""
     found = owner.execute(
         "SELECT relname FROM pg_class "
         "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') "
@@ -160,7 +160,7 @@ async def test_each_month_has_a_partition(
     async with open_pool(empty_database_url, min_size=1) as pool:
         await store_audit_entries(pool, [audit_entry(now)])
         assert count(owner, f"audit_entries_{now:%Y_%m}") == 1
-        # No partition was made for this month.
+        # The months of these entries have no partition.
         late = [audit_entry(now + timedelta(days=31 * 24)), audit_entry(now - timedelta(days=900))]
         await store_audit_entries(pool, late)
         assert count(owner, "audit_entries_default") == 2

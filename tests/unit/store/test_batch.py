@@ -1,4 +1,4 @@
-"""Batch: which items share a group, what happens if one fails or its caller leaves, and the end."""
+"""Batch: how items share statements, failures, callers that leave, and the end of a batch."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from tests.support.waiting import eventually_async, settle
 
 
 class Table:
-    """What handles the items. Doubles each number. A statement ends when the test lets it."""
+    """Handles the items: doubles each number. A statement ends only once the test permits it."""
 
     def __init__(self) -> None:
         self.statements: list[list[int]] = []
         self.committed: list[int] = []
         self.may_end = asyncio.Event()
-        # A statement with this member does not end before this event.
+        # By number: the event that a statement with this number waits for.
         self.stuck: dict[int, asyncio.Event] = {}
-        # A statement with this member fails.
+        # By number: the error that a statement with this number raises.
         self.errors: dict[int, Exception] = {}
         self.in_flight = 0
         self.most_in_flight = 0
@@ -47,7 +47,7 @@ class Table:
 
 
 async def start(batch: Batch[int, int], *numbers: int) -> list[asyncio.Task[int]]:
-    """Calls with each number, and lets the calls run until they wait."""
+    """Calls the batch with each number, and lets the calls run until they wait."""
 
     async def call(number: int) -> int:
         return await batch(number)
@@ -59,7 +59,7 @@ async def start(batch: Batch[int, int], *numbers: int) -> list[asyncio.Task[int]
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No statement counts as slow, not even on a busy machine."""
+    """Makes no statement count as slow, even on a busy machine."""
     monkeypatch.setattr(batch_module, "_PATIENCE_SECONDS", 60.0)
 
 
@@ -135,9 +135,9 @@ async def test_slow_statements_do_not_hold_the_next_requests_back(
         callers += await start(batch, number)
         if number < 3:
             (prompt,) = await start(batch, 100 + number)
-            # The watchdog starts the second statement, long before the first returns.
+            # The watchdog starts a second statement long before the first one returns.
             assert await asyncio.wait_for(prompt, 10) == 200 + 2 * number
-            # Requests do not wait for the watchdog again.
+            # Later requests do not wait for the watchdog.
             (next_one,) = await start(batch, 50)
             assert next_one.done()
     assert table.in_flight == 4
@@ -225,7 +225,7 @@ async def test_a_cancelled_first_caller_lets_the_others_start(table: Table) -> N
     table.may_end.set()
     first.cancel()
     await settle()
-    # Not by the watchdog, which would take longer.
+    # The second caller did not have to wait for the watchdog.
     assert second.done() and second.result() == 4
     assert table.committed == [2]
 
@@ -293,7 +293,7 @@ async def test_items_are_handled_again_until_the_database_answers(
     batch = Batch(table.commit, at_most=10)
     await put(batch, 1, 2)
     assert table.statements == [[1, 2]]
-    # It waits like the others: the database is not asked for each new item.
+    # The new item waits like the others. It does not cause a statement at once.
     await put(batch, 3)
     await eventually_async(lambda: len(table.statements) >= 3)
     table.errors.clear()

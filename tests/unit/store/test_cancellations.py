@@ -24,14 +24,14 @@ from tests.support.store.locks import held
 from tests.support.store.published import Published
 from tests.support.waiting import eventually_async, settle
 
-# The number of requests that start alone. Later requests gather.
+# How many statements start with one request each. Later requests share a statement.
 STATEMENTS_AT_ONCE = 2
 # The log of a workspace after one cancellation of its first task.
 CANCELLED_LOG = [(1, "task_submitted"), (2, "task_cancel_requested")]
 
 
 class Cell:
-    """A store on a database, on which a test decides when statements return."""
+    """A store on a database whose statements return when the test permits."""
 
     def __init__(self, url: str, pool: Pool, published: Published) -> None:
         self.url = url
@@ -72,7 +72,7 @@ class Cell:
             await asyncio.gather(*calls)
 
     async def waiting(self, count: int, kind: str = "%") -> None:
-        """Waits until that many sessions wait for a lock of this kind."""
+        """Waits until `count` sessions wait for a lock of this kind."""
         query = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
             "AND wait_event_type = 'Lock' AND wait_event LIKE %s"
@@ -88,7 +88,7 @@ class Cell:
             return await (await connection.execute(query, parameters)).fetchall()
 
     async def transactions(self, task_ids: Sequence[str]) -> int:
-        """The number of transactions that have written these tasks last."""
+        """How many different transactions have last written these tasks."""
         query = "SELECT count(DISTINCT xmin::text) FROM tasks WHERE id = ANY (%s)"
         return int((await self.query(query, list(task_ids)))[0][0])
 
@@ -206,7 +206,7 @@ async def test_many_requests_for_locked_workspaces_leave_connections_to_others(
         async with await AsyncConnection.connect(database_url) as holder:
             await holder.execute("SELECT FROM workspaces WHERE id <> %s FOR UPDATE", (free.id,))
             calls = [cell.cancel(each.id) for each, _ in locked for _ in range(4)]
-            # One for each locked workspace, and at most a quarter of the connections.
+            # One call waits for each locked workspace, up to a quarter of the connections.
             await cell.waiting(2)
             assert (await cell.cancel(free.id)).recorded
             await holder.rollback()
@@ -259,7 +259,7 @@ async def test_a_member_that_cannot_be_stored_does_not_affect_the_others(cell: C
 
 
 async def test_a_single_caller_who_leaves_is_published(cell: Cell) -> None:
-    """It is unknown whether the caller's intent was committed."""
+    """The cancellation is published because it may have been committed."""
     ((busy, _),) = await cell.busy(1)
     cell.published.clear()
     async with await AsyncConnection.connect(cell.url) as holder:

@@ -1,6 +1,6 @@
-"""The fence after a restore: what it changes, what it refuses, and other programs at that time.
+"""The fence after a restore: what it changes and refuses, and programs that run meanwhile.
 
-tests/deploy/long/operating/test_restore.py has the fence of a whole stack.
+tests/deploy/long/operating/test_restore.py tests the fence of a whole stack.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ def test_epochs_are_beyond_those_of_a_history_that_was_lost(database_url: str) -
 
 
 def test_each_fence_moves_each_epoch(database_url: str) -> None:
-    """This holds even for two fences within a second, and if the clock was set back."""
+    """Epochs change even if two fences follow within a second, or the clock was set back."""
     far = 2**40
     add(database_url, ws_1=1, ws_2=far)
     seen = [epochs(database_url)]
@@ -221,7 +221,7 @@ STATES: dict[str, tuple[Callable[[Locked], Change], ...]] = {
 async def test_an_agent_of_before_is_fenced_and_nothing_else_is_changed(
     store: PostgresStore, database_url: str, steps: tuple[Callable[[Locked], Change], ...]
 ) -> None:
-    """A pod that was placed belongs to another run, so that the controller replaces it."""
+    """After the fence, a placed pod belongs to another run, so the controller replaces it."""
     starting = workspace(WorkspaceStatus.PROVISIONING)
     await store.create_workspace(starting)
     for step in steps:
@@ -263,7 +263,7 @@ async def test_no_controller_begins_to_lead_before_the_end_of_a_fence(
 ) -> None:
     idle = workspace()
     await store.create_workspace(idle)
-    # The epoch that the leader finds.
+    # The epoch that the new leader finds.
     found: list[int] = []
 
     async def lead() -> None:
@@ -299,9 +299,9 @@ async def asked_for_the_lock(database_url: str) -> None:
 async def at_the_same_time(
     database_url: str, workspace_id: str, other: Coroutine[Any, Any, Any], *, fence_is_first: bool
 ) -> Any:
-    """Runs a fence and the other call, which get the lock of the workspace in this order.
+    """Runs a fence and `other`. `fence_is_first` says which one locks the workspace first.
 
-    Returns the result of the other call.
+    Returns the result of `other`.
     """
     fencing = asyncio.to_thread(fence, database_url)
     async with held(database_url, workspace_id) as waiting:
@@ -325,7 +325,7 @@ async def test_a_workspace_that_is_resumed_meanwhile_has_an_epoch_of_its_own(
         database_url, failed.id, resuming, fence_is_first=fence_is_first
     )
     epoch = await epoch_of(store, failed.id)
-    # The epoch that the worker has handed out is over, unless it was handed out after the fence.
+    # The epoch of the resumed workspace is current only if it was resumed after the fence.
     assert (epoch == resumed.workspace.epoch) is fence_is_first
     assert epoch > 2
 
@@ -378,7 +378,7 @@ def test_a_fence_that_is_killed_changes_nothing(database_url: str) -> None:
             finally:
                 process.kill()
                 process.wait(LIMIT_SECONDS)
-            # The server notices it although the lock is still held.
+            # The server notices the end of the process although the lock is still held.
             eventually(lambda: not sessions("true"))
         assert connection.execute("SELECT DISTINCT epoch FROM workspaces").fetchall() == [(3,)]
     assert fence(database_url) == 2

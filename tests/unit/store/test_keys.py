@@ -70,7 +70,7 @@ async def test_concurrent_lookups_of_keys_share_queries(pool: Pool) -> None:
         *(keys.find_key(sha256) for sha256 in [*unknown, SHA256, *unknown])
     )
     assert answers == [*([None] * 700), created, *([None] * 700)]
-    # The first alone, and the others 500 at a time.
+    # The first lookup has its own query. The other 1,400 lookups share three, of up to 500 each.
     assert pool.get_stats()["requests_num"] - before == 4
 
 
@@ -87,7 +87,7 @@ async def test_a_lookup_ends_at_the_deadline_of_its_caller(database_url: str, po
             with pytest.raises(UnavailableError):
                 await keys.find_key(SHA256)
 
-        # Less than the others wait.
+        # The other callers wait longer than this.
         async with asyncio.timeout(3):
             await asyncio.create_task(look_up_in_time())
         await locking.rollback()
@@ -113,14 +113,14 @@ async def test_the_use_of_a_key_is_written_at_most_once_a_minute(pool: Pool) -> 
     assert await last_used(0) == 0
     assert await last_used(59) == 0
     assert await last_used(60) == 60
-    # Another worker's time that arrives late.
+    # An earlier time, which another worker reports late, changes nothing.
     assert await last_used(30) == 60
 
 
 async def test_a_use_that_the_database_refuses_is_stored_later(
     pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example if the role of the service may not update keys yet."""
+    """The database refuses, for example, while the service's role may not update keys yet."""
     monkeypatch.setattr(keys_module, "_USE_SECONDS", 0.01)
     keys = PostgresKeys(pool)
     await keys.ensure_org("org_a", "acme")

@@ -1,4 +1,4 @@
-"""Migrations: repeated, concurrent, beside foreign tables; and programs that wait for them."""
+"""Migrations: repeated, concurrent, next to foreign tables; and programs that wait for them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ def applied(url: str) -> list[str]:
 
 
 FUNCTION = "renew_leases"
-# The parts in which an earlier version of the function may differ.
+# How an earlier version of the function may differ: by part, its current and its earlier text.
 EARLIER = {
     "body": ("RETURN NEXT;", "RETURN NEXT; RETURN;"),
     "security": ("LANGUAGE plpgsql", "LANGUAGE plpgsql SECURITY DEFINER"),
@@ -51,7 +51,7 @@ EARLIER = {
 
 
 def definitions_of(connection: "psycopg.Connection[Any]") -> list[str]:
-    """The stored functions of this name, with their headers."""
+    """The definitions of the stored functions with the name FUNCTION, including their headers."""
     query = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = %s"
     return [definition for (definition,) in connection.execute(query, (FUNCTION,))]
 
@@ -72,7 +72,7 @@ def test_a_function_whose_definition_has_changed_is_replaced(
 
 
 def test_the_functions_are_replaced_together(empty_database_url: str) -> None:
-    """A worker must not call a function that calls another one before that one exists."""
+    """A function must not become visible before the functions that it calls."""
     migrate(empty_database_url)
     new = "CREATE FUNCTION {} RETURNS integer LANGUAGE sql AS $$ SELECT {} $$"
     calling, called = new.format("a_new()", "b_new()"), new.format("b_new()", "1")
@@ -155,7 +155,7 @@ def test_a_migration_that_is_interrupted_is_applied_later(
 
 
 def test_the_previous_version_finds_its_migrations(empty_database_url: str) -> None:
-    """Version 0.1.0 looks for these hashes, and for version 2 of its tables (yoyo)."""
+    """Version 0.1.0 expects these hashes, and version 2 of the tables of its tool, yoyo."""
     migrate(empty_database_url)
     with psycopg.connect(empty_database_url) as connection:
         found = connection.execute("SELECT migration_id, migration_hash FROM _yoyo_migration")
@@ -208,7 +208,7 @@ LIMIT_SECONDS = 10.0
 
 @pytest.fixture
 async def role_url(empty_database_url: str) -> AsyncIterator[str]:
-    """The database as a role that owns no table."""
+    """The URL of the database for a role that owns no table."""
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute("CREATE ROLE schema_reader LOGIN")
     yield make_conninfo(empty_database_url, user="schema_reader")
@@ -223,7 +223,7 @@ async def test_the_service_role_sees_that_the_schema_becomes_current(
     monkeypatch.setattr(schema, "_RETRY_SECONDS", 0.01)
     async with open_pool(role_url, min_size=1, max_size=1) as pool:
         waiting = asyncio.create_task(await_schema(pool))
-        # The first migration does not name this role.
+        # The first migration is not given this role, so it grants nothing to the role.
         await asyncio.to_thread(migrate, empty_database_url)
         await asyncio.wait([waiting], timeout=0.2)
         assert not waiting.done()

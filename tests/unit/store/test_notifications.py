@@ -82,13 +82,13 @@ async def fleet(pool: Pool, database_url: str) -> AsyncIterator[FleetSubscriptio
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subscribers wait for their mark even if the machine is slow."""
+    """Makes subscribers wait for their mark even if the machine is slow."""
     monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
 
 
 @pytest.fixture
 def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subscribers do not wait long for a mark that cannot be set."""
+    """Makes subscribers wait only briefly for a mark that cannot be set."""
     monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", 0.05)
 
 
@@ -102,7 +102,7 @@ def database(database_url: str) -> Iterator[Database]:
 async def process(
     pool: Pool, woken: list[str] | None = None, *, renew_seconds: float = 20.0
 ) -> AsyncIterator[WatchedWorkspaces]:
-    """The marks of one process. Adds the workspaces whose subscribers it wakes to `woken`."""
+    """The marks of one process. `woken` gets the ids of workspaces whose subscribers are woken."""
     woken = [] if woken is None else woken
     watched = WatchedWorkspaces(pool, woken.append, machine_clock, renew_seconds=renew_seconds)
     async with running(watched.run(), "watched"), asyncio.timeout(3 * LIMIT_SECONDS):
@@ -200,7 +200,7 @@ async def test_a_caller_that_leaves_while_it_subscribes_leaves_no_subscription(p
     subscriptions = WorkspaceSubscriptions(
         pool, "postgresql:///nowhere?host=/nonexistent", machine_clock
     )
-    # Without its background work, the workspace is not marked, so the caller waits.
+    # The background work does not run, so the workspace is not marked and the caller waits.
     subscribing = asyncio.create_task(subscriptions.subscribe("ws_1").__aenter__())
     await asyncio.sleep(0)
     assert subscriptions.has_subscribers("ws_1")
@@ -244,7 +244,7 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
             return silence < (time.monotonic() - began) / 2
 
         await eventually_async(is_heard)
-        # An event loop that does not get this far.
+        # From here on, the worker gives no sign of life, as if its event loop were blocked.
         monkeypatch.setattr(notifications, "SIGN_OF_LIFE_SECONDS", 60)
 
         async def is_silent() -> bool:
@@ -260,7 +260,7 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
 
 
 async def test_a_slow_statement_of_a_worker_is_no_silence(pool: Pool, database_url: str) -> None:
-    """Only a waiting commit counts as silence: tests/stack/long/test_silent_workers.py."""
+    """Only a waiting commit counts as silence, as in tests/stack/long/test_silent_workers.py."""
     url = make_conninfo(database_url, application_name=CALLS_NAME)
     async with await AsyncConnection.connect(url, autocommit=True) as calls:
         answer = asyncio.create_task(calls.execute("SELECT pg_sleep(60)"))
@@ -300,7 +300,7 @@ async def test_many_marks_are_set_at_once(pool: Pool, database: Database) -> Non
             "SELECT count(DISTINCT id), count(DISTINCT xmin::text) FROM workspaces "
             "WHERE watched_until > clock_timestamp()"
         ).fetchone()
-    # One statement for each hundred.
+    # One transaction sets up to a hundred marks.
     assert row == (250, 3)
 
 
@@ -308,7 +308,7 @@ async def test_many_marks_are_set_at_once(pool: Pool, database: Database) -> Non
 async def test_many_subscriptions_wait_with_one_connection_and_delay_no_cancellation(
     pool: Pool, database: Database
 ) -> None:
-    """The marks of one organization's subscriptions are slow. Another one cancels and waits."""
+    """The marks of one organization are slow while another organization cancels and subscribes."""
     ids, store, woken = (
         [await added(pool) for _ in range(250)],
         PostgresStore(pool, machine_clock),
@@ -319,7 +319,7 @@ async def test_many_subscriptions_wait_with_one_connection_and_delay_no_cancella
     try:
         database.execute("SELECT pg_advisory_lock(1)")
         async with process(pool, woken) as watched:
-            # Each goes on without a mark after a while.
+            # Each subscriber goes on without a mark after a while.
             await asyncio.gather(*map(watched.watch, ids))
             await eventually_async(lambda: database.execute(_WAITING_FOR_MARKS).fetchone() != (0,))
             by = permission(org_id="org_b")
@@ -365,9 +365,9 @@ async def test_a_locked_workspace_does_not_delay_the_marks_of_others(
         async with held(database_url, locked_id):
             await asyncio.gather(watched.watch(locked_id), watched.watch(free_id))
             await eventually_async(lambda: remaining(database, free_id) > 50)
-            # The subscriber of the locked workspace reads without a mark ...
+            # The subscriber of the locked workspace goes on without a mark at first.
             assert remaining(database, locked_id) == 0
-        # ... and again once it has one.
+        # Once the workspace has its mark, the subscriber is woken to read again.
         await eventually_async(lambda: woken == [free_id, locked_id])
         assert remaining(database, locked_id) > 50
 

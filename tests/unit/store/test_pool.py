@@ -45,7 +45,7 @@ async def test_every_share_leaves_connections_for_cancellations(pool: Pool) -> N
 
 @pytest.fixture
 async def locked_creators(database_url: str) -> AsyncIterator[None]:
-    """Audit lists of the caller's own workspaces wait, because a table is locked."""
+    """Locks a table, so that audit lists of the caller's own workspaces wait."""
     async with await AsyncConnection.connect(database_url) as holder:
         await holder.execute("LOCK TABLE deleted_workspaces")
         yield
@@ -72,14 +72,14 @@ async def test_no_cancellation_waits_for_lists(
     _, read_again = await store.get_workspace_with_task(busy.id, task.id)
     await submit(store)
     assert recorded.outcome == "accepted" and read_again is not None and read_again.cancel
-    # Calls that wait for the table are ended. The others have no effect and do not wait for these.
+    # The first lists wait for the table, and are ended. The others are refused without a wait.
     ended = await asyncio.gather(*others, *first, return_exceptions=True)
     slugs = [each.slug if isinstance(each, Failure) else type(each) for each in ended]
     assert slugs == ["rate_limited"] * len(others) + [UnavailableError] * len(first)
 
 
 async def test_lists_leave_the_database_to_others_half_of_the_time(pool: Pool) -> None:
-    """A place rests after each list of 20 ms for as long again."""
+    """After each list, the place of the list rests for as long as the list took."""
     loop = asyncio.get_running_loop()
     began, count = loop.time(), 20 * pool.lists.size
     for _ in range(count):
@@ -89,7 +89,7 @@ async def test_lists_leave_the_database_to_others_half_of_the_time(pool: Pool) -
 
 
 async def test_organizations_take_turns_in_lists(pool: Pool) -> None:
-    """A list waits for one list of each other organization, not for all that these read."""
+    """A list waits for one list of each other organization, not for all of their lists."""
     served: list[str] = []
 
     async def read(org_id: str) -> None:
@@ -119,7 +119,7 @@ async def test_an_organization_with_its_part_of_the_places_is_refused(database_u
 
 
 async def test_a_list_without_a_connection_is_unavailable(pool: Pool) -> None:
-    """Other calls use all connections of which the lists have a part."""
+    """Other calls use all the connections that lists could get."""
     others = [await pool.others.getconn(5) for _ in range(pool.others.size)]
     reading = [
         asyncio.create_task(fetch_all(pool.lists, "SELECT 1")) for _ in range(pool.lists.size + 1)
@@ -138,7 +138,7 @@ async def test_a_call_with_two_slow_lists_does_not_refuse_itself(pool: Pool) -> 
 async def test_statements_that_do_not_end_are_ended_and_no_cancellation_waits(
     pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The calls use all connections that are not for cancellations, and the server runs no more."""
+    """The statements use all connections except the ones that are kept for cancellations."""
     monkeypatch.setattr(pool.others, "answer_seconds", 2.0)
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store, org_id="org_b")

@@ -1,6 +1,6 @@
 """The log of a program that has the URL of a pooler but needs a session.
 
-tests/unit/store/long/test_pooler.py has a pooler.
+tests/unit/store/long/test_pooler.py runs a real pooler.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ LIMIT_SECONDS = 10
 
 
 class Pooler:
-    """Stands for connect_to_session. Counts the attempts."""
+    """Replaces connect_to_session, and counts the attempts to connect."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, retry_seconds: str) -> None:
         self._attempts = asyncio.Semaphore(0)

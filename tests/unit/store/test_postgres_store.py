@@ -190,7 +190,7 @@ async def test_many_waiting_reads_of_one_log_leave_connections_to_others(databas
 
 
 async def test_watchers_at_the_same_event_get_the_same_batch(pool: Pool) -> None:
-    """The batch keeps its encoded events for another watcher."""
+    """A batch keeps its encoded events, so that a second watcher can use them."""
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     first, second, elsewhere = await asyncio.gather(
@@ -222,7 +222,7 @@ async def test_the_clock_of_the_database_decides(database_url: str, pool: Pool) 
     found = await runtime.heartbeat(AgentIdentity(workspace_id, 1), "", Phase.NONE)
     assert found.lease_seconds == LEASE_SECONDS
     left = await store.lease_seconds_left(workspace_id)
-    # It had 5 s left before.
+    # The lease had 5 s left before the heartbeat.
     assert left is not None and 5 < left <= LEASE_SECONDS
     assert await due_ids(store, Kind.LEASE, now=machine_clock()) == []
     await expire(database_url, workspace_id, seconds_left=-0.001)
@@ -253,14 +253,14 @@ async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: P
 
 
 async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool) -> None:
-    """HOT updates change no index entry. Now and then, a full page makes a row move."""
+    """A HOT update changes no index entry. Now and then, a page is full and the row must move."""
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     await store.transition(
         busy.id, lambda locked: replace(unchanged(locked), lease_seconds=LEASE_SECONDS)
     )
     async with connected(pool) as connection:
-        # Only now does the session report what it did before.
+        # Makes the session report its earlier updates before the statistics are reset.
         await connection.execute("SELECT pg_stat_force_next_flush()")
         await connection.execute("SELECT pg_stat_reset()")
     for _ in range(10):
@@ -301,7 +301,7 @@ async def count(connection: AsyncConnection) -> int:
 async def test_a_second_call_waits_for_the_transaction_of_the_first(
     database_url: str, pool: Pool, *, is_committed: bool
 ) -> None:
-    """If the first transaction is rolled back, for example by a crash, the second call is first."""
+    """If the first transaction is rolled back, for example by a crash, the second call succeeds."""
     store, added = PostgresStore(pool, machine_clock), workspace()
     async with (
         await AsyncConnection.connect(database_url) as first,

@@ -1,6 +1,6 @@
 """Connections by a URL that names several hosts.
 
-long/test_former_primary.py has a former primary that comes back. tests/stack/long/test_fail_over.py
+long/test_former_primary.py tests a former primary that is back. tests/stack/long/test_fail_over.py
 promotes the standby of a stack.
 """
 

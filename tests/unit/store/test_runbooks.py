@@ -1,4 +1,4 @@
-"""The queries of the pages for operators run on the schema of today."""
+"""The queries on the pages for operators run on the current schema."""
 
 import re
 

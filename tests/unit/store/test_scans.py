@@ -22,7 +22,7 @@ from tests.support.store.examples import permission
 # The number of items of each kind: several times as many as a page reads.
 COUNT = 5 * scans.MAX_ROWS
 PLACE, ROOT = "ws_1", "task_0"
-# One item in this many matches.
+# One of RARE items matches a filter.
 RARE = 1_700
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OWN = permission(own_only=True, user_id="user_9")
@@ -55,7 +55,7 @@ FILL = f"""
     ANALYZE workspaces, tasks, audit_entries;
 """
 
-# Lists of which few items match: the table, and the condition that the whole list has.
+# Lists that few items match: the name, the table, and the condition of the items.
 MATCHING = [
     (f"audit by {name}", "audit_entries", f"org_id = 'org_a' AND {name} = 'rare'")
     for name in ("actor_id", "rpc", "outcome")
@@ -118,13 +118,13 @@ def filled(database_url: str) -> Iterator[Connection[Any]]:
 async def pool(filled: Connection[Any], database_url: str) -> AsyncIterator[Pool]:
     """A pool of one connection."""
     async with open_pool(database_url, min_size=1, max_size=1) as opened:
-        # The test is about rows, not about time.
+        # The tests are about rows, so slow lists are not ended.
         opened.lists.answer_seconds = 60
         yield opened
 
 
 async def rows_read(pool: Pool, tables: str) -> int:
-    """How many rows and index entries have been read from tables with a name like this."""
+    """How many rows and index entries have been read from the tables with names LIKE `tables`."""
     async with connected(pool) as connection:
         await connection.execute("SELECT pg_stat_force_next_flush()")
         cursor = await connection.execute(
@@ -140,7 +140,7 @@ async def rows_read(pool: Pool, tables: str) -> int:
 
 @pytest.mark.parametrize("by", [permission(), OWN], ids=["all", "own"])
 async def test_a_page_reads_a_bounded_number_of_rows(pool: Pool, by: Permission) -> None:
-    """Each row is read once or twice for the page, and its workspace once, for the creator."""
+    """A page reads each row once or twice, and the row's workspace once to find the creator."""
     store = PostgresStore(pool, machine_clock)
     for name, read in LISTS.items():
         # From the sixth execution on, PostgreSQL may use a generic plan.
@@ -168,7 +168,7 @@ async def temporary_files(pool: Pool) -> int:
 
 
 async def test_no_list_writes_temporary_files(pool: Pool, filled: Connection[Any]) -> None:
-    """The texts are the longest that PostgreSQL keeps in the rows that it reads."""
+    """The texts are about as long as PostgreSQL stores inside a row."""
     filled.execute("UPDATE tasks SET description = repeat('x', 1800)")
     store = PostgresStore(pool, machine_clock)
     before = await temporary_files(pool)
@@ -184,7 +184,7 @@ async def test_no_list_writes_temporary_files(pool: Pool, filled: Connection[Any
 
 
 async def ids_of(read: Read, store: PostgresStore, by: Permission) -> tuple[list[str], int]:
-    """The ids of the items of all pages of three, and the number of empty pages."""
+    """The ids of all items, read in pages of two, and the number of empty pages."""
     ids: list[str] = []
     empty = 0
     before: str | None = None
@@ -209,7 +209,7 @@ async def test_the_pages_have_every_item_once(pool: Pool, filled: Connection[Any
         assert empty > 0, name
     for name in ("audit without a match", "tasks without a match", "tree in another workspace"):
         assert (await ids_of(LISTS[name], store, permission()))[0] == []
-    # The tree ends with its root, after its descendants.
+    # The list of a tree ends with the root, after the descendants.
     (*_, last), _ = await ids_of(
         lambda store, by, before: store.list_org_tasks(
             by, OrgListFilter(root_task_id=ROOT), before or "task_2", 3

@@ -1,4 +1,4 @@
-"""The time of the service: a program follows the database, and steps of clocks move no deadline.
+"""The time of the service: programs follow the database, and a clock's step moves no deadline.
 
 To a program, a move of its monotonic clock looks like an opposite step of the database's clock.
 """
@@ -50,9 +50,9 @@ class Machine:
         return time.monotonic() + self._stalled_seconds - self.database_ahead_seconds
 
     async def set_database(self, ahead_seconds: float) -> None:
-        """From now on, the clock of the database seems to be ahead by this much.
+        """Makes the clock of the database seem to be ahead of the right time by `ahead_seconds`.
 
-        Everything else is moved the other way: the wall clock, the program's count, and the
+        Moves everything else the other way: the wall clock, the monotonic clock, and the
         recorded times.
         """
         moved_seconds = ahead_seconds - self.database_ahead_seconds
@@ -77,7 +77,7 @@ class Machine:
 
 
 async def both_set(machine: Machine, program: Machine, ahead_seconds: float) -> None:
-    """The clock of the database of two programs seems to be ahead by this much."""
+    """Makes the clock of the database seem to be ahead by `ahead_seconds` to two programs."""
     await machine.set_database(ahead_seconds)
     program.database_ahead_seconds = ahead_seconds
 
@@ -92,7 +92,7 @@ async def machine(pool: Pool) -> Machine:
 async def test_the_time_is_unknown_until_the_database_has_told_it(machine: Machine) -> None:
     with pytest.raises(UnavailableError):
         machine.clock()
-    # Refusals are recorded all the same.
+    # The audit log still gets a time, because refused calls are recorded even now.
     machine.clock.for_audit()
     await machine.clock.follow()
     await machine.clock.known()
@@ -153,7 +153,7 @@ async def test_a_program_that_started_before_the_correction_follows_it(machine: 
 async def test_a_second_step_before_the_next_answer_is_not_followed(
     machine: Machine, sees_first_step: bool
 ) -> None:
-    """The leader corrects the first step, and the next answer has the correction and both steps."""
+    """The leader corrects the first step. The next answer shows the correction and both steps."""
     program = machine.another()
     for each in (machine, program):
         await each.clock.follow()
@@ -185,14 +185,14 @@ async def test_the_correction_is_taken_back_slowly(machine: Machine, pool: Pool)
 async def test_a_late_answer_is_not_a_step(machine: Machine) -> None:
     await machine.clock.follow()
     with machine.clock.leading():
-        # Between the question and the answer.
+        # The program stands still for an hour between its question and the answer.
         machine.stalls = iter([0.0, HOUR])
         await machine.clock.follow()
     assert machine.clock.correction_seconds == 0
 
 
 async def led(machine: Machine) -> None:
-    """The program leads for a moment, and records the time."""
+    """Makes the program lead for a moment and record the time."""
     await machine.clock.follow()
     with machine.clock.leading():
         await machine.clock.follow()
@@ -215,7 +215,7 @@ async def test_a_step_while_no_program_runs_is_found_at_the_start(
     assert leader.clock.correction_seconds == pytest.approx(-step, abs=SLACK_SECONDS)
     await worker.clock.follow()
     assert worker.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
-    # The database is set right.
+    # The clock of the database is set right again.
     await leader.set_database(0)
     with leader.clock.leading():
         await leader.clock.follow()
@@ -229,8 +229,9 @@ async def test_a_step_while_no_program_runs_is_found_at_the_start(
 async def test_two_of_three_clocks_decide_on_another_machine(
     machine: Machine, step: float, wall_off: float
 ) -> None:
-    """The database, the machine and the last recorded time decide. If both clocks are behind the
-    recorded time, that time is the best estimate.
+    """The database's clock, the machine's clock and the last recorded time decide.
+
+    If both clocks are behind the recorded time, that time is the best estimate.
     """
     await led(machine)
     await machine.set_database(step)
@@ -257,7 +258,7 @@ async def test_an_outage_of_hours_is_no_step(
 async def test_a_step_is_not_followed_if_the_record_contradicts_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No controller leads for longer than a program waits for a leader."""
+    """No controller has led for longer than a program waits for a leader."""
     monkeypatch.setattr(service_clock, "HOLD_SECONDS", 0.0)
     await led(machine)
     await machine.set_database(HOUR)
@@ -281,8 +282,9 @@ async def test_no_single_clock_moves_utc(machine: Machine, seconds: float) -> No
 async def test_what_two_clocks_say_is_utc_after_a_while(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """The two clocks may be the same clock, which was set. The time of the service goes on evenly,
-    so that no deadline moves.
+    """Database and machine may share one clock, which was set, so UTC follows it in the end.
+
+    The time of the service goes on evenly, so that no deadline moves.
     """
     await led(machine)
     await machine.set_database(seconds)
@@ -316,7 +318,7 @@ async def test_a_leader_on_another_machine_takes_the_earlier_of_two_credible_clo
     leader = machine.another("second")
     await leader.clock.follow()
     with leader.clock.leading():
-        # No lease ends before the leader asks the database again.
+        # The time is right even before the leader asks the database again, so no lease ends early.
         assert leader.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
         await leader.clock.follow()
     assert leader.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)

@@ -1,4 +1,4 @@
-"""The statements in the .sql files are valid, and are those that the modules beside them use."""
+"""The statements in .sql files are valid. Modules use each of them, and none that is missing."""
 
 import re
 from datetime import UTC, datetime
@@ -46,7 +46,7 @@ def test_each_statement_is_valid(path: Path, database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         for statement in (each for kind, each in headers if kind == "name"):
             query = getattr(module(path).SQL, statement)
-            # PostgreSQL knows no operator for two values without a type.
+            # PostgreSQL finds no operator for two values without a type, so `now` has a type.
             values = dict.fromkeys(PARAMETER.findall(query)) | {"now": datetime.now(UTC)}
             connection.execute(f"EXPLAIN {query}".encode(), values)
 

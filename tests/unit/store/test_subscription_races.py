@@ -1,4 +1,4 @@
-"""No commit of another process is missed, in any order of the commit and a subscription."""
+"""No commit of another process is missed, whether the commit or the subscription is first."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,13 +33,13 @@ class Process:
     subscriptions: WorkspaceSubscriptions
 
     def publishing(self, published: Published) -> "Process":
-        """The same process. Its store publishes to `published`."""
+        """The same process, with a store that publishes to `published`."""
         return replace(self, store=PostgresStore(self.pool, machine_clock, published))
 
 
 @asynccontextmanager
 async def process(database_url: str) -> AsyncIterator[Process]:
-    """A process that listens. Its poll is later than the end of a test."""
+    """A process that listens. It would poll only after the end of a test."""
     async with (
         open_pool(database_url) as pool,
         WorkspaceSubscriptions(pool, database_url, machine_clock, poll_seconds=60) as subscriptions,
@@ -111,7 +111,7 @@ async def next_commit_blocked(database_url: str, busy: Workspace) -> AsyncIterat
 async def test_a_transaction_that_locked_the_workspace_before_the_mark(
     processes: tuple[Process, Process], database_url: str, commit: Commit
 ) -> None:
-    """The transaction sees no mark, and does not notify. The subscriber reads after its end."""
+    """The transaction sees no mark and notifies nobody. The subscriber must read again after it."""
     subscriber, other = processes
     busy, task = await with_task(other.store)
     reads = asyncio.Queue[int]()

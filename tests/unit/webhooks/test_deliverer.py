@@ -197,7 +197,7 @@ async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:
 
 
 async def test_a_slow_receiver_delays_no_other(bench: Delivering) -> None:
-    """The slow receiver answers only when the others have everything."""
+    """The slow receiver answers only once the quick one has received everything."""
     _, slow = await bench.receiver()
     _, quick = await bench.receiver()
     others_are_done = threading.Event()
@@ -223,7 +223,7 @@ async def test_a_slow_receiver_delays_no_other(bench: Delivering) -> None:
 
 
 async def test_thousands_of_receivers_that_are_down_delay_no_other(bench: Delivering) -> None:
-    """A few claims look at 800 receivers. The next claims follow soon, not 2 s later."""
+    """A round of claims looks at 800 receivers. The next round follows soon, not 2 s later."""
     async with bench.pool.connection() as connection:
         await connection.execute(
             "INSERT INTO webhook_deliveries (workspace_id, task_id, webhook_id, org_id, receiver, "
@@ -240,7 +240,7 @@ async def test_thousands_of_receivers_that_are_down_delay_no_other(bench: Delive
 async def test_names_that_nobody_resolves_leave_threads_to_other_organizations(
     bench: Delivering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One organization has more such names than there are threads. Another one has a good name."""
+    """One organization has more such names than there are threads; another name resolves."""
     resolve, asked, can_end = socket.getaddrinfo, list[str](), threading.Event()
 
     def getaddrinfo(host: str, *arguments: Any) -> Any:
@@ -274,7 +274,7 @@ async def test_a_receiver_that_is_gone_gets_no_further_request(bench: Delivering
     ended = [await bench.end_task() for _ in range(12)]
 
     async def all_have_failed() -> bool:
-        # The deliveries that were given back are due later.
+        # Deliveries that were given back are due a little later.
         bench.now += timedelta(seconds=1)
         deliverer.wake()
         statuses = [(await bench.status(*each)).status for each in ended]

@@ -121,7 +121,7 @@ async def serving(serve: Serve) -> AsyncIterator[str]:
 
 
 def answering(*answers: bytes, seen: list[bytes] | None = None) -> Serve:
-    """Gives the answers to the requests of a connection, which have no body."""
+    """Serves one connection: gives each request, which has no body, the next answer."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for answer in answers:
@@ -187,7 +187,7 @@ async def test_the_address_that_a_name_resolves_to_is_checked() -> None:
 async def test_without_a_thread_for_a_name_an_attempt_fails_and_addresses_are_called(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The servers of as many names as there are threads do not answer."""
+    """There are as many names whose servers do not answer as there are threads."""
     monkeypatch.setattr(sender, "_CONNECT_SECONDS", 0.2)
     resolve, asked, can_end = socket.getaddrinfo, list[str](), threading.Event()
 

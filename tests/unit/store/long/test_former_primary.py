@@ -1,6 +1,6 @@
 """A former primary that comes back, accepts writes, and is the first host of the URL.
 
-tests/stack/long/test_fail_over.py shows the same of a whole stack.
+tests/stack/long/test_fail_over.py tests the same with a whole stack.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.support.replication import Replication
 
 @pytest.fixture
 def replication(tmp_path: Path) -> Iterator[Replication]:
-    """After a fail-over. The first server runs again and waits for no standby."""
+    """Two servers after a fail-over: the former primary runs again, and waits for no standby."""
     pair = Replication(tmp_path)
     try:
         pair.start()
@@ -36,7 +36,7 @@ async def test_it_is_never_used(replication: Replication) -> None:
     async with open_pool(replication.url, min_size=1) as pool, connected(pool) as connection:
         assert connection.info.host == current
     assert f"host={current}" in await primary_of(replication.url)
-    # Not even while the primary is away.
+    # The former primary is not used even while the current primary is down.
     replication.standby.kill()
     with pytest.raises(psycopg.OperationalError, match="former primary"):
         await PrimaryConnection.connect(replication.url)

@@ -24,7 +24,7 @@ from tests.support.store.examples import NOW, USER, intent, permission, with_tas
 
 # PostgreSQL's own files take 42 MB, and each WAL segment takes 16 MB.
 _DISK_BYTES = 96 * 1024 * 1024
-# Space for some of the batches.
+# The free space that the test leaves: enough for some of the batches.
 _SPARE_BYTES = 64 * 1024
 
 
@@ -84,7 +84,7 @@ async def test_a_batch_and_a_hold_on_a_full_disk_are_complete_or_absent(
             ids = [task.id for _, task in batch]
             assert await store.cancel_tasks(permission(), ids, asked) == dict.fromkeys(ids, True)
 
-        # The first calls have space. Then one of the batches has space for a part of it only.
+        # The first calls have enough space. A later batch has space for only some of its rows.
         for number, (batch, hold) in enumerate(zip(batches, holds, strict=True)):
             await calls.make(f"batch {number}", partial(cancel, batch))
             await calls.make(hold.org_id, partial(store.hold_org, hold))

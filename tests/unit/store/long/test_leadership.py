@@ -67,7 +67,7 @@ async def test_a_leader_notices_that_its_database_session_has_ended(database_url
 
 
 # Prints a line when it becomes the leader. When it learns that it has lost leadership, it prints
-# whether it already knew when it was resumed, and exits.
+# whether it still took itself for the leader when it was resumed, and exits.
 LEADER = """
 import asyncio, signal, sys
 from evershell.store.leadership import Leadership

@@ -54,7 +54,7 @@ async def test_migrate_stores_the_settings_that_a_pooler_does_not_pass_on(
     for _ in range(2):
         result = await asyncio.to_thread(CliRunner().invoke, migrate_command)
         assert (result.exit_code, result.output) == (0, "The schema is current.\n")
-    # Sessions that are older than the settings do not have them.
+    # Open sessions do not have the new settings, so PgBouncer must open new sessions.
     await asyncio.to_thread(pgbouncer.admin, "RECONNECT")
 
     async with open_pool(pgbouncer.url, min_size=0, behind_pooler=True) as pool:

@@ -16,7 +16,7 @@ from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import NOW, USER, workspace
 
 _DAYS, _WORKSPACES = 365, 4
-# Removed rows leave free space, which is used for later rows.
+# Allows for the free space that removed rows leave until later rows use it.
 _MAX_GROWTH = 2.0
 _SIZE = (
     "SELECT sum(pg_total_relation_size(name::regclass))::bigint AS bytes "
@@ -25,7 +25,7 @@ _SIZE = (
 
 
 class Year:
-    """A store with a clock of its own."""
+    """A store with its own clock."""
 
     def __init__(self, pool: Pool) -> None:
         self.now = NOW
@@ -35,7 +35,7 @@ class Year:
         self._texts = random.Random(0)
 
     async def run_task(self, at: Workspace) -> None:
-        """A task of three events, with text that cannot be compressed."""
+        """Runs a task that has three events, and text that cannot be compressed."""
         new = Task(
             id=new_task_id(self.now),
             workspace_id=at.id,
@@ -53,7 +53,7 @@ class Year:
         )
 
     async def size(self) -> int:
-        """In bytes, after a vacuum like autovacuum's."""
+        """Vacuums the tables, as autovacuum would. Returns their size in bytes."""
         async with self._pool.connection() as connection:
             for table in ("events", "tasks", "workspaces"):
                 await connection.execute(f"VACUUM {table}".encode())
@@ -80,7 +80,7 @@ async def test_the_size_is_level_after_the_second_day(
             year.now += timedelta(days=1)
         assert max(sizes) <= _MAX_GROWTH * sizes[1], sizes
         for each in made:
-            # The tasks of the last two days.
+            # Only the tasks of the last two days are left.
             seqs = [event.seq for event in await year.store.list_events(each.id, 0, 100)]
             assert seqs == list(range(3 * (_DAYS - 2) + 1, 3 * _DAYS + 1))
             assert len(await year.store.list_tasks(each.id, None, 100)) == 2

@@ -92,7 +92,7 @@ async def test_a_scan_reads_no_table_as_a_whole(
 async def test_a_tree_is_read_by_its_indexes(
     connection: AsyncConnection[Any], query: str, parameters: dict[str, object]
 ) -> None:
-    """Tasks outside of trees do not count, and neither do tasks of other trees."""
+    """The query reads neither tasks outside of trees nor tasks of other trees."""
     cursor = await connection.execute(f"EXPLAIN {query}".encode(), parameters)
     plan = "\n".join(line for (line,) in await cursor.fetchall())
     assert "tasks_of_root" in plan or "tasks_in_tree" in plan or "tasks_of_parent" in plan, plan

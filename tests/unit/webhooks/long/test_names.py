@@ -1,4 +1,4 @@
-"""Names whose servers do not answer, in a network whose only name server is silent."""
+"""Resolves names in a network whose only name server does not answer."""
 
 import os
 import shutil
@@ -10,7 +10,8 @@ import pytest
 
 from evershell.features.webhooks.process import RESOLVER
 
-# Prints whether the process that began second has given up first.
+# Starts a process that resolves a name, and then one that does so with the options of RESOLVER.
+# Prints whether the second process has given up first.
 _PROGRAM = """
 import os, socket, subprocess, sys
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
