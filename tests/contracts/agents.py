@@ -158,7 +158,7 @@ class ClientCase:
 
 @dataclass
 class FakeCase:
-    """The case of FakeAgents, which has no processes."""
+    """The case of FakeAgents: agents in memory, without processes."""
 
     fake: FakeAgents = field(default_factory=FakeAgents)
     workspace: Workspace = field(default_factory=lambda: world.locked_busy().workspace)

@@ -99,7 +99,7 @@ class KubernetesCase:
         await eventually_async(lambda: not self.pods.has_files(workspace.id))
 
     async def _free(self, claim: str) -> None:
-        """Removes the finalizers, as a whole cluster does once no pod uses the claim."""
+        """Removes the claim's finalizers, as a complete cluster does once no pod uses the claim."""
         free = {"metadata": {"finalizers": None}}
         with suppress(ApiError):
             await self.api.patch("persistentvolumeclaims", claim, free, LIMIT_SECONDS)
@@ -110,7 +110,7 @@ class KubernetesCase:
         await eventually_async(lambda: not pods.has_files(workspace_id))
 
     async def leftovers(self, workspace_id: str) -> list[str]:
-        # Leaves out secrets: a whole cluster removes them with the pods that own them.
+        # Leaves out secrets: a complete cluster removes them with the pods that own them.
         kinds = ("pods", "persistentvolumeclaims")
         found = [each for kind in kinds for each in (await self.api.list(kind, LIMIT_SECONDS))[0]]
         return [each["metadata"]["name"] for each in found if key_of(each)[0] == workspace_id]
@@ -129,7 +129,7 @@ class KubernetesCase:
         quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "limit"}}
         hard = {"hard": {"pods": str(count)}}
         await self.api.create("resourcequotas", {**quota, "spec": hard}, LIMIT_SECONDS)
-        # In a whole cluster, a controller sets this status.
+        # In a complete cluster, a controller sets this status.
         status = {"status": {**hard, "used": {"pods": "0"}}}
         await self.api.patch("resourcequotas", "limit/status", status, LIMIT_SECONDS)
 

@@ -207,7 +207,7 @@ class LocalCase:
 
 
 class FakeCase:
-    """The case of FakePods, which has no processes."""
+    """The case of FakePods: pods in memory, without processes."""
 
     last_line = "last line"
 

@@ -111,7 +111,7 @@ async def test_a_pod_that_failed_to_start_counts_as_started(
         with pytest.raises(OSError):
             await case.pods.start(workspace)
     assert not case.pods.is_alive(workspace)
-    # Otherwise the controller would retry without end instead of failing the workspace.
+    # If the pod did not count as started, the controller would retry the start without end.
     assert case.pods.was_started(workspace)
     assert await case.pods.end(workspace, 0) is True
     await case.start(workspace)

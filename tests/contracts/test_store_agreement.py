@@ -121,7 +121,7 @@ _PROGRESS = st.tuples(
 async def _apply(
     store: Store, new: Workspace, steps: list[tuple[str, int | None, bool]], tasks: list[Task]
 ) -> list[object]:
-    """Applies the steps and returns all results, and the workspace, tasks and events at the end."""
+    """Applies the steps. Returns all results, and the workspace, tasks and events at the end."""
     results: list[object] = []
     await store.create_workspace(new)
     for (name, force_after_seconds, named), offered in zip(steps, tasks, strict=True):

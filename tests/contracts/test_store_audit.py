@@ -60,7 +60,7 @@ async def test_a_change_and_its_entry_are_committed_together(store: Store) -> No
     await store.transition(idle.id, submit)
     submitted = replace(entry, task_id=new.id)
     assert await entries(store) == [submitted, created]
-    # A call that changes nothing has an entry too.
+    # A call that changes nothing also has an audit entry.
     latest = NOW + timedelta(seconds=2)
     repeated = audit_entry(latest, rpc="ResumeWorkspace", workspace_id=idle.id)
     await store.transition(

@@ -208,7 +208,7 @@ async def test_a_batch_wakes_its_workspaces_and_the_controller(
 
 
 async def test_one_of_many_concurrent_calls_records_each_task(store: Store) -> None:
-    """The calls are batches in both orders, and single cancellations."""
+    """Some calls are batches, in both orders of the tasks; the others cancel one task each."""
     tasks = [await with_task(store) for _ in range(20)]
     ids = [each.id for _, each in tasks]
 

@@ -48,7 +48,7 @@ CELLS = list(product(WorkspaceStatus, STATES, ("no", "this", "foreign")))
 
 
 async def test_both_stores_decide_the_same_outcome_of_a_cancellation(store: Store) -> None:
-    """Tests every state with every kind of caller: in the organization or not, `:own` or not."""
+    """Tests every state with callers from this and another organization, with or without `:own`."""
     elsewhere, foreign = await with_task(store)
     for status, state, named in CELLS:
         await check_outcomes(store, status, state, named, foreign.id)

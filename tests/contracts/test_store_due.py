@@ -1,4 +1,4 @@
-"""The contract of Store: what is due, of each kind."""
+"""The contract of Store: what is due, by kind."""
 
 from dataclasses import replace
 from datetime import timedelta

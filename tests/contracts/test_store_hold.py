@@ -93,7 +93,7 @@ async def test_each_call_stores_its_entry(store: Store) -> None:
 
 
 async def test_no_task_is_submitted_after_a_hold_that_was_committed(store: Store) -> None:
-    """The hold and the submissions run concurrently. A submission before the hold is stored."""
+    """The hold and the submissions run concurrently. Only submissions before the hold succeed."""
     new = [await idle(store) for _ in range(20)]
     outcomes: dict[str, bool] = {}
 

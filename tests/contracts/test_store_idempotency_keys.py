@@ -96,7 +96,7 @@ async def test_a_change_with_a_taken_key_is_not_committed(store: Store) -> None:
     listed = await store.list_audit_entries(permission(), AuditFilter(), None, 10)
     assert [entry.workspace_id for entry in listed] == [first]
     assert await find(store, call) == call
-    # The connection can still be used.
+    # After the refusal, the connection can still be used.
     assert await store.transition(second, unchanged) is not None
 
 

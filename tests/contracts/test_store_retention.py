@@ -1,4 +1,4 @@
-"""The contract of Store: old tasks are removed with their events, and nothing else is."""
+"""The contract of Store: old tasks are removed with their events, and nothing else is removed."""
 
 import asyncio
 from datetime import timedelta

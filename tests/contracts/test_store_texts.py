@@ -1,4 +1,4 @@
-"""The contract of Store: every text is data, with any characters."""
+"""The contract of Store: every text is stored as data, whatever characters it has."""
 
 from dataclasses import replace
 from typing import Any

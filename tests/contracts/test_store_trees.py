@@ -283,7 +283,7 @@ async def root_and_child(store: Store) -> tuple[Task, Task]:
 
 @pytest.fixture(params=["tree", "row"])
 def hold(request: pytest.FixtureRequest) -> Hold:
-    """Holds a lock that a cancellation of the root needs, but not the lock of its workspace."""
+    """Holds a lock that a cancellation of the root needs, but leaves the root's workspace free."""
     if request.param == "tree":
         return lambda url, root, child: held_tree(url, ORG, root.id)
     return lambda url, root, child: held(url, child.workspace_id)

@@ -265,7 +265,7 @@ async def test_only_events_that_the_creator_may_read(bench: Bench) -> None:
 
 
 async def test_a_claim_reads_no_large_events(bench: Bench) -> None:
-    """A claim may have thousands of events, and PostgreSQL would decompress each large one."""
+    """PostgreSQL would have to decompress large events, and a claim may have thousands of them."""
     types = [EventType.ITERATION_COMPLETED]
     await bench.webhooks.create_webhook(webhook(event_types=types), 20)
     busy, running = await with_task(bench.store)
@@ -393,7 +393,7 @@ async def test_a_disabled_webhook_gets_nothing_until_it_is_replayed(bench: Bench
 
 
 async def test_a_delivery_that_is_skipped_during_a_replay_is_due_again(bench: Bench) -> None:
-    """The replay does not count the delivery, because it has not failed yet."""
+    """The replay does not count the delivery, because the delivery has not failed yet."""
     made = webhook(disabled_at=NOW)
     await bench.webhooks.create_webhook(made, 20)
     await bench.end_task()

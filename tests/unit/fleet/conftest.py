@@ -61,7 +61,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_attempt(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends a call after one attempt."""
+    """Makes a call end after its first attempt."""
     monkeypatch.setattr(random, "uniform", lambda *_: math.inf)
 
 

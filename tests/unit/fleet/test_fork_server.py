@@ -135,7 +135,7 @@ async def test_a_forked_agent_has_what_an_executed_one_has_and_no_more(
     assert seen[0] == seen[1]
     assert {"user", "mnt", "pid", "ipc", "uts"} <= seen[0]["namespaces"]  # type: ignore[operator]
     assert received[0]["stdin"] == received[1]["stdin"] and received[0]["cwd"] == "/workspace"
-    # The shell of bwrap adds PWD.
+    # The shell that bwrap starts adds PWD to the environment.
     environments = [dict(each["environment"]) for each in received]  # type: ignore[call-overload]
     assert environments[1] | environments[0] == environments[1]
 

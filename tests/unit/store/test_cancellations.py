@@ -57,7 +57,7 @@ class Cell:
 
     @asynccontextmanager
     async def statements_in_flight(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """Keeps statements in flight, so that all requests of the block share the next one.
+        """Keeps statements in flight, so that all requests in the block share the next one.
 
         Yields the connection that blocks them.
         """

@@ -78,7 +78,7 @@ def test_epochs_are_beyond_those_of_a_history_that_was_lost(database_url: str) -
 
 
 def test_each_fence_moves_each_epoch(database_url: str) -> None:
-    """Epochs change even if two fences follow within a second, or the clock was set back."""
+    """Each epoch changes even at two fences within a second, or after the clock was set back."""
     far = 2**40
     add(database_url, ws_1=1, ws_2=far)
     seen = [epochs(database_url)]
@@ -283,7 +283,7 @@ async def test_no_controller_begins_to_lead_before_the_end_of_a_fence(
 
 
 async def asked_for_the_lock(database_url: str) -> None:
-    """Waits until a controller has asked for the lock of the leader and has not got it."""
+    """Waits until a controller has asked for the leader's lock and has not got it."""
     query = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND application_name = 'other' AND state = 'idle' AND query LIKE '%advisory_lock%'"

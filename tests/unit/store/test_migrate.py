@@ -39,7 +39,7 @@ def applied(url: str) -> list[str]:
 
 
 FUNCTION = "renew_leases"
-# How an earlier version of the function may differ: by part, its current and its earlier text.
+# By part: the current text of the function, and a text that an earlier version may have.
 EARLIER = {
     "body": ("RETURN NEXT;", "RETURN NEXT; RETURN;"),
     "security": ("LANGUAGE plpgsql", "LANGUAGE plpgsql SECURITY DEFINER"),

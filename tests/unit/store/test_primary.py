@@ -1,7 +1,7 @@
 """Connections by a URL that names several hosts.
 
-long/test_former_primary.py tests a former primary that is back. tests/stack/long/test_fail_over.py
-promotes the standby of a stack.
+long/test_former_primary.py tests a former primary that comes back.
+tests/stack/long/test_fail_over.py promotes the standby of a stack.
 """
 
 import psycopg

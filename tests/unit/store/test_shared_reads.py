@@ -9,7 +9,7 @@ from tests.support.waiting import settle
 
 
 class Log:
-    """The source of SharedReads. A read ends at `release`, and returns the length when it began."""
+    """The source of SharedReads. A read ends at `release`, and returns the length at its start."""
 
     def __init__(self) -> None:
         self.length = 0

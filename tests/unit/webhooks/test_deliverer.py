@@ -1,4 +1,4 @@
-"""The deliverer, with a real database and real receivers: order, retries, and who delays whom."""
+"""The deliverer, with a real database and real receivers: order, retries, and delays."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""The process that sends the requests of webhooks."""
+"""The process that sends webhook requests."""
 
 import asyncio
 import subprocess
