@@ -1,6 +1,6 @@
 """The sandbox of local pods, with a small program instead of the agent.
 
-tests/faults/long/attacks tests what a tool can reach from within.
+tests/faults/long/attacks tests what a tool can reach from inside the sandbox.
 """
 
 import asyncio
