@@ -155,9 +155,12 @@ async def test_one_descendant_of_someone_else_refuses_the_whole_call(
     below = await submit(store, mine)
     own = permission(own_only=True)
     named = root.id if is_named else None
-    recorded = await store.cancel_tree(own, root.workspace_id, named, intent())
+    entry = replace(audit_entry(), task_id=named)
+    recorded = await store.cancel_tree(own, root.workspace_id, named, intent(), "", entry)
     assert (recorded.outcome, recorded.descendants_cancelled) == ("permission_denied", 0)
     assert recorded.workspace is not None and recorded.workspace.id == theirs.workspace_id
+    (stored,) = await store.list_audit_entries(permission(), AuditFilter(), None, 10)
+    assert (stored.outcome, stored.task_id) == ("permission_denied", root.id)
     assert await cancelled(store, root, mine, theirs, below) == [False] * 4
     await end(store, theirs)
     recorded = await store.cancel_tree(own, root.workspace_id, named, intent())

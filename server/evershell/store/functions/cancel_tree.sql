@@ -81,6 +81,7 @@ BEGIN
     ELSIF p_request.audit IS NOT NULL THEN
         entry := json_populate_record(NULL::audit_entries, p_request.audit);
         entry.outcome := outcome;
+        entry.task_id := coalesce(p_request.task_id, entry.task_id);
         INSERT INTO audit_entries SELECT entry.* ON CONFLICT DO NOTHING;
     END IF;
 END;

@@ -70,13 +70,18 @@ class Cancellations(State):
         if workspace is not None:
             task = self._task_of(workspace, task_id or workspace.current_task_id)
         outcome = cancellation_outcome(permission, workspace, task, is_named=task_id is not None)
-        if audit is not None:
-            audited_id = audit.task_id if task is None else task.id
-            self._store_audit_entry(replace(audit, outcome=outcome, task_id=audited_id))
+        self._audit(audit, outcome, None if task is None else task.id)
         if workspace is None or task is None or outcome not in ("accepted", "already_requested"):
             return RecordedCancellation(outcome, workspace, task)
         workspace, task = self._request(workspace, task, intent, trace_id)
         return RecordedCancellation(outcome, workspace, task)
+
+    def _audit(self, audit: AuditEntry | None, outcome: str, task_id: str | None) -> None:
+        """Stores the entry, if there is one, with the outcome and the id of the task if known."""
+        if audit is not None:
+            self._store_audit_entry(
+                replace(audit, outcome=outcome, task_id=task_id or audit.task_id)
+            )
 
     def _request(
         self, workspace: Workspace, task: Task, intent: CancelIntent, trace_id: str
@@ -111,6 +116,7 @@ class Cancellations(State):
         for each in descendants:
             at = self.workspaces[each.workspace_id]
             if at.org_id == permission.caller.org_id and not permission.covers(at):
+                self._audit(audit, "permission_denied", named)
                 return RecordedCancellation("permission_denied", at, None)
         recorded = await self.record_cancellation(
             permission, workspace_id, task_id, intent, trace_id, audit
