@@ -42,6 +42,7 @@ def test_the_top_level_is_small() -> None:
     )
     folders = {line.split("/")[0] for line in listed.stdout.splitlines() if "/" in line}
     assert {folder for folder in folders if not folder.startswith(".")} == {
+        "bench",
         "client",
         "clients",
         "deploy",

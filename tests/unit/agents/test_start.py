@@ -37,7 +37,16 @@ ALLOWED = {
     "_distutils_hack",
 }
 # The packages of the service that an agent may load.
-ALLOWED_PACKAGES = {"agent", "agents", "core", "pod", "telemetry", "version", "workspace"}
+ALLOWED_PACKAGES = {
+    "agent",
+    "agents",
+    "backoff",
+    "core",
+    "pod",
+    "telemetry",
+    "version",
+    "workspace",
+}
 # The modules of the core that an agent may load: those that the agent's protos mention.
 ALLOWED_CORE = {
     "evershell.core",
