@@ -155,7 +155,7 @@ async def test_one_descendant_of_someone_else_refuses_the_whole_call(
     below = await submit(store, mine)
     own = permission(own_only=True)
     named = root.id if is_named else None
-    entry = replace(audit_entry(), task_id=named)
+    entry = replace(audit_entry(), task_id=named or "")
     recorded = await store.cancel_tree(own, root.workspace_id, named, intent(), "", entry)
     assert (recorded.outcome, recorded.descendants_cancelled) == ("permission_denied", 0)
     assert recorded.workspace is not None and recorded.workspace.id == theirs.workspace_id
