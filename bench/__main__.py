@@ -1,7 +1,6 @@
 """`make bench`: measures the service, prints one table and writes bench.json.
 
-Everything that is compared runs in turn, in the same rounds. The docstring of
-the package explains the options and how to read the table.
+The docstring of the package explains the options and how to read the table.
 """
 
 import os
@@ -27,7 +26,8 @@ from tests.support.stack import ROOT
 BENCH_JSON = "bench.json"
 _PARTIAL_JSON = "bench.partial.json"
 _FLOOR_ROWS = 5_000
-# The limits of a run are 10 minutes and 60 s. A window that has begun is finished.
+# No window begins after this time. The last window may still run, so a full run takes at most 10
+# minutes, and a quick run at most 60 s.
 _SECONDS = 560.0
 _QUICK_SECONDS = 46.0
 
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _selected(blocks: Sequence[Block], options: Options) -> list[Block]:
-    """The blocks of this run, with the rows of this run and the windows that these need.
+    """The selected blocks, each with its selected rows and the windows that those rows need.
 
     Blocks that need the fleet controller come first.
     """
@@ -89,7 +89,7 @@ def _rows(block: Block, options: Options) -> list[Row]:
 
 @contextmanager
 def _running(options: Options, folder: Path) -> Iterator[Setting]:
-    """Runs all sides, the agent of the bench and the floor inside the block."""
+    """Runs all sides, the bench's agent and the floor inside the block."""
     sides = [Side("after")]
     if options.compare is not None:
         sides.insert(0, Side("before", options.compare))
@@ -134,7 +134,7 @@ def _measure(
     skipped: dict[str, str],
     console: Console,
 ) -> Results:
-    """Runs the rounds of all blocks in turn, until all have run or the time is over."""
+    """Runs one round of each block in turn, until all rounds have run or the time is over."""
     results: Results = {side.name: {} for side in setting.sides}
     for needs_controller in (True, False):
         waiting = [block for block in blocks if block.needs_controller is needs_controller]
@@ -164,9 +164,9 @@ def _rounds(block: Block, options: Options) -> int:
 
 
 def _run_round(setting: Setting, block: Block, results: Results, until: float) -> None:
-    """Runs each window once: the floor's for all sides, the others for each side in turn.
+    """Runs the windows of one round: shared windows once, all others once for each side.
 
-    Windows that have not begun when the time is over are left out.
+    Leaves out windows that have not begun when the time is over.
     """
     measured: dict[str, dict[str, Figures]] = {side.name: {} for side in setting.sides}
     for window in block.windows:

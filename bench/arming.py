@@ -11,7 +11,8 @@ import psycopg
 from bench.servers import floor
 
 ORG_ID = "org_demo"
-# The number of the events that a running task has: provisioned, submitted, started.
+# How many events the log of a workspace has once its first task runs: provisioned, submitted and
+# started.
 _EVENTS = 3
 _numbers = itertools.count(1)
 
@@ -82,8 +83,8 @@ _TAKE_NEXT = """
     SET last_seq = last_seq + 3, current_task_id = 'task_' || substr(id, 4) || %(suffix)s
     WHERE id = ANY(%(ids)s)
 """
-# `whole`: the intent is recorded, with exactly one event, which is the next in its log. `touched`:
-# any trace of a cancellation, or an end.
+# `whole` counts tasks whose intent is recorded with exactly one event, at the next position of the
+# log. `touched` counts tasks that have ended or have any trace of a cancellation.
 _COUNT = """
     SELECT
         count(*) FILTER (
@@ -109,7 +110,7 @@ _COUNT = """
         GROUP BY started.seq
     ) e
 """
-# The payload of an event like those that agents write: a message of WatchEvents has 237 bytes.
+# The payload of an `iteration_completed` event. With it, a message of WatchEvents has 237 bytes.
 ITERATION = json.dumps(
     {
         "number": 1,
@@ -146,7 +147,7 @@ class Armed:
     """Workspaces, each with a running task and an agent that acknowledges signals."""
 
     workspace_ids: list[str]
-    # How many tasks each workspace has had before.
+    # How many tasks each workspace had before the running one.
     earlier: int = 0
 
     def task_id(self, workspace_id: str) -> str:
@@ -155,7 +156,7 @@ class Armed:
 
 
 def arm(database: psycopg.Connection[Any], count: int, agent_addresses: Sequence[str]) -> Armed:
-    """Creates this many workspaces with running tasks, spread over the agents."""
+    """Creates `count` workspaces with running tasks, spread over the agents."""
     name = f"b{next(_numbers)}"
     values = {"name": name, "count": count, "org": ORG_ID, "agents": list(agent_addresses)}
     with database.transaction():
@@ -165,7 +166,7 @@ def arm(database: psycopg.Connection[Any], count: int, agent_addresses: Sequence
 
 
 def arm_again(database: psycopg.Connection[Any], armed: Armed) -> Armed:
-    """Ends the tasks of the workspaces, and gives each its next one, with the same agent."""
+    """Ends the task of each workspace, and gives the workspace and its agent a new task."""
     following = replace(armed, earlier=armed.earlier + 1)
     values = {"ids": armed.workspace_ids, "suffix": _suffix(following.earlier)}
     with database.transaction():
@@ -179,9 +180,9 @@ def _suffix(earlier: int) -> str:
 
 
 def check(database: psycopg.Connection[Any], armed: Armed, accepted: int) -> None:
-    """Raises WrongOutcomeError unless exactly the accepted cancellations are in the database.
+    """Raises WrongOutcomeError unless the database has exactly `accepted` cancellations.
 
-    Each has its intent, exactly one event, and the next position in its log.
+    Each must have its intent and exactly one event, at the next position of the log.
     """
     row = database.execute(_COUNT, {"ids": armed.workspace_ids}).fetchone()
     assert row is not None
@@ -196,8 +197,8 @@ def check(database: psycopg.Connection[Any], armed: Armed, accepted: int) -> Non
 def remove(database: psycopg.Connection[Any]) -> None:
     """Removes the workspaces of all windows, so that a controller that leads does not find them."""
     with database.transaction():
-        # Waits for a controller that is ending one of them. It would add events to a log that this
-        # transaction has already removed.
+        # Waits for a controller that is ending one of these workspaces: otherwise, the controller
+        # would add events to a log that this transaction has already removed.
         database.execute("LOCK TABLE workspaces IN EXCLUSIVE MODE")
         for table, column in (("events", "workspace_id"), ("tasks", "workspace_id")):
             database.execute(f"DELETE FROM {table} WHERE {column} LIKE 'ws\\_b%\\_%'")
@@ -205,7 +206,7 @@ def remove(database: psycopg.Connection[Any]) -> None:
 
 
 def prepare_floor(database: psycopg.Connection[Any], count: int) -> list[str]:
-    """Creates the floor's function, and the table that it reads and updates. Returns its ids."""
+    """Creates the floor's function and its table `bench_rows`. Returns the ids of the rows."""
     database.execute(floor.RECORD_FUNCTION.encode())
     database.execute("DROP TABLE IF EXISTS bench_rows")
     database.execute("CREATE TABLE bench_rows (id text PRIMARY KEY, number bigint NOT NULL)")

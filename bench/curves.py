@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bench import size
 from bench.idle_fleet import WORKSPACES
 
-# The medians of the bench by the name of the row, with the smallest and the largest value.
+# By the name of a row: its median, its smallest and its largest value.
 Measured = Mapping[str, tuple[float, float, float]]
 
 _CALLERS = {"1": "1 caller", "4": "4 callers", "16": "16 callers", "64": "64 callers"}
@@ -20,9 +20,9 @@ class Curve:
 
     label: str
     unit: str
-    # By the value on the horizontal axis: the rows whose sum is shown.
+    # The names of the rows whose sum is shown, by the value on the horizontal axis.
     points: Mapping[str, Sequence[str]]
-    # The factor of the sum.
+    # The sum is multiplied by this factor.
     factor: float = 1
 
     def median(self, measured: Measured, x: str) -> float | None:
@@ -52,7 +52,7 @@ class Curve:
 class Picture:
     """A picture with a panel for each unit, and a table. The horizontal axis is not to scale."""
 
-    # The name of the file, without suffix.
+    # The file name without its suffix.
     name: str
     title: str
     axis: str
@@ -104,7 +104,7 @@ PICTURES = (
                 label="for 1,000 cancellations a second",
                 unit="cores",
                 points={x: [*_WORKER[x], *_POSTGRES[x]] for x in _CALLERS},
-                # From µs a call to seconds of CPU a second at 1,000 calls a second.
+                # Converts µs of CPU for each call to cores at 1,000 calls a second.
                 factor=1_000 / 1e6,
             ),
         ],

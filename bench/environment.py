@@ -1,4 +1,4 @@
-"""What the figures depend on besides the code."""
+"""What the figures depend on, apart from the code."""
 
 import os
 import platform
@@ -43,16 +43,16 @@ class Options:
     """The options of a run, from environment variables."""
 
     quick: bool
-    # Blocks and rows whose names contain this text, without regard to case. Empty: all.
+    # Selects blocks and rows whose names contain this text, ignoring case. Empty selects all.
     rows: str
-    # The number of rounds of every block; None for each block's own.
+    # The number of rounds of every block; None to use the number that each block defines.
     rounds: int | None
     # A checkout to compare this one with.
     compare: Path | None
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Options":
-        """Raises ValueError with a message for the user."""
+        """Reads the options. Raises ValueError with a message for the user."""
         rounds = environment.get("ROUNDS", "")
         if rounds and not (rounds.isdigit() and int(rounds) > 0):
             raise ValueError(f"ROUNDS is {rounds!r}, not a positive number.")
@@ -68,5 +68,5 @@ class Options:
 
     @property
     def is_partial(self) -> bool:
-        """Whether the run measures other things than bench.json contains."""
+        """Whether the run measures something other than what bench.json contains."""
         return bool(self.rows) or self.compare is not None

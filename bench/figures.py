@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# The figures of one window by name, and the figures of all windows of one round by window.
+# Figures has the figures of one window by name. Round has the Figures of each window in a round.
 Figures = Mapping[str, float]
 Round = Mapping[str, Figures]
 
@@ -17,7 +17,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {"≤": operator.le, "
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A limit for the median of a row: `≤` an upper limit, `≥` a lower one."""
+    """A limit for the median of a row: `≤` for an upper limit, `≥` for a lower limit."""
 
     comparison: str
     limit: float
@@ -42,17 +42,17 @@ def at_least(limit: float) -> Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row of the table: a value that each round yields, and its target.
+    """A row of the table: how its value is computed in each round, and its target.
 
-    `value` computes it from the figures of one round. A ratio therefore compares windows that ran
-    one after the other, pair by pair. Raises KeyError for a round that lacks a window.
+    `value` takes the figures of one round, so a ratio compares windows of the same round, which
+    ran one after the other. `value` raises KeyError if the round lacks a window.
     """
 
     name: str
     unit: str
     value: Callable[[Round], float]
     target: Target | None = None
-    # Only for rows without a target.
+    # Used only if the row has no target.
     less_is_better: bool = True
 
     @property
@@ -69,7 +69,7 @@ class Row:
 
 
 class _Probe(dict[str, Figures]):
-    """A round whose figures are all 1, which records the windows that are read."""
+    """A round in which every figure is 1. Records the names of the windows that are read."""
 
     def __init__(self) -> None:
         self.windows: set[str] = set()
@@ -84,7 +84,7 @@ class Summary:
     """A row after all its rounds."""
 
     row: Row
-    # One value a round, in order.
+    # One value for each round, in order.
     values: Sequence[float]
 
     @property
@@ -111,7 +111,7 @@ class Summary:
 
 
 def summarise(rows: Sequence[Row], rounds: Sequence[Round]) -> list[Summary]:
-    """Computes each row in each round that has its windows. Rows without a value are left out."""
+    """Computes each row for every round that has its windows. Leaves out rows without a value."""
     summaries = []
     for row in rows:
         values = []
@@ -126,7 +126,7 @@ def summarise(rows: Sequence[Row], rounds: Sequence[Round]) -> list[Summary]:
 
 
 def paired_ratios(before: Summary, after: Summary) -> list[float]:
-    """before ÷ after for each round that both have, pair by pair."""
+    """before ÷ after for each round in which both have a value."""
     return [old / new for old, new in zip(before.values, after.values, strict=False) if new]
 
 
@@ -137,12 +137,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def ratio(figure: str, window: str, to: str) -> Callable[[Round], float]:
-    """A row's value: the figure of one window, divided by that of another in the same round."""
+    """A row's value: a figure of one window divided by a figure of another in the same round."""
     return lambda figures: figures[window][figure] / figures[to][figure]
 
 
 def figure(name: str, window: str) -> Callable[[Round], float]:
-    """A row's value: the figure of one window."""
+    """A row's value: a figure of one window."""
     return lambda figures: figures[window][name]
 
 

@@ -1,8 +1,9 @@
 """`make flame`: shows where a worker spends its processor time in CancelTask.
 
-Starts a stack, loads one worker with CancelTask by 16 callers, and samples its stacks with py-spy,
-native code included: once for the flame graph, which py-spy draws into `docs/flame.svg`, and once
-for the table of `docs/hot-path.md`. Every cancellation is checked in the database.
+Starts a stack, has 16 callers call CancelTask on one worker, and samples the worker's call stacks
+with py-spy, including native code. The first run of py-spy draws the flame graph
+`docs/flame.svg`. The second run is for the table in `docs/hot-path.md`. Every cancellation is
+checked in the database.
 """
 
 import re
@@ -28,9 +29,9 @@ _START_SECONDS = 30.0
 
 _ENGINE, _LOOP, _LOG, _REST = "gRPC engine", "event loop", "log line", "rest"
 _INTERCEPTORS = "interceptors"
-# A sample belongs to the part of its innermost frame whose file begins with one of these. py-spy
-# shortens a file's name to begin at its topmost package, a folder with an `__init__.py`. The folder
-# `evershell` has none.
+# A sample belongs to the part that owns its innermost listed frame. A frame is listed if its file
+# name begins with one of these texts. py-spy shortens a file name so that it begins with the
+# topmost package, which is a folder with an `__init__.py`. The folder `evershell` has no such file.
 _OWNERS = {
     "signal": (
         *("fleet/", "pod/", "auth/pod_tokens.py"),
@@ -42,15 +43,15 @@ _OWNERS = {
     "servicer and use case": ("core/", "api/workspace_servicer.py"),
     _INTERCEPTORS: ("api/", "auth/"),
 }
-# If no frame belongs to a part, the sample belongs to the library of its innermost frame that is
-# listed here. Library code that one of the parts calls belongs to that part.
+# If no frame of a sample belongs to a part, the sample belongs to one of these libraries, by its
+# innermost frame that is listed here. Library code that is called from a part counts for that part.
 _LIBRARIES = {
     "codec": ("protobuf", "workspace/v1/", "agent/v1/"),
     _ENGINE: ("grpc",),
     _LOOP: ("uvloop", "asyncio", "_asyncio", "loop", "core.c", "linux.c", "queue.h", "stream.c"),
 }
 _FRAME = re.compile(r"^(?P<name>.*) \((?:server/evershell/|evershell/)?(?P<file>[^()]*?)(:\d+)?\)$")
-# A thread in one of these functions waits, and uses no processor time.
+# A thread in one of these functions is waiting and uses no processor time.
 _WAITS = re.compile(r"^(epoll_p?wait|ppoll|poll|select|nanosleep|pthread_cond_\w*wait|sem_\w*wait)")
 _ADDRESS, _LINE = re.compile(r"^0x[0-9a-f]+ \((.*)\)$"), re.compile(r":\d+\)$")
 _PAGE = """\
@@ -108,16 +109,16 @@ def main() -> None:
 
 
 def _cancel(side: Side, agents: Sequence[str], seconds: float) -> Figures:
-    """Cancels tasks for this time, and checks each cancellation in the database."""
+    """Cancels tasks for `seconds`, and checks each cancellation in the database."""
     connection = side.connect("CancelTask")
     return windows.cancelled(side, agents, [connection], _CALLERS, seconds, side.worker_pids)
 
 
 @contextmanager
 def _recorder(pid: int, format_: str, output: Path) -> Iterator[None]:
-    """Samples the stacks of a process from the start of the block.
+    """Samples the call stacks of a process from the start of the block.
 
-    The output is complete when the block is left. Raises RuntimeError if py-spy fails.
+    The output is complete when the block ends. Raises RuntimeError if py-spy fails.
     """
     log = output.with_suffix(".log")
     options = {
@@ -142,7 +143,7 @@ def _recorder(pid: int, format_: str, output: Path) -> Iterator[None]:
 
 
 def parts(lines: Iterable[str]) -> dict[str, Counter[str]]:
-    """The samples of each part, by the innermost frame. Leaves out threads that wait."""
+    """The number of samples of each part by innermost frame. Leaves out waiting threads."""
     found: dict[str, Counter[str]] = {}
     for line in lines:
         stack, _, count = line.rpartition(" ")
@@ -154,14 +155,14 @@ def parts(lines: Iterable[str]) -> dict[str, Counter[str]]:
 
 
 def part(frames: Sequence[str]) -> str:
-    """The part to which the leaf of a stack belongs. The frames begin at the root."""
+    """The part to which a call stack belongs. `frames` begins with the outermost frame."""
     library = ""
     for frame in reversed(frames):
         match = _FRAME.match(frame)
         file = match["file"] if match else ""
         if owner := _listed(file, _OWNERS):
-            # The interceptors and the log line surround the whole call: they receive messages and
-            # send replies for it.
+            # The interceptors and the log line surround the whole call. They also receive its
+            # messages and send its replies, which is the work of the gRPC engine.
             is_around = owner in (_INTERCEPTORS, _LOG)
             return library if is_around and library == _ENGINE else owner
         library = library or _listed(file, _LIBRARIES)
@@ -198,7 +199,7 @@ def _document(
 
 
 def _busiest(places: Counter[str], total: int) -> str:
-    """The frames in which most samples of a part end, as code."""
+    """The most frequent innermost frames of a part, formatted as code."""
     return ", ".join(
         f"`{place.replace('|', '/')}` {count / total:.1%}" for place, count in places.most_common(3)
     )

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 connection that costs little, for one caller. load.py makes its calls."""
+"""An HTTP/1.1 connection with little overhead, for one caller. load.py makes its calls."""
 
 import socket
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Connection:
         self._received = b""
 
     def call(self, whole_request: bytes) -> int:
-        """Sends a request, and returns the number of its only stream."""
+        """Sends a request. Returns 0, the number of the connection's only stream."""
         self.socket.sendall(whole_request)
         return 0
 
@@ -34,7 +34,7 @@ class Connection:
         """Does nothing: `call` has sent the request."""
 
     def receive(self) -> list[tuple[int, int]]:
-        """Reads what has arrived. Returns the stream and the status of a complete response."""
+        """Waits for data. Returns the stream and the status of the response once it is complete."""
         data = self.socket.recv(_RECEIVE_BYTES)
         if not data:
             raise ConnectionError("the server has closed the connection")

@@ -1,9 +1,9 @@
-"""A gRPC connection that costs little: HTTP/2 frames over a plain socket.
+"""A gRPC connection with little overhead: HTTP/2 frames over a plain socket.
 
-All calls of a connection have the same method, and many the same metadata, so the header block of a
-call is encoded only after a change. The server is asked not to index its own headers, so each block
-of trailers can be read by itself. A gRPC client for Python would reach its own limit before the
-servers reach theirs.
+All calls of a connection have the same method, and most have the same metadata as the previous
+call. So the header block is encoded again only when the metadata changes. The server is asked not
+to index its own headers, so each block of trailers can be read by itself. A gRPC client for Python
+would reach its own limit before the servers reach theirs.
 
 Frames follow RFC 9113, and messages follow the protocol of gRPC over HTTP/2.
 """
@@ -67,7 +67,7 @@ class Connection:
         self.set_metadata(metadata)
         self._next_stream = 1
         self._send_window = _DEFAULT_WINDOW
-        # Calls that the connection's flow-control window has no room for.
+        # Calls that wait for room in the connection's flow-control window.
         self._held: list[tuple[bytes, int]] = []
         self._received = b""
         self._statuses: dict[bytes, int] = {}
@@ -79,11 +79,11 @@ class Connection:
             _frame(_SETTINGS, 0, 0, settings),
             _frame(_WINDOW_UPDATE, 0, 0, room),
         ]
-        # The data of the streams that `collect` was called for.
+        # The data of each stream for which `collect` was called.
         self.collected: dict[int, bytearray] = {}
 
     def set_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
-        """Sets the metadata of the calls from now on."""
+        """Sets the metadata of all further calls."""
         self._metadata = metadata
         # The headers of each call after the first one with this metadata.
         self._block: bytes | None = None
@@ -95,7 +95,7 @@ class Connection:
         data = _frame(_DATA, 0 if trailers else _END_STREAM, stream, body)
         self._unsent.append(_frame(_HEADERS, _END_HEADERS, stream, self._header_block()))
         if trailers:
-            # Trailers change the server's table.
+            # Trailers change the server's header table, so the next call needs a new header block.
             block, self._block = self._encoder.encode(trailers), None
             data += _frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, block)
         if self._held or self._send_window < len(body):
@@ -109,13 +109,14 @@ class Connection:
         if self._block is not None:
             return self._block
         fields = [*self._fields, *self._metadata]
-        # The first block puts the fields into the server's table, and later ones refer to them.
+        # The first block puts the fields into the server's header table. The blocks of later calls
+        # refer to that table.
         first = self._encoder.encode(fields)
         self._block = self._encoder.encode(fields)
         return first
 
     def collect(self, stream: int) -> bytearray:
-        """Keeps the data of the stream from now on, in the returned buffer."""
+        """Returns a buffer, to which all further data of the stream is added."""
         return self.collected.setdefault(stream, bytearray())
 
     def cancel(self, stream: int) -> None:
@@ -130,7 +131,7 @@ class Connection:
             self._unsent.clear()
 
     def receive(self) -> list[Ended]:
-        """Waits for data, and returns the streams that have ended with their gRPC statuses.
+        """Waits for data. Returns the gRPC status of each stream that has ended.
 
         Raises OSError if the connection breaks or nothing arrives for `receive_seconds`.
         """
@@ -202,7 +203,7 @@ class Connection:
 
 
 def _literal_status(block: bytes) -> int | None:
-    """The status, if the block has its field as plain text; None otherwise."""
+    """The status; None if the block does not have its field as plain text."""
     _, found, rest = block.partition(b"\x0bgrpc-status")
     if not found or not 1 <= rest[0] <= 2:
         return None

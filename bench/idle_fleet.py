@@ -9,11 +9,12 @@ in windows with them:
 
     cost of an agent = time without heartbeats / agents + time of a heartbeat / its interval
 
-At most _MAX_AGENTS agents send heartbeats, because one machine cannot do more at the right rate.
-With more workspaces, the time of a heartbeat is therefore measured at this bounded rate, which the
-field `rate` contains, and the leases of the other workspaces outlast the measurement.
+At most _MAX_AGENTS agents send heartbeats, because one machine cannot simulate more agents at the
+rate of real ones. With more workspaces, the time of a heartbeat is measured with these agents
+only. The field `rate` contains the heartbeats per second. All other workspaces have leases that
+outlast the measurement.
 
-Prints one JSON object a row: name, unit, runs, median, min, max, target, holds, and more fields.
+Prints a JSON object for each row: name, unit, runs, median, min, max, target, holds, and others.
 """
 
 import argparse
@@ -44,11 +45,11 @@ WORKSPACES = (100, 1_000, 10_000, 100_000)
 TARGET = at_most(0.2)
 _MAX_AGENTS = 2_000
 _START_SECONDS = 20.0
-# How long the programs take to load everything and the controller to become the leader.
+# After this time, the programs have loaded everything, and the controller has become the leader.
 _SETTLE_SECONDS = 6.0
 _QUIET_SECONDS = 10.0
 _WARM_SECONDS = INTERVAL_SECONDS + 1
-# Longer than the pause after which the controller reads the leases again.
+# Longer than the pause between two reads of the leases by the controller.
 _BEATING_SECONDS = 20.0
 _RUN_ID = "run_bench"
 _CONTROLLER = Path(__file__).parent / "servers" / "controller.py"
@@ -66,7 +67,7 @@ class ControlPlane:
     postgres_pid: int
 
     def cpu_seconds(self) -> dict[str, float]:
-        """The processor time so far, by program."""
+        """The processor time that each program has used so far."""
         backends = processes.descendants(self.postgres_pid, "postgres")
         return {
             "worker": processes.cpu_seconds([self.worker_pid]),
@@ -128,7 +129,7 @@ def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
 
 
 def insert(url: str, first: int, last: int) -> None:
-    """Inserts idle workspaces with these numbers."""
+    """Inserts idle workspaces with the numbers from `first` to `last`."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             """
@@ -148,19 +149,20 @@ Used = dict[str, float]
 
 
 def used(plane: ControlPlane, before: Used) -> Used:
-    """The processor time since `before`, by program."""
+    """The processor time that each program has used since the reading `before`."""
     return {name: now - before[name] for name, now in plane.cpu_seconds().items()}
 
 
 def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, float]:
-    """One round: thousandths of a core for each idle agent, by program, and the rate.
+    """Runs one round. Returns the cost of an idle agent by program, and the heartbeats per second.
 
-    Fails unless every heartbeat was answered, and every agent still has its lease.
+    The cost is in thousandths of a core. Fails unless every heartbeat was answered and every agent
+    still has its lease.
     """
     with psycopg.connect(plane.url, autocommit=True) as connection:
         connection.execute("UPDATE workspaces SET lease_expires_at = now() + interval '1 hour'")
         connection.execute("VACUUM workspaces")
-    # The controller reads all new workspaces once.
+    # By then, the controller has read the workspaces that are new.
     time.sleep(2 + workspaces / 20_000)
     before, began = plane.cpu_seconds(), time.monotonic()
     time.sleep(_QUIET_SECONDS)
@@ -194,7 +196,7 @@ def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, float]:
 
 
 def summary(workspaces: int, rounds: Sequence[tuple[Used, float]]) -> dict[str, object]:
-    """The row of this number of workspaces."""
+    """The row for this number of workspaces."""
     row = Row(
         name=f"control-plane CPU for an idle agent, {workspaces:,} workspaces",
         unit="core/1000",

@@ -14,15 +14,15 @@ from bench.figures import percentile
 
 
 class Connection(Protocol):
-    """A connection of `http1` or `http2`. It keeps what it has to send until `flush`."""
+    """A connection of `http1` or `http2`. It may keep calls until `flush` sends them."""
 
     socket: Any
 
     def call(self, body: bytes) -> int:
-        """Makes a call, and returns its stream."""
+        """Makes a call. Returns the number of its stream."""
 
     def flush(self) -> None:
-        """Sends."""
+        """Sends all calls that have not been sent yet."""
 
     def receive(self) -> list[tuple[int, int]]:
         """Waits for data. Returns the streams that have ended, and the status of each."""
@@ -33,7 +33,7 @@ class Connection(Protocol):
 
 @contextmanager
 def collecting_no_garbage() -> Iterator[None]:
-    """Turns the garbage collector of the load generator off inside the block."""
+    """Turns off the garbage collector of this process inside the block."""
     gc.disable()
     try:
         yield
@@ -45,11 +45,11 @@ def collecting_no_garbage() -> Iterator[None]:
 class Calls:
     """The calls of one window."""
 
-    # The time of each call from its sending to its status, in nanoseconds.
+    # The time from the sending of each call to its status, in nanoseconds.
     nanoseconds: Sequence[int]
     # Number of calls by status.
     statuses: Counter[int]
-    # From the first call to the last answer.
+    # The time from the first call to the last answer.
     seconds: float
     # The processor time that the load generator itself used.
     own_cpu_seconds: float
@@ -81,16 +81,16 @@ def joined(parts: Sequence[Calls]) -> Calls:
 def run(
     connections: Sequence[Connection], bodies: Iterable[bytes], callers: int, seconds: float
 ) -> Calls:
-    """Makes calls for this time, or until there are no more bodies.
+    """Makes calls for `seconds`, or until there are no more bodies.
 
     `callers` calls are in flight at any time, spread over the connections. Each caller makes its
-    next call when its last one was answered. Collects no garbage meanwhile.
+    next call when its previous call is answered. The garbage collector is off.
     """
     latencies: list[int] = []
     statuses: Counter[int] = Counter()
     remaining = iter(bodies)
     sent: dict[tuple[int, int], int] = {}
-    # A single connection needs no selector: its own read waits.
+    # A single connection needs no selector, because its `receive` blocks.
     selector = selectors.DefaultSelector() if len(connections) > 1 else None
     with collecting_no_garbage(), selector or nullcontext():
         if selector is not None:

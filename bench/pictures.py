@@ -12,7 +12,7 @@ from bench.curves import Curve, Measured, Picture
 
 _PANEL_INCHES, _MAX_COLUMNS = 3.6, 2
 _STYLE = {
-    # Text stays text, and ids do not differ from run to run.
+    # Keeps text as text instead of outlines, and makes the ids in the SVG the same in every run.
     "svg.fonttype": "none",
     "svg.hashsalt": "scale",
     "font.size": 9,
@@ -42,7 +42,7 @@ def draw(picture: Picture, panels: Mapping[str, Sequence[Curve]], measured: Meas
         figure.supxlabel(picture.axis, fontsize=9)
         output = io.StringIO()
         figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
-    # Editors and git complain about spaces at the end of a line.
+    # Removes spaces at the ends of lines, about which editors and git complain.
     return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
 
 

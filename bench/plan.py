@@ -16,19 +16,19 @@ class Setting:
     sides: Sequence[Side]
     floor_address: str
     floor_pid: int
-    # A worker keeps a stream to each of these agents.
+    # A worker can keep streams to all of these agents at the same time.
     agent_addresses: Sequence[str]
     # The ids of the rows that the floor reads and updates.
     row_ids: Sequence[str]
     quick: bool
-    # For logs.
+    # The folder for logs.
     folder: Path
-    # Closed at the end of the run.
+    # What must be closed at the end of the run.
     resources: ExitStack
 
     @property
     def agent_address(self) -> str:
-        """An agent for windows that do not depend on the number of agents."""
+        """The address of an agent, for windows that do not depend on the number of agents."""
         return self.agent_addresses[0]
 
     @property
@@ -46,7 +46,8 @@ class Window:
 
     name: str
     measure: Measure
-    # Whether it measures the floor, which all sides are compared with. It runs once a round.
+    # Whether all sides use the same result, for example of the floor. Such a window runs only once
+    # in each round.
     is_shared: bool = False
 
 
@@ -57,7 +58,7 @@ def never_skipped(setting: Setting) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Windows that are compared with each other, so they run one after the other in each round."""
+    """Windows that are compared with each other. Each round runs them one after the other."""
 
     name: str
     windows: Sequence[Window]

@@ -14,7 +14,7 @@ from tests.support.ports import free_ports
 from tests.support.stack import ROOT
 from tests.support.waiting import eventually
 
-# The first start after packages were installed compiles them.
+# Long enough for the first start after an installation, which compiles the packages.
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
@@ -76,20 +76,20 @@ def await_listening(process: "subprocess.Popen[bytes]", port: int, log: Path) ->
 
 
 def exit_on_sigterm() -> None:
-    """Makes SIGTERM leave all `with` blocks, so that no server is left behind."""
+    """Makes SIGTERM end the process through its `with` blocks, so that no server keeps running."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def free_port() -> int:
-    """A port below the range of outgoing connections."""
+    """A free port below the ephemeral range, which the kernel uses for outgoing connections."""
     return free_ports(1)[0]
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """The processor time that these processes have used so far.
 
-    The scheduler counts it in nanoseconds for each thread. Time of threads and processes that have
-    ended is lost. PostgreSQL starts and ends workers for maintenance at any time.
+    The scheduler counts the time of each thread in nanoseconds. The time of threads and processes
+    that have ended is not included. PostgreSQL may start and end maintenance workers at any time.
     """
     nanoseconds = 0
     for pid in pids:
@@ -100,12 +100,12 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def private_bytes(pid: int) -> int:
-    """The memory that the process shares with no other."""
+    """The memory of the process that it does not share with other processes."""
     return int(psutil.Process(pid).memory_full_info().uss)
 
 
 def descendants(pid: int, name: str) -> list[int]:
-    """The ids of the processes of this name below a process."""
+    """The ids of all descendants of the process that have this name."""
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.Error):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.figures import Row, Summary, paired_ratios
 
-# Pairs of equal sides are all on the same side of 1 in one of 16 runs.
+# If both sides are equally fast, all 5 ratios are on the same side of 1 in one of 16 runs.
 _PAIRS_OF_VERDICT = 5
 
 
@@ -48,7 +48,7 @@ def missed(summaries: Sequence[Summary]) -> set[str]:
 def print_comparison(
     before: Sequence[Summary], after: Sequence[Summary], names: tuple[str, str], console: Console
 ) -> None:
-    """Prints the rows of two sides that were measured in turn, and before ÷ after pair by pair."""
+    """Prints for each row the medians of both sides, and the ratios before ÷ after."""
     table = Table(title=f"before: {names[0]}, after: {names[1]}", title_justify="left")
     table.add_column("row")
     for column in ("unit", "runs", "before", "after", "before ÷ after", "min", "max", "verdict"):
@@ -73,9 +73,9 @@ def print_comparison(
 
 
 def verdict(row: Row, ratios: Sequence[float]) -> str:
-    """`better` or `worse` if before ÷ after is on one side of 1 in every pair; else empty.
+    """`better` or `worse` if all ratios before ÷ after are on the same side of 1; else empty.
 
-    Also empty for few pairs, which are on the same side by chance.
+    Also empty if there are too few ratios, which can be on the same side by chance.
     """
     if len(ratios) < _PAIRS_OF_VERDICT or min(ratios) <= 1 <= max(ratios):
         return ""
@@ -98,7 +98,7 @@ def cells(summary: Summary) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three significant digits, and thousands with a comma."""
+    """The number with three significant digits; from 1,000 on, as an integer with commas."""
     if abs(value) >= 1_000:
         return f"{value:,.0f}"
     return f"{float(f'{value:.3g}'):g}"

@@ -3,9 +3,9 @@ table of targets in docs/hot-path.md.
 
     python -m bench.scale
 
-The rows for idle agents come from docs/scale/idle_fleet.jsonl, the output of
-`python -m bench.idle_fleet`, if it has them. A picture is drawn from the rows that there are; the
-document and the output of the script name those that are missing.
+Rows in docs/scale/idle_fleet.jsonl, the output of `python -m bench.idle_fleet`, replace the rows of
+bench.json for idle agents. A picture is drawn even if some of its rows are missing. The document
+and the output of this script name the missing rows.
 """
 
 import json
@@ -32,9 +32,9 @@ class UnusableDocumentError(Exception):
 
 
 def read(bench: Path, *others: Path) -> tuple[Measured, Mapping[str, Any]]:
-    """The rows of all files, and the environment of bench.json. A missing file has no rows.
+    """The rows of all files, and the environment in bench.json. A missing file has no rows.
 
-    A row that several files have is taken from the last one, so that a curve is from one run.
+    If several files have the same row, the last file counts, so that a curve comes from one run.
     """
     document = json.loads(bench.read_text()) if bench.exists() else {}
     lines = [line for other in others if other.exists() for line in other.read_text().splitlines()]
@@ -57,7 +57,7 @@ def block(measured: Measured, environment: Mapping[str, Any]) -> str:
 
 
 def replaced(document: str, content: str) -> str:
-    """The document with new content between the marks. Raises UnusableDocumentError without them"""
+    """The document with new content between the marks. Raises UnusableDocumentError."""
     before, begins, rest = document.partition(_BEGIN)
     _, ends, after = rest.partition(_END)
     if not (begins and ends):
@@ -96,7 +96,7 @@ def _cell(curve: Curve, measured: Measured, x: str) -> str:
 
 
 def documents() -> dict[Path, str]:
-    """The pages, rendered with the rows that exist."""
+    """The text of each page, with the rows that exist."""
     measured, environment = read(BENCH_JSON, IDLE_FLEET)
     rows = json.loads(BENCH_JSON.read_text())["rows"]
     of_targets = f"{_introduction(environment)}\n\n{targets.table(rows)}\n"
@@ -111,7 +111,7 @@ def documents() -> dict[Path, str]:
 
 def main() -> int:
     """Writes the tables and the pictures. Returns the exit code."""
-    # Only `make scale` needs the package that draws.
+    # Imported here: only `make scale` needs the package that draws.
     from bench import pictures
 
     measured, _ = read(BENCH_JSON, IDLE_FLEET)

@@ -1,4 +1,4 @@
-"""A side of the comparison: a stack of this checkout or of another one, with its bench data."""
+"""A side of the comparison: a stack of this or another checkout, with the bench's data."""
 
 import tempfile
 import time
@@ -15,7 +15,7 @@ from bench.http2 import Connection
 from tests.support.stack import ROOT, Stack
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService"
-# The lock of server/evershell/store/leadership.py. All fleet controllers compete for it.
+# The key of the lock in server/evershell/store/leadership.py. The controller that holds it leads.
 _LEADER_LOCK = 0x6576_6C64
 
 
@@ -23,7 +23,7 @@ class Side:
     """A running stack with one worker, without rate limits."""
 
     def __init__(self, name: str, checkout: Path = ROOT, state_dir: Path | None = None) -> None:
-        """The state folder is temporary unless it is given."""
+        """Without `state_dir`, the state folder is temporary."""
         self.name = name
         self.checkout = checkout
         self._temporary = None if state_dir else tempfile.TemporaryDirectory(prefix="bench-")
@@ -48,7 +48,7 @@ class Side:
 
     @cached_property
     def database(self) -> psycopg.Connection[Any]:
-        """A connection for statements of the bench."""
+        """A connection to the side's database, for the bench's own statements."""
         return self.stack.database()
 
     @property
@@ -58,11 +58,11 @@ class Side:
 
     @cached_property
     def worker_pids(self) -> list[int]:
-        """The worker's process."""
+        """The process id of the worker, as a list of one."""
         return self.stack.pids("serve")
 
     def postgres_pids(self) -> list[int]:
-        """The processes of PostgreSQL that run now."""
+        """The process ids of PostgreSQL at this moment."""
         return processes.descendants(self.stack.pid, "postgres")
 
     def connect(
@@ -79,7 +79,7 @@ class Side:
     def take_leadership(self) -> None:
         """Makes the fleet controller a standby, which does not act on the bench's workspaces.
 
-        The bench takes its place in the queue for the lock, and then ends the leader's session.
+        The bench queues for the leader's lock, and then ends the database session of the leader.
         """
         if self._leadership is not None:
             return
@@ -119,7 +119,7 @@ class Side:
         return arming.arm(self.database, count, agent_addresses)
 
     def next_tasks(self, agent_addresses: Sequence[str]) -> arming.Armed:
-        """A running task for each agent. From the second call on, the next one of each."""
+        """Ends the previous task of each agent, if there is one, and gives the agent a new task."""
         if self._tasks is None:
             self._tasks = self.arm(len(agent_addresses), *agent_addresses)
         else:

@@ -27,20 +27,20 @@ class Agents:
 
     connections: list[Connection]
     tokens: PodTokens
-    # The minute for which each connection's token was made.
+    # For each connection, the minute for which its current token was made.
     minutes: list[int]
     statuses: Counter[int] = field(default_factory=Counter)
     fenced: int = 0
 
     @classmethod
     def connect(cls, address: str, tokens: PodTokens, count: int) -> "Agents":
-        """The agents of the first `count` workspaces of the bench."""
+        """Connects the agents of the first `count` workspaces."""
 
         connections = [Connection(address, _METHOD) for _ in range(count)]
         return cls(connections, tokens, [0] * count)
 
     def beat(self, seconds: float) -> int:
-        """Sends heartbeats for this time, at the rate of real agents. Returns their number."""
+        """Sends heartbeats at the rate of real agents for `seconds`. Returns how many it sent."""
         body = message(HeartbeatRequest().SerializeToString())
         now = time.monotonic()
         due = [

@@ -1,8 +1,8 @@
 """Builds the large database of the bench, once: `python -m bench.size`.
 
-It has 2,000,000 tasks that have ended and 10,000,000 events, and is kept in a folder of the user's
-cache (BENCH_CACHE). Building it takes a few minutes and 5 GB. An interrupted build is
-continued by the next one.
+The database has 2,000,000 ended tasks and 10,000,000 events. It is kept in the folder BENCH_CACHE,
+by default in the user's cache. The build takes a few minutes and 5 GB. If it is interrupted, the
+next build continues.
 """
 
 import os
@@ -18,10 +18,10 @@ from bench.side import Side
 
 TASKS, EVENTS = 2_000_000, 10_000_000
 _WORKSPACES = 100_000
-# For each task: submitted, started, one iteration, cancellation requested, completed.
+# Each task was submitted, was started, completed one iteration, was cancelled, and ended.
 _EVENTS_OF_TASK = EVENTS // TASKS
 _TASKS_OF_WORKSPACE = TASKS // _WORKSPACES
-# The workspaces of one transaction.
+# How many workspaces one transaction adds.
 _CHUNK = 1_000
 
 _INSERT_WORKSPACES = """
@@ -63,7 +63,7 @@ _INSERT_EVENTS = """
 
 
 def state_dir() -> Path:
-    """The state folder of the stack that has the large database."""
+    """The state folder of the stack with the large database."""
     default = Path.home() / ".cache" / "evershell-bench"
     return Path(os.environ.get("BENCH_CACHE", default)) / "large"
 
@@ -78,7 +78,7 @@ def _marker() -> Path:
 
 
 def build() -> None:
-    """Adds the missing part of the database."""
+    """Builds the large database, or the part that is missing."""
     exit_on_sigterm()
     state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
     side = Side("large", state_dir=state_dir())
@@ -92,7 +92,7 @@ def build() -> None:
 
 
 def fill(database: psycopg.Connection[Any], workspaces: int) -> None:
-    """Adds what is missing of this many workspaces. Each has 20 tasks and 100 events."""
+    """Adds workspaces until there are `workspaces`, each with 20 tasks and 100 events."""
     row = database.execute("SELECT count(*) FROM workspaces WHERE name = 'large'").fetchone()
     assert row is not None
     began = time.monotonic()
@@ -105,7 +105,7 @@ def fill(database: psycopg.Connection[Any], workspaces: int) -> None:
             "events_of_task": _EVENTS_OF_TASK,
         }
         with database.transaction():
-            # A crash may lose the last chunks, which the next build adds again.
+            # Faster. If a crash loses the last transactions, the next build repeats them.
             database.execute("SET LOCAL synchronous_commit = off")
             for statement in (_INSERT_WORKSPACES, _INSERT_TASKS, _INSERT_EVENTS):
                 database.execute(statement, values)

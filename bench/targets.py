@@ -1,7 +1,7 @@
 """The targets in docs/hot-path.md: their figures, and why some are missed.
 
-`make scale` writes the table of all targets from bench.json. The list of missed ones is written by
-hand, with the row's name in bold at the beginning of each item.
+`make scale` writes the table of all targets from bench.json. The list of missed targets is written
+by hand. Each item of the list begins with the name of the row in bold.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The windows: each makes calls of one kind for a while, and returns their figures."""
+"""The windows: each window makes calls of one kind for some time, and returns their figures."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from bench.servers import floor
 from bench.side import Side
 
 UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, OK = 16, 7, 5, 0
-# Calls that are made before each window and not measured.
+# The number of calls before each window that are not measured.
 WARM_UP_CALLS = 5
 # Long enough for all warm-up calls, even on a slow machine.
 WARM_UP_SECONDS = 60.0
@@ -36,7 +36,7 @@ def cancel_body(workspace_id: str, *, include_descendants: bool = False) -> byte
 
 
 def cancel(callers: int, seconds: float, *, include_descendants: bool = False) -> Measure:
-    """CancelTask, each call for its own task. The outcomes are counted in the database."""
+    """CancelTask, each call for its own task. The outcomes are checked in the database."""
     body = partial(cancel_body, include_descendants=include_descendants)
 
     def measure(setting: Setting, side: Side) -> Figures:
@@ -54,7 +54,7 @@ def cancel(callers: int, seconds: float, *, include_descendants: bool = False) -
 
 
 def record(callers: int, seconds: float) -> Measure:
-    """The durable floor: the same change and an empty call to the agent, bare."""
+    """The durable floor: the same change in the database, and an empty call to the agent."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         return cancelled(
@@ -101,7 +101,7 @@ def get_task(callers: int, seconds: float) -> Measure:
 
 
 def refused(token: str, status: int, callers: int, seconds: float) -> Measure:
-    """CancelTask of a workspace that does not exist, refused with this status."""
+    """CancelTask for an unknown workspace. Every call must be refused with this status."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         connection = side.connect("CancelTask", token)
@@ -165,9 +165,10 @@ def figures_of(
     pids: Sequence[int],
     status: int = OK,
 ) -> dict[str, float]:
-    """Makes the calls, and closes the connections.
+    """Makes calls, and closes the connections.
 
-    Adds the processor time that these processes use, in µs a call, and the number of calls.
+    The figures include the processor time that these processes use for each call, in µs, and the
+    number of calls.
     """
     remaining = iter(bodies)
     try:
@@ -201,11 +202,11 @@ def cancelled(
     body: Callable[[str], bytes] = cancel_body,
     status: int = OK,
 ) -> Figures:
-    """Cancels tasks of the agents, and closes the connections.
+    """Cancels tasks of the agents, each with its own call, and closes the connections.
 
-    Each call has its own task. All agents are signalled once before, so a worker has a
-    stream to each. When the tasks of all agents were cancelled, all get their next ones, and the
-    time for that is not counted.
+    Before the measurement, the worker signals every agent once, so that it has a stream to each.
+    Once the tasks of all agents are cancelled, all agents get new tasks. The time for this is not
+    measured.
     """
     processes = {"cpu_us": pids, "postgres_us": side.postgres_pids()}
     used: Counter[str] = Counter()
@@ -238,7 +239,7 @@ def cancel_each(
     body: Callable[[str], bytes] = cancel_body,
     status: int = OK,
 ) -> Calls:
-    """Cancels each of the tasks once. Compares the outcomes with the database."""
+    """Cancels each of the tasks once. The outcomes are checked in the database."""
     bodies = map(body, tasks.workspace_ids)
     calls = load.run(connections, bodies, callers, WARM_UP_SECONDS)
     expect(calls, status)

@@ -1,10 +1,10 @@
 """CancelTask with the server of a2a-sdk and its database store: one peer's server.
 
-Its promise is weaker than that of this service. The SDK's request handler signals the agent first
+This peer promises less than this service. The SDK's request handler signals the agent first
 and stores the status afterwards: it calls the executor's `cancel`, and then saves the status that
-`cancel` has published. If the server ends in between, the agent has ended a task that the database
-calls working. If the agent cannot be reached, the task is stored as failed. There is no log of
-events, and two cancellations at the same time are not ordered by a lock. As in this service, the
+`cancel` has published. If the server ends in between, the agent has ended a task whose status in
+the database is still `working`. If the agent cannot be reached, the task is stored as failed. There
+is no log of events, and no lock orders two cancellations at the same time. As in this service, the
 answer is sent after the commit.
 
 It follows the SDK's documentation: the SDK's JSON-RPC routes in a Starlette
@@ -78,7 +78,7 @@ class Executor(AgentExecutor):
         self._agent = agent
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
-        """Publishes a task that is being worked on. It goes on until it is cancelled."""
+        """Publishes a task with the status `working`. The task runs until it is cancelled."""
         task = new_task(
             context.task_id,
             context.context_id,

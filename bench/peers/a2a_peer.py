@@ -1,4 +1,4 @@
-"""The peer on a2a-sdk: its tasks and what it has stored."""
+"""The a2a-sdk peer: starts its tasks, and reads what it has stored."""
 
 import json
 import uuid
@@ -11,7 +11,7 @@ import psycopg
 
 from bench.peers.peer import HttpRequest, Peer
 
-# How many tasks are started at a time.
+# How many tasks are started at the same time.
 _ARM_CALLERS = 8
 # The SDK's table has a row for each task, so it cannot record a cancellation twice.
 _RECORDED = """
@@ -22,8 +22,8 @@ SELECT id, 1 FROM tasks WHERE id = ANY(%s) AND status ->> 'state' = 'TASK_STATE_
 class A2aPeer(Peer):
     """The server of a2a-sdk with its database store, over JSON-RPC.
 
-    Its promise is weaker: see `a2a_app`. It holds its running tasks in memory, and cancels only
-    those through the agent, so they are started by calls of its API.
+    It promises less than the service: see `a2a_app`. The SDK keeps running tasks in memory, and
+    signals the agent only for these. So the tasks must be started by calls of the peer's API.
     """
 
     name = "a2a"
@@ -40,7 +40,7 @@ class A2aPeer(Peer):
             with ThreadPoolExecutor(_ARM_CALLERS) as pool:
                 task_ids = list(pool.map(start, range(count)))
         with psycopg.connect(self._database_url) as connection:
-            # Replaces query plans that were made for an empty table.
+            # Until now, query plans were made for an empty table.
             connection.execute("ANALYZE")
         return [self._request("CancelTask", {"id": task_id}, task_id) for task_id in task_ids]
 
@@ -60,7 +60,7 @@ class A2aPeer(Peer):
 
 
 def _message() -> dict[str, Any]:
-    """The parameters of SendMessage, which starts a task and does not wait for it."""
+    """The parameters of a SendMessage call that starts a task without waiting for its end."""
     message = {
         "messageId": str(uuid.uuid4()),
         "role": "ROLE_USER",

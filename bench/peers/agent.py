@@ -1,7 +1,7 @@
 """An agent for the peers, which answers each signal at once and counts it.
 
-Over HTTP/1.1, `POST /tasks/<id>/cancel` takes a signal, and `GET /signals` returns the number of
-signals by task. Over gRPC, on the other port, the request of METHOD is the id of the task.
+Over HTTP/1.1 on PORT, `POST /tasks/<id>/cancel` is a signal, and `GET /signals` returns the number
+of signals for each task. Over gRPC on GRPC_PORT, METHOD is a signal: its request is the task's id.
 
 `python -m bench.peers.agent PORT GRPC_PORT`
 """
@@ -24,7 +24,7 @@ from bench import processes
 from bench.servers.agent import serve_method
 from tests.support.ports import free_ports
 
-# Stands for the credential with which a control plane authorizes itself at an agent.
+# Takes the place of the credential with which a control plane authenticates itself to an agent.
 TOKEN = "token-of-the-control-plane"
 METHOD = "/bench.Agent/CancelTask"
 _END_OF_HEAD = b"\r\n\r\n"
@@ -33,14 +33,14 @@ _AUTHORIZATION = f"\r\nauthorization: bearer {TOKEN}\r\n".encode()
 
 @dataclass(frozen=True)
 class Agent:
-    """The agent in its own process. It has the same ports each time."""
+    """The agent, which runs in its own process. Its ports stay the same after a restart."""
 
     folder: Path
     ports: list[int] = field(default_factory=lambda: free_ports(2))
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Runs the agent inside the block. It begins without signals."""
+        """Runs the agent inside the block. At the start, the agent has counted no signals."""
         port, grpc_port = self.ports
         log = self.folder / "agent.log"
         with processes.running("bench.peers.agent", port, str(grpc_port), log=log):
@@ -55,20 +55,20 @@ class Agent:
         return f"127.0.0.1:{self.ports[1]}"
 
     def signals(self) -> Counter[str]:
-        """The number of signals that the agent has, by task."""
+        """The number of signals that the agent has received for each task."""
         answer = httpx.get(f"{self.url}/signals", trust_env=False, timeout=30)
         return Counter(answer.raise_for_status().json())
 
 
 class _Connection(asyncio.Protocol):
-    """A connection of a control plane: requests one after another, without a body."""
+    """A connection from a control plane. Its requests have no body and come one at a time."""
 
     def __init__(self, counts: Counter[str]) -> None:
         self._counts = counts
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are not instances of asyncio.Transport.
+        # uvloop's transport does not subclass asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:

@@ -4,8 +4,8 @@ It keeps the promises of this service that concern a single call: the intent and
 committed in one transaction before the agent is signalled and before the answer; a second call
 records nothing; an agent that cannot be reached gives 503 and leaves the intent recorded.
 
-It follows the documentation of these packages: a dependency that authenticates, a
-session for each request, and a unit of work that is flushed at its commit.
+It is built as the documentation of these packages recommends: with a dependency that authenticates
+the caller, a session for each request, and a unit of work that is flushed at its commit.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ _bearer = HTTPBearer(auto_error=False)
 
 
 class Base(DeclarativeBase):
-    """The base of all tables."""
+    """The base class of all tables."""
 
     type_annotation_map = {  # noqa: RUF012 - the way of SQLAlchemy
         str: TEXT,
@@ -103,7 +103,7 @@ class Event(Base):
 
     __tablename__ = "events"
     __table_args__ = (
-        # A task is cancelled once.
+        # A task has at most one cancellation.
         Index(
             "one_cancellation",
             "task_id",
@@ -123,7 +123,7 @@ class Event(Base):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, from the API key."""
+    """The caller to whom the API key belongs."""
 
     key_id: str
     org_id: str
@@ -131,13 +131,13 @@ class Caller:
 
 
 class Cancel(BaseModel):
-    """The body of a request, which may be absent."""
+    """The body of a request to cancel a task. A request may have no body."""
 
     reason: str | None = Field(None, max_length=500)
 
 
 class Cancellation(BaseModel):
-    """The answer."""
+    """The answer to a request to cancel a task."""
 
     workspace_id: str
     task_id: str | None
@@ -177,7 +177,7 @@ async def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """Authenticates the API key. Found keys are cached."""
+    """Authenticates the API key. Caches valid keys."""
     if credentials is None:
         raise Refused(401, "unauthenticated", "An API key is missing.")
     key_hash = hashlib.sha256(credentials.credentials.encode()).digest()
@@ -196,7 +196,7 @@ async def caller(
 
 @app.exception_handler(Refused)
 async def refuse(_request: Request, refused: Refused) -> JSONResponse:
-    """Renders the envelope of errors."""
+    """Renders the error in the envelope of the API."""
     headers = {"WWW-Authenticate": "Bearer"} if refused.status_code == 401 else None
     return JSONResponse({"error": refused.detail}, refused.status_code, headers)
 
@@ -229,7 +229,7 @@ async def cancel_task(
 async def _record(
     session: Any, caller: Caller, workspace_id: str, reason: str | None
 ) -> Cancellation:
-    """Records the intent and its event, unless it is recorded already."""
+    """Records the intent and its event, unless the intent is recorded already."""
     workspace = await session.scalar(
         select(Workspace)
         .where(Workspace.id == workspace_id, Workspace.org_id == caller.org_id)
@@ -239,7 +239,8 @@ async def _record(
         raise Refused(404, "workspace_not_found", f"There is no workspace {workspace_id}.")
     if slug := _REFUSALS.get(workspace.status):
         raise Refused(409, slug, f"Workspace {workspace_id} is {workspace.status}.")
-    # A separate statement also sees what was committed before the lock was taken.
+    # A separate statement, after the lock. So it sees what others committed while this call waited
+    # for the lock.
     task = workspace.current_task_id and await session.get(Task, workspace.current_task_id)
     if task is None or task.status in _TERMINAL:
         outcome, task = "no_active_task", None

@@ -1,4 +1,4 @@
-"""The FastAPI peer: its tasks and what it has recorded."""
+"""The FastAPI peer: starts its tasks, and reads what it has recorded."""
 
 import hashlib
 import uuid
@@ -29,7 +29,7 @@ _ARM = (
         (VALUES (1, 'task_submitted'), (2, 'task_started')) AS started (seq, type)
     """,
 )
-# A cancellation is recorded by its intent, and by its event at the next place of the log.
+# A cancellation is recorded if the task has the intent and the next event of the log belongs to it.
 _RECORDED = """
 SELECT tasks.id, count(*)
 FROM tasks
@@ -54,7 +54,7 @@ class FastApiPeer(Peer):
         with psycopg.connect(self._database_url) as connection:
             for statement in _ARM:
                 connection.execute(statement, [names])
-            # Replaces query plans that were made for empty tables.
+            # Until now, query plans were made for empty tables.
             connection.execute("ANALYZE")
         return [
             HttpRequest(f"/v1/workspaces/ws_{name}/task/cancel", headers, b"", f"task_{name}")

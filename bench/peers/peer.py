@@ -17,26 +17,26 @@ from bench import http1, processes
 from bench.peers.agent import Agent
 from evershell.app.settings import Settings
 
-# As many connections as a worker of this service has by default.
+# The default number of connections of a worker of this service.
 _POOL_SIZE: int = Settings.model_fields["pool_size"].default
 
 
 class WrongOutcomeError(Exception):
-    """A cancellation that was answered is not recorded exactly once, or its agent has no signal."""
+    """An answered cancellation is not recorded exactly once, or the agent got no signal for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A POST of a peer's API: the cancellation of one running task."""
+    """A POST request to a peer's API, which cancels one running task."""
 
     path: str
     headers: Mapping[str, str]
     body: bytes
-    # The task that it cancels.
+    # The id of the task to cancel.
     task_id: str
 
     def encoded(self, address: str) -> bytes:
-        """The request as it is sent to the address."""
+        """The bytes of the request to a server at this address."""
         return http1.request(address, self.path, self.headers, self.body)
 
 
@@ -57,7 +57,7 @@ class Peer(ABC):
     def running(self, server_url: str, agent: Agent, folder: Path) -> Iterator[None]:
         """Runs the server inside the block, with an empty database on this PostgreSQL server.
 
-        The folder is for its log.
+        The server writes its log to `folder`.
         """
         self._agent = agent
         port = processes.free_port()
@@ -77,13 +77,13 @@ class Peer(ABC):
 
     @abstractmethod
     def arm(self, count: int) -> Sequence[HttpRequest]:
-        """Starts `count` tasks, and returns a request for each that cancels it."""
+        """Starts `count` tasks. Returns for each task the request that cancels it."""
 
     def check(self, requests: Sequence[HttpRequest]) -> None:
-        """Reads from the database that each of these cancellations is recorded exactly once.
+        """Checks that each cancellation is recorded exactly once and was signalled to the agent.
 
-        Also asks the agent whether it has a signal for each. All requests must have been answered.
-        Raises WrongOutcomeError if something is missing or recorded twice.
+        Every request must have been answered. Raises WrongOutcomeError if a record or a signal is
+        missing, or if a cancellation is recorded twice.
         """
         task_ids = [request.task_id for request in requests]
         with psycopg.connect(self._database_url) as connection:
@@ -96,18 +96,18 @@ class Peer(ABC):
                 raise WrongOutcomeError(f"the agent has no signal for {task_id}")
 
     def _prepare(self) -> None:  # noqa: B027 - a peer may need nothing
-        """Prepares the database, whose tables the server has created."""
+        """Prepares the database after the server has created the tables."""
 
     @abstractmethod
     def _recorded(
         self, connection: "psycopg.Connection[Any]", task_ids: Sequence[str]
     ) -> dict[str, int]:
-        """How often the cancellation of each of these tasks is recorded."""
+        """For each of these tasks, how many times its cancellation is recorded."""
 
 
 @contextmanager
 def _database(server_url: str, name: str) -> Iterator[str]:
-    """An empty database, which is dropped in the end, with the sessions that it still has."""
+    """Creates an empty database. At the end of the block, ends its sessions and drops it."""
     server = urlsplit(server_url)
     drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
     with psycopg.connect(server_url, autocommit=True) as connection:

@@ -14,19 +14,19 @@ from bench.peers.agent import METHOD, TOKEN
 
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.5
-# More than the number of callers, so that no signal waits for a connection.
+# More than there are callers, so that no signal waits for a connection.
 _MAX_CONNECTIONS = 128
 
 
 class PeerSettings(BaseSettings):
-    """Where the database and the agent are. Each is the environment variable of its name."""
+    """The settings of a peer, each from the environment variable of the same name."""
 
     database_url: str
-    # As many connections as a worker of this service has.
+    # The number of connections to the database.
     pool_size: int
     agent_url: str
     agent_grpc_address: str
-    # Only for a peer without a table of keys.
+    # Used only by a peer that has no table of API keys.
     api_key_sha256: str
 
 
@@ -50,7 +50,7 @@ def serve(app: Any) -> None:
 
 
 class AgentUnreachableError(Exception):
-    """The agent did not take the signal, in any of the attempts."""
+    """No attempt to signal the agent has succeeded."""
 
 
 class _AgentClient(ABC):

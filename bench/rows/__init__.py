@@ -1,4 +1,4 @@
-"""The blocks of the bench, a module for each subject."""
+"""The blocks of the bench, in one module for each subject."""
 
 from bench.plan import Block
 from bench.rows import (

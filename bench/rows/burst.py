@@ -34,7 +34,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _around_a_burst(seconds: float) -> Measure:
-    """Uses a separate worker, because the pool of a worker keeps the connections of a burst."""
+    """Uses a separate worker: after a burst, the pool of a worker keeps the connections."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with side.second_worker(setting.folder / "burst-worker.log") as (address, pid):

@@ -21,7 +21,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def one_caller(seconds: float) -> Block:
-    """The latency of one caller, who waits for nobody."""
+    """The latency of one caller, who does not wait for other callers."""
     return Block(
         name="1 caller",
         windows=[
@@ -70,7 +70,7 @@ def one_caller(seconds: float) -> Block:
 
 
 def four(seconds: float) -> Block:
-    """Twice as many callers as statements that a worker has in flight, so that few calls wait."""
+    """Four callers. A worker has two statements in flight, so only few calls wait."""
     return Block(
         name="4 callers",
         windows=[Window("cancel", windows.cancel(4, seconds))],
@@ -81,7 +81,7 @@ def four(seconds: float) -> Block:
 
 
 def tree(seconds: float) -> Block:
-    """What the lookup of descendants costs a task that has none."""
+    """What the lookup of descendants costs a call for a task without descendants."""
     return Block(
         name="trees",
         windows=[
@@ -183,7 +183,7 @@ def _refused_row(name: str, window: str, to: str, limit: float) -> Row:
 
 
 def _cancel_rows(callers: str) -> list[Row]:
-    """The rows that every number of callers has: `docs/scale.md` draws them."""
+    """The rows that exist for every number of callers. `docs/scale.md` shows them in pictures."""
     return [
         Row(name=f"CancelTask over gRPC, {callers}, p50", unit="ms", value=figure("p50", "cancel")),
         _calls_row(f"CancelTask over gRPC, {callers}", "cancel"),

@@ -1,4 +1,4 @@
-"""What Envoy adds to a call over REST: to a CancelTask, and to an empty call if it is bare."""
+"""What Envoy adds to a CancelTask over REST, and what a bare Envoy adds to an empty call."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,11 +12,11 @@ from bench.plan import Block, Measure, Setting, Window
 from bench.servers import bare_edge
 from bench.side import Side
 
-# Both protocols of a window take turns of this many calls, because the speed of the machine changes
-# within a second. The first turn of each is not measured.
+# A window alternates between the two protocols after this many calls, because the speed of the
+# machine changes within a second. The first turn of each protocol is not measured.
 _CALLS = 50
 _OK = 200
-# A connection that stays open, the bodies of its calls, and their status.
+# A connection that stays open, the bodies of its calls, and the status that they must have.
 _Caller = tuple[load.Connection, Iterable[bytes], int]
 
 
@@ -64,7 +64,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _cancel(turns: int) -> Measure:
-    """CancelTask. The outcomes are counted in the database."""
+    """CancelTask over both protocols. The outcomes are checked in the database."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         address, request = windows.rest_cancel(side)
@@ -93,7 +93,7 @@ def _cancel(turns: int) -> Measure:
 
 
 def _workspace_ids(setting: Setting, side: Side) -> Iterator[str]:
-    """Workspaces with running tasks, without an end. The worker has a stream to each agent."""
+    """Yields workspaces with running tasks, endlessly. The worker has a stream to each agent."""
     tasks = side.next_tasks(setting.agent_addresses)
     with closing(side.connect("CancelTask")) as connection:
         windows.cancel_each(side, tasks, [connection], 1)
@@ -104,13 +104,13 @@ def _workspace_ids(setting: Setting, side: Side) -> Iterator[str]:
 
 
 class _BareEdge:
-    """The bare Envoy in front of the floor. It starts with the first window that needs it."""
+    """The bare Envoy in front of the floor. The first window that needs it starts it."""
 
     def __init__(self) -> None:
         self._address = ""
 
     def empty(self, turns: int) -> Measure:
-        """The floor's empty call."""
+        """The floor's empty call, with and without the bare Envoy."""
 
         def measure(setting: Setting, side: Side) -> Figures:
             if not self._address:

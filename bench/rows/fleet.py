@@ -1,4 +1,4 @@
-"""Real agents: how long they take to start, what they need, and how soon a cancelled task ends."""
+"""Real agents: their time to start, their memory, and the time until a cancelled task ends."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +85,7 @@ def _end_row(percent: str, what: str, key: str, limit: float | None = None) -> R
 
 
 def _start(count: int) -> Measure:
-    """Creates workspaces at once and waits until the last one is idle. Stops them afterwards."""
+    """Creates workspaces at the same time, waits until all are idle, and then stops them."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with (
@@ -105,7 +105,7 @@ def _start(count: int) -> Measure:
 
 
 def _create(client: Client) -> str:
-    """Creates a workspace and waits until it is idle."""
+    """Creates a workspace, and waits until it is idle."""
     workspace_id = client.create_workspace("bench").id
     for event in client.watch(workspace_id, timeout=_START_SECONDS):
         assert isinstance(event.payload, WorkspaceProvisioned), event
@@ -120,13 +120,13 @@ def _has_stopped(side: Side, workspace_id: str) -> bool:
 
 
 def _memory(setting: Setting, side: Side) -> Figures:
-    """The memory of the demo workspace's agent, which has run no task yet or is idle again."""
+    """The private memory of the demo workspace's agent while the agent is idle."""
     pid = side.stack.agent_pid(side.stack.ready["demo"]["workspace_id"])
     return {"megabytes": private_bytes(pid) / 2**20}
 
 
 class _Arrivals:
-    """The times at which a watcher sees the ends of tasks. Runs in its own thread."""
+    """Records when a watcher sees the end of each task. Runs in its own thread."""
 
     def __init__(self, address: str, token: str, workspace_id: str, after: int) -> None:
         self.seconds: dict[str, float] = {}
@@ -150,9 +150,9 @@ class _Arrivals:
 
 
 def _ends(count: int) -> Measure:
-    """Cancels tasks of a real agent, and watches their ends at two workers.
+    """Cancels tasks of a real agent, and watches at two workers for their ends.
 
-    The tool prints the time at which it ends. The agent is connected to the first worker.
+    The agent is connected to the first worker. The tool of each task prints when it ends.
     """
 
     def measure(setting: Setting, side: Side) -> Figures:
@@ -183,7 +183,7 @@ def _ends(count: int) -> Measure:
 
 
 def _end(side: Side, task_id: str) -> tuple[float, float]:
-    """The times of the terminal event and of the tool's end, in seconds since 1970."""
+    """When the terminal event happened and when the tool ended, in seconds since 1970."""
     row = side.database.execute(
         "SELECT time, payload->>'status', payload->>'result' FROM events "
         "WHERE task_id = %s AND type = 'task_completed'",

@@ -33,7 +33,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _measure(setting: Setting, side: Side) -> Figures:
-    """Measures the checkout of the side, with separate programs and a separate database."""
+    """Runs `bench/idle_fleet.py` for the side's checkout, with its own programs and database."""
     command = [sys.executable, "-m", "bench.idle_fleet", "--rounds", "1"]
     done = subprocess.run(
         [*command, "--checkout", str(side.checkout), str(_WORKSPACES)],

@@ -1,7 +1,8 @@
 """What people would build instead, compared with the service: throughput and p99.
 
-FastAPI is compared over REST, the service through Envoy. The server of a2a-sdk is called over
-JSON-RPC, and the service over gRPC at the worker, which is the protocol of each for programs.
+Each comparison uses the protocols that programs use. FastAPI and the service are both called over
+REST, the service through Envoy. The server of a2a-sdk is called over JSON-RPC, and the service over
+gRPC, directly at the worker.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from bench.side import Side
 
 _SECONDS = 1.5
 _OK, _ACCEPTED = 200, 202
-# The name of the comparison, and its two windows.
+# Each comparison: its name, the window of the service, and the window of the peer.
 _FASTAPI = (
     "CancelTask over REST through Envoy ÷ FastAPI, SQLAlchemy, httpx over REST",
     "rest",
@@ -31,7 +32,7 @@ _A2A = (
 
 
 def blocks(quick: bool) -> list[Block]:
-    """One block. The running tasks of a window suffice for its time."""
+    """One block. Each window of a peer begins with enough running tasks for its duration."""
     fastapi, a2a = FastApiPeer(), A2aPeer()
     running = _Running((fastapi, a2a))
     measured = []
@@ -71,14 +72,14 @@ def _row(compared: tuple[str, str, str], callers: int, figure: str, target: Targ
 
 
 class _Running:
-    """The peers and their agent, which start with the first window that needs them."""
+    """The peers and their agent. The first window that needs them starts them."""
 
     def __init__(self, peers: Sequence[Peer]) -> None:
         self._peers = peers
         self._has_started = False
 
     def cancel(self, peer: Peer, callers: int, armed: int, status: int) -> Measure:
-        """Each call cancels a running task of the peer. The peer counts the outcomes."""
+        """Each call cancels a running task of the peer. The records of the peer are checked."""
 
         def measure(setting: Setting, side: Side) -> Figures:
             self._start(setting)

@@ -1,4 +1,4 @@
-"""WatchEvents: the replay of a long log, compared with a bare stream of messages of that size."""
+"""WatchEvents: the replay of a long log, compared with a bare stream of messages as large."""
 
 import time
 
@@ -13,7 +13,7 @@ from bench.servers import floor
 from bench.side import Side
 
 _PREFIX_BYTES = 5
-# The size of the messages of the replayed log.
+# The size of each message when the log is replayed.
 MESSAGE_BYTES = 237
 
 
@@ -87,7 +87,7 @@ def _bare(events: int) -> Measure:
 
 
 def read_stream(connection: Connection, request: bytes, events: int, pids: list[int]) -> Figures:
-    """Reads this many messages of a stream, and closes the connection."""
+    """Reads `events` messages of a stream, and closes the connection."""
     cpu_began, began = cpu_seconds(pids), time.perf_counter()
     stream = connection.call(message(request))
     collected = connection.collect(stream)

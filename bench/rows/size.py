@@ -62,7 +62,7 @@ def _skipped_because(setting: Setting) -> str:
 
 
 def _on_large_database(measured: Measure) -> Measure:
-    """Starts a second stack, on the large database, at the first window."""
+    """Measures a second stack, which has the large database. The first window starts it."""
     started: list[Side] = []
 
     def measure(setting: Setting, side: Side) -> Figures:
@@ -71,7 +71,7 @@ def _on_large_database(measured: Measure) -> Measure:
             setting.resources.callback(large.stop)
             large.start()
             large.take_leadership()
-            # Those of an earlier run.
+            # Removes the workspaces of an earlier run.
             arming.remove(large.database)
             started.append(large)
         return measured(setting, started[0])

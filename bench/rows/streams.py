@@ -1,4 +1,4 @@
-"""Many agents: the memory of a worker that signals them, and the first signal to an agent."""
+"""Many agents: the memory of a worker that signals them, and the cost of the first signals."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -44,12 +44,12 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _memory(setting: Setting, side: Side) -> Figures:
-    """Measures a fresh worker, whose memory no earlier window has grown."""
+    """Measures a new worker, because earlier windows have increased the memory of the others."""
     with (
         _agents(setting, _MANY) as many,
         side.second_worker(setting.folder / "signalling-worker.log") as (address, pid),
     ):
-        # The first calls also load code and open connections to the database.
+        # Not measured: the first calls also load code and open connections to the database.
         _cancel(side, many[:1] * 100, address)
         before = private_bytes(pid)
         _cancel(side, many, address)
@@ -57,7 +57,7 @@ def _memory(setting: Setting, side: Side) -> Figures:
 
 
 def _signals(number: int) -> Measure:
-    """CancelTask for tasks of different agents, each of which gets its signal with this number."""
+    """CancelTask for one task of each agent. Each call is the n-th signal, where n is `number`."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with _agents(setting, _FEW) as few, closing(side.connect("CancelTask")) as connection:

@@ -1,4 +1,4 @@
-"""A sample of real tasks on a real agent, cancelled while the bench loads the service."""
+"""Cancels some real tasks of a real agent while the bench loads the service."""
 
 from threading import Thread
 
@@ -39,7 +39,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _cancel_real_tasks(setting: Setting, side: Side) -> Figures:
-    """Returns how many of the tasks have ended as they must."""
+    """Returns how many of the cancelled tasks have ended as they must."""
     workspace = _DemoWorkspace(side)
     ended: list[str] = []
 
@@ -66,7 +66,7 @@ def _cancel_real_tasks(setting: Setting, side: Side) -> Figures:
 
 
 class _DemoWorkspace(Workspace):
-    """The demo workspace, whose agent has run since the start of the stack."""
+    """The demo workspace. Its agent was started with the stack."""
 
     def __init__(self, side: Side) -> None:
         self.service = self.stack = side.stack

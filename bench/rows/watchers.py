@@ -1,4 +1,4 @@
-"""A thousand idle watchers: what they cost other calls, and their memory in the worker."""
+"""A thousand idle watchers: how much they slow other calls, and their memory in the worker."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,11 +75,11 @@ def _watched(measured: Measure, count: int = _WATCHERS) -> Measure:
 
 
 def _memory(method: str) -> Measure:
-    """Measures a fresh worker, whose memory no earlier window has grown."""
+    """Measures a new worker, because earlier windows have increased the memory of the others."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with side.second_worker(setting.folder / "watched-worker.log") as (address, pid):
-            # The first watchers also load code and open connections to the database.
+            # Not measured: the first watchers also load code and open connections to the database.
             with _watching(setting, side, address, 10, method):
                 before = private_bytes(pid)
             with _watching(setting, side, address, _WATCHERS, method):
@@ -97,7 +97,7 @@ def _watching(
     count: int = _WATCHERS,
     method: str = "WatchEvents",
 ) -> Iterator[None]:
-    """Watches this many workspaces inside the block. Nothing happens in them."""
+    """Watches `count` workspaces inside the block. Nothing happens in these workspaces."""
     tasks = side.arm(count, setting.agent_address)
     opened: list[Connection] = []
     try:
@@ -112,10 +112,10 @@ def _watching(
 
 
 def _subscribe(connection: Connection, workspace_ids: list[str]) -> None:
-    """Watches the workspaces from their last event but one, and waits until each has sent it."""
+    """Watches each workspace after event 2, and waits until each stream has sent event 3."""
     waiting = []
     for workspace_id in workspace_ids:
-        # The request of StreamEvents has the same fields.
+        # For StreamEvents, too: its request has the same fields.
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=2)
         stream = connection.call(message(request.SerializeToString()))
         waiting.append(connection.collect(stream))

@@ -1,4 +1,4 @@
-"""What a webhook costs calls whose events it gets, and what a hanging receiver costs others."""
+"""How much a webhook slows calls, and how much a hanging receiver delays other receivers."""
 
 import json
 import time
@@ -14,9 +14,9 @@ from bench.side import Side
 from tests.support.waiting import eventually
 
 _EVENT = "task_cancel_requested"
-# How long the deliveries of a window may take. They may arrive after its calls have ended.
+# How long all deliveries of a window may take, including those after the end of its calls.
 _LIMIT_SECONDS = 60.0
-# The deliveries of these windows are so few that none waits for another one.
+# These windows make so few calls that no delivery waits for another delivery.
 _PACED_CALLS = 400
 _PACE_SECONDS = 0.01
 
@@ -80,7 +80,7 @@ def _skipped_because(setting: Setting) -> str:
 
 
 def _with_webhook(measured: Measure) -> Measure:
-    """The window, with a webhook for its cancellations. Waits for all deliveries."""
+    """The window with a webhook that gets its cancellations. Waits for all deliveries."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with _receiver(setting, side, "accept") as log:
@@ -93,7 +93,7 @@ def _with_webhook(measured: Measure) -> Measure:
 
 
 def _delivered(*others: str) -> Measure:
-    """The time from an event to its delivery, while other receivers behave in these ways."""
+    """The time from an event to its delivery, next to other receivers with these behaviours."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(_PACED_CALLS, setting.agent_address)
@@ -111,7 +111,7 @@ def _delivered(*others: str) -> Measure:
 
 
 def _warm_up(setting: Setting, side: Side, log: Path) -> None:
-    """Delivers one event. The process that delivers is started by the first webhook."""
+    """Delivers one event, because the first webhook starts the process that delivers."""
     (workspace_id,) = side.arm(1, setting.agent_address).workspace_ids
     _call_at_a_pace(side, [windows.cancel_body(workspace_id)])
     _await(log, 1)
@@ -130,7 +130,7 @@ def _call_at_a_pace(side: Side, bodies: list[bytes]) -> None:
 
 @contextmanager
 def _receiver(setting: Setting, side: Side, behaviour: str) -> Iterator[Path]:
-    """A receiver with a webhook inside the block. Yields its log."""
+    """Runs a receiver that has a webhook inside the block. Yields the receiver's log."""
     port = processes.free_port()
     log = setting.folder / f"receiver-{port}-{time.monotonic_ns()}.log"
     rest = side.stack.rest()
@@ -144,13 +144,13 @@ def _receiver(setting: Setting, side: Side, behaviour: str) -> Iterator[Path]:
 
 
 def _await(log: Path, count: int) -> list[str]:
-    """Waits for this many deliveries. Returns their lines."""
+    """Waits for `count` deliveries. Returns their lines in the receiver's log."""
     eventually(lambda: log.read_bytes().count(b"\n") >= count, _LIMIT_SECONDS)
     return log.read_text().splitlines()
 
 
 def _delay_ms(line: str) -> float:
-    """How long after its event a delivery came."""
+    """The time from the event to its delivery, in milliseconds."""
     arrived_at, _, body = line.partition(" ")
     happened_at = datetime.fromisoformat(json.loads(body)["time"]).timestamp()
     return (float(arrived_at) - happened_at) * 1_000

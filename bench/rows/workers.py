@@ -1,4 +1,4 @@
-"""Two workers compared with one: what a call costs when both serve."""
+"""Two workers compared with one: what a call costs if both workers serve calls."""
 
 from bench import windows
 from bench.figures import Figures, Row, at_most, figure, ratio
@@ -60,7 +60,7 @@ def _two_workers(seconds: float) -> Measure:
         with side.second_worker(setting.folder / "second-worker.log") as (address, pid):
             agents, pids = setting.agent_addresses, [*side.worker_pids, pid]
             connections = [side.connect("CancelTask", address=each) for each in (None, address)]
-            # The second worker needs a stream to each agent too.
+            # The second worker opens a stream to each agent before the measurement.
             windows.cancel_each(side, side.next_tasks(agents), connections[1:], _CALLERS)
             return windows.cancelled(side, agents, connections, _CALLERS, seconds, pids)
 

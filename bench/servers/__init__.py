@@ -1,1 +1,1 @@
-"""The servers that the bench compares the service with, and its agent."""
+"""The bench's agent, and the servers with which the bench compares the service."""

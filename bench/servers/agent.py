@@ -1,10 +1,10 @@
 """An agent for the bench, which acknowledges every cancellation of any workspace.
 
-A real agent serves one workspace. This one stands for thousands of them, so that each call of a
-window can cancel a task of its own. It accepts every token. The service signals it as it signals a
-real agent, and the floor calls METHOD without a token.
+A real agent serves one workspace. This agent stands for thousands of agents, so that each call of a
+window can cancel a different task. It accepts every token. The service signals it like a real
+agent. The floor calls METHOD without a token.
 
-`python -m bench.servers.agent PORT [COUNT]`: with COUNT, it listens at that many addresses.
+`python -m bench.servers.agent PORT [COUNT]` listens at COUNT addresses, by default at one.
 """
 
 import sys
@@ -20,7 +20,7 @@ from evershell.agent.v1.agent_service_pb2_grpc import (
 )
 
 METHOD = "/bench.Agent/Empty"
-# Fewer than the streams that a worker keeps.
+# Fewer than the streams that a worker keeps open at most.
 AGENTS = 400
 
 
@@ -33,7 +33,7 @@ class _AgentService(AgentServiceServicer):
 
 
 def addresses(port: int, count: int) -> list[str]:
-    """Different addresses of loopback. The first one is 127.0.0.1."""
+    """`count` different loopback addresses with this port. The first one is 127.0.0.1."""
     return [f"127.0.{number // 250}.{number % 250 + 1}:{port}" for number in range(count)]
 
 
@@ -44,7 +44,7 @@ async def serve_method(
     servicer: AgentServiceServicer | None = None,
     count: int = 1,
 ) -> grpc.aio.Server:
-    """Serves one unary method on loopback, bytes in and bytes out, and the servicer."""
+    """Serves the servicer, and one unary method that takes and returns bytes, on loopback."""
     service, method = path.removeprefix("/").split("/")
     handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(call)
     server = grpc.aio.server()

@@ -1,4 +1,4 @@
-"""A bare Envoy: it translates `POST /empty` into the floor's Empty, and does nothing else."""
+"""A bare Envoy, which only translates `POST /empty` into the floor's Empty."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _TYPES = "type.googleapis.com/envoy.extensions"
 
 @contextmanager
 def running(floor_address: str, folder: Path) -> Iterator[str]:
-    """Runs it inside the block. Yields host:port of its listener."""
+    """Runs the bare Envoy inside the block. Yields host:port of its listener."""
     descriptors = folder / "floor.binpb"
     descriptors.write_bytes(_descriptors().SerializeToString())
     port = processes.free_port()
@@ -32,7 +32,7 @@ def running(floor_address: str, folder: Path) -> Iterator[str]:
 
 
 def _descriptors() -> FileDescriptorSet:
-    """The floor's Empty with its path, and the files that this needs."""
+    """Describes the floor's Empty and its HTTP path, with the proto files that it imports."""
     file = FileDescriptorProto(name="floor.proto", package="bench", syntax="proto3")
     file.dependency.append(annotations_pb2.DESCRIPTOR.name)
     file.message_type.add(name="Nothing")

@@ -1,7 +1,7 @@
-"""A fleet controller for the bench. Its pods are always alive and never end.
+"""A fleet controller for the bench. To this controller, all pods are alive and never end.
 
-Everything else is the program `fleet`, with the same environment variables. Run by its path, so
-that it can also run the code of another checkout.
+In everything else, it is the program `fleet`, with the same environment variables. The bench starts
+it by its path, so that it can run the code of another checkout.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The floor: the least that a gRPC server on this stack does for calls like those of the service.
+"""The floor: a gRPC server that does the least that calls like the service's need.
 
-Each method is bare: bytes in, bytes out, no authentication, no checks, no log.
+Each method takes and returns bytes, without authentication, checks or a log.
 
 | method | does |
 |---|---|
@@ -8,9 +8,9 @@ Each method is bare: bytes in, bytes out, no authentication, no checks, no log.
 | Select | reads one row of `bench_rows` |
 | Update | updates one row of `bench_rows`, then calls an agent |
 | Record | runs `bench_record_cancellation`, then calls an agent |
-| Stream | sends as many messages as the request says, of the size that it says |
+| Stream | sends `count` messages of `size` bytes |
 
-The request of Select, Update and Record is an id as text, that of Stream is `count size`.
+The request of Select, Update and Record is an id as text. The request of Stream is `count size`.
 
 `python -m bench.servers.floor PORT AGENT_ADDRESS DATABASE_URL`
 """
@@ -30,18 +30,18 @@ from psycopg_pool import AsyncConnectionPool
 from bench.servers import agent
 
 SERVICE = "bench.Floor"
-# As in a worker of the service: the pool starts with 2 connections and grows to 10.
+# The same as in a worker of the service.
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 2, 10
 RECORD = (
     "SELECT recorded FROM bench_record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
-# Creates the function that Record calls.
+# SQL that creates the function for Record.
 RECORD_FUNCTION = Path(__file__).with_name("record_cancellation.sql").read_text()
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Floor:
-    """The methods."""
+    """The methods of the floor."""
 
     def __init__(self, pool: AsyncConnectionPool[Any], agent_channel: grpc.aio.Channel) -> None:
         self._pool = pool
@@ -113,7 +113,7 @@ class Floor:
 
 
 async def serve(port: int, agent_address: str, database_url: str) -> None:
-    """Serves on loopback until the process is stopped."""
+    """Serves the floor on loopback until the process is stopped."""
     pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
         database_url,
         kwargs={"autocommit": True},

@@ -1,7 +1,8 @@
 """A receiver of webhooks for the bench.
 
-`python -m bench.servers.receiver PORT accept|hang` accepts each delivery, or answers none. It
-prints a line for each: when it came, in seconds since 1970, and its body.
+`python -m bench.servers.receiver PORT accept` accepts each delivery; with `hang` instead, it never
+answers. It prints a line for each delivery: the time of its arrival, in seconds since 1970, and its
+body.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ _ACCEPTED = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class _Receiver(asyncio.Protocol):
-    """One connection. Its caller sends the next request after the answer."""
+    """One connection. The caller sends a request only after the answer to the previous one."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer

@@ -1,7 +1,7 @@
 -- What the durable floor runs: one statement that records everything a cancellation must record.
 --
--- A copy of the service's function as it was when the floor was made. It does not follow the
--- service, because then a change of the service would change what it is compared with.
+-- This is an old copy of the service's function. It is not updated with the service: otherwise, a
+-- change of the service would also change the floor with which the service is compared.
 CREATE OR REPLACE FUNCTION bench_record_cancellation(
     p_org_id text,
     p_own_only boolean,
@@ -30,7 +30,7 @@ BEGIN
     IF NOT FOUND
         OR t.status IN ('completed', 'failed', 'cancelled', 'delivery_failed')
         OR w.status NOT IN ('idle', 'busy')
-        -- An API key has no user (NULL), and no creator matches NULL.
+        -- For an API key, p_user_id is NULL, so no creator matches.
         OR (p_own_only AND (w.created_by_user_id = p_user_id) IS NOT TRUE)
     THEN
         RETURN;
