@@ -22,7 +22,7 @@ class Certificates:
         return self.of.agent(AgentIdentity(workspace_id, epoch))
 
     def strangers(self, workspace_id: str, epoch: int, trusted: str) -> dict[str, TlsIdentity]:
-        """Returns identities other than this agent's, by description. Each one trusts `trusted`."""
+        """Returns identities of others than this agent, by description. All trust `trusted`."""
         other = certificates()
         found = {
             "another workspace": self.agent(f"{workspace_id}x", epoch),
@@ -36,7 +36,7 @@ class Certificates:
 
 
 def certificates(key: str = "") -> Certificates:
-    """Returns the certificates of a new stack, or of the stack with this signing key."""
+    """Returns the certificates of the stack with this signing key; if empty, of a new stack."""
     made = AgentCertificates(key or new_key())
     return Certificates(made, made.control_plane())
 

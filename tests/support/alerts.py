@@ -12,7 +12,7 @@ import yaml
 from tests.support.stack import ROOT
 
 _FOLDER = ROOT / "deploy" / "monitoring"
-# The content of the rules file for Prometheus.
+# The rules for Prometheus.
 SPEC: dict[str, Any] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["spec"]
 _RULES: list[dict[str, Any]] = [rule for group in SPEC["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in _RULES if "alert" in rule}
@@ -23,7 +23,7 @@ PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 SCRAPE_INTERVAL = "15s"
 _LIMIT_SECONDS = 60
 
-# The samples of each series, in promtool's notation.
+# Maps each series to its samples, in promtool's notation.
 Series = dict[str, str]
 
 
@@ -51,7 +51,7 @@ def assert_firing(
 ) -> None:
     """Fails unless these alerts, and no others, fire at `at`.
 
-    Series have a sample per `interval`.
+    Each series has one sample per `interval`.
     """
     expression = 'group by (alertname) (ALERTS{alertstate="firing"})'
     expected = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]

@@ -6,7 +6,7 @@ import psutil
 def is_alive(process: psutil.Process | int) -> bool:
     """Whether the process is still running. A zombie has ended.
 
-    A process may end between two questions about it, so a process that is not found has ended too.
+    The process may end at any moment. If it is not found, it has ended too.
     """
     try:
         known = psutil.Process(process) if isinstance(process, int) else process

@@ -1,4 +1,4 @@
-"""A copy of the checkout in which a test replaces texts."""
+"""A copy of the checkout, in which a test replaces parts of files."""
 
 import shutil
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from tests.support.stack import ROOT
 
-# What a copy does not need. It needs compiled modules, because otherwise each program would compile
-# them when it starts. The last pattern matches a compiled module that is still being written.
+# What is not copied. Compiled modules are copied: otherwise, each program would compile them at its
+# start. The last pattern matches a compiled module that is still being written.
 _LEFT_OUT = (".git", ".venv", ".state", ".hypothesis", "site", "dist", "node_modules", "*.pyc.*")
 
 

@@ -14,13 +14,13 @@ from tests.support.npm import cache_folder
 
 
 def copy_cluster(state_dir: Path) -> None:
-    """Gives the stack in this folder a cluster, unless it has one.
+    """Copies a cluster into the state folder of a stack, unless the folder has one.
 
-    It is like one that `up` makes.
+    The copy is the same as a cluster that `up` makes.
     """
     data_dir = postgres.places(_private(state_dir)).data_dir
     if not data_dir.exists():
-        # The owner of the files stays the same.
+        # `-a` keeps the owner of the files.
         subprocess.run(["/bin/cp", "-a", _made_once(), data_dir], check=True)
 
 
@@ -30,7 +30,7 @@ def _made_once() -> Path:
     key = hashlib.sha256(version + Path(postgres.__file__).read_bytes()).hexdigest()[:16]
     folder = _private(cache_folder() / f"postgres-{key}")
     with (folder / "lock").open("w") as lock:
-        # If several test runs start at once, one of them makes the cluster.
+        # If several test runs start at the same time, only one of them makes the cluster.
         fcntl.flock(lock, fcntl.LOCK_EX)
         data_dir = postgres.places(folder).data_dir
         postgres.initialise(data_dir)

@@ -1,4 +1,4 @@
-"""Fixtures that run the commands as a user at a terminal, or a script, would."""
+"""Fixtures that run commands as a user at a terminal, or a script, would run them."""
 
 import subprocess
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from evershell.cli.main import main
 from tests.support import programs
 from tests.support.stack import Stack
 
-# Takes the arguments of the command, `typed` for its standard input, and environment variables.
+# Takes the command's arguments, its standard input as `typed`, and environment variables.
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -1,10 +1,10 @@
-"""Other values for constants of the programs that a stack starts."""
+"""Replaces the values of constants in the programs that a stack starts."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Python runs this at its start. A module has its values once it is imported.
+# Python runs this when it starts. From then on, a module has the new values once it is imported.
 _SITECUSTOMIZE = """
 import sys
 from importlib.machinery import PathFinder
@@ -24,14 +24,14 @@ class WithConstants:
 
 sys.meta_path.insert(0, WithConstants)
 """
-# The logs of programs are rotated early.
+# Makes the logs of programs rotate early.
 SMALL_LOGS = {"evershell.stack.up": {"LOG_MAX_BYTES": 64 * 1024}}
 
 
 def with_constants(folder: Path, constants: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The environment of a stack whose modules have these constants. `folder` gets their file.
+    """Returns an environment in which a stack's modules have these values of their constants.
 
-    Agents do not read the file.
+    Writes the values to a file in `folder`. Agents do not read it.
     """
     folder.mkdir(exist_ok=True)
     with (folder / "sitecustomize.py").open("a") as file:
@@ -40,6 +40,6 @@ def with_constants(folder: Path, constants: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def crash_points_in(points: Path) -> dict[str, str]:
-    """The environment of a stack in which files in the folder `points` arm crash points."""
+    """Returns an environment in which files in the folder `points` arm a stack's crash points."""
     constants = {"evershell.pod.crash_points": {"FOLDER": str(points)}}
     return with_constants(points.with_name("constants"), constants)

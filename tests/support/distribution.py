@@ -76,9 +76,9 @@ class Environment:
     def __init__(
         self, folder: Path, wheel: Path, extras: str = "", like: "Environment | None" = None
     ) -> None:
-        """If `like` is given, most files are taken from it.
+        """Makes the environment. If `like` is given, reuses the files of that environment.
 
-        It should have almost the same packages.
+        `like` should have almost the same packages.
         """
         self.folder = folder
         if like is None:

@@ -43,8 +43,8 @@ _BLOCK = re.compile(
 _MARK = "\x1e"
 # The variables that `demo.env` exports. A page must load that file itself.
 _DEMO = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID", "EVERSHELL_URL", "EVERSHELL_API_KEY")
-# A reader takes some seconds from one block to the next. By then, the agent has begun an iteration
-# of a new task. So this waits for the iteration.
+# A reader needs some seconds between two blocks. In this time, the agent begins an iteration of a
+# task that the first block has submitted. So `pause` waits for that iteration.
 _PAUSE = """
 pause() {
   tasks="$REST_URL/v1/workspaces/$WORKSPACE_ID/tasks?page_size=1"
@@ -77,13 +77,13 @@ class Block:
     text: str
     # The name of the file that the block becomes; empty if the block is run.
     title: str
-    # Why the block cannot be run; empty if it can.
+    # Why the block cannot be run; empty if the block can be run.
     reason: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """A block to run, and what it must print."""
+    """A block to run, and the output that the document shows."""
 
     block: Block
     expected: str
@@ -98,7 +98,7 @@ def blocks(document: str) -> list[Block]:
 
 
 def steps(document: str) -> list[Step]:
-    """Returns the blocks to run. A block that no output follows must print nothing."""
+    """Returns the blocks to run. If no output follows a block, the block must print nothing."""
     found = blocks(document)
     following = [*found[1:], Block("", "", "", "")]
     return [
@@ -111,7 +111,7 @@ def steps(document: str) -> list[Step]:
 def run(
     document: str, stack: Stack, folder: Path, **environment: str
 ) -> Iterator[tuple[Step, str]]:
-    """Runs the steps of a document in one shell, in a folder like one that `evershell up` leaves.
+    """Runs the steps of a document in one shell, in a folder as `evershell up` makes it.
 
     Yields each step with what it printed, as a reader would see it on a terminal.
     """

@@ -8,7 +8,7 @@ class FakeAuditQueue:
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
-        # The ids of the entries that the call itself may already have stored.
+        # The ids of entries that may already be stored, by the call that they describe.
         self.uncertain: set[str] = set()
         self.lost = 0
 

@@ -1,4 +1,4 @@
-"""A fake of the port of webhooks, for tests without PostgreSQL."""
+"""A fake store of webhooks, for tests without PostgreSQL."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,14 +12,14 @@ from evershell.features.webhooks.rules import TaskScope, Webhook, WebhookDeliver
 
 
 class FakeWebhookStore:
-    """Implements ports.WebhookStore of the room in memory. It records no deliveries."""
+    """Implements the port WebhookStore of the room webhooks in memory. Records no deliveries."""
 
     def __init__(self) -> None:
         self.webhooks: dict[str, Webhook] = {}
         self.audit: list[AuditEntry | None] = []
         self.first_calls: dict[str, FirstCall] = {}
         self.deliveries: list[WebhookDelivery] = []
-        # Failed deliveries.
+        # The number of failed deliveries.
         self.failed = 0
 
     async def create_webhook(

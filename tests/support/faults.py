@@ -89,7 +89,7 @@ def assert_story(
 def submit(workspace: Workspace, *lines: str, after_outage: bool = False) -> str:
     """Submits a task with these commands. Returns the task id.
 
-    If `after_outage` is set, repeats the call until a worker is back.
+    If `after_outage` is set, repeats the call until a worker answers again.
     """
     body = {"description": "\n".join(lines)}
     return str(_post(workspace, "tasks", body, after_outage)["task_id"])
@@ -112,7 +112,7 @@ def assert_next_task_works(workspace: Workspace, *, after_outage: bool = False) 
 def resume(workspace: Workspace, *, after_outage: bool = False) -> None:
     """Waits until the workspace has failed, then resumes it.
 
-    This can take long: a controller may have to be restarted, and to become the leader.
+    This can take long: a controller may first have to restart and to become the leader.
     """
     await_workspace(workspace, "failed", 60)
     _post(workspace, "resume", None, after_outage)
@@ -153,7 +153,7 @@ def health_of(address: str) -> str:
 def await_workers(stack: Stack, limit_seconds: float = LIMIT_SECONDS) -> None:
     """Waits until every worker serves.
 
-    Before that, Envoy may send a call to a worker that is not ready, which would refuse it.
+    Until then, Envoy may send a call to a worker that is not ready and refuses the call.
     """
     for address in stack.worker_addresses():
         eventually(lambda: health_of(address) == "SERVING", limit_seconds)

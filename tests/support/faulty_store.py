@@ -21,7 +21,7 @@ class FaultyStore(MemoryStore):
         super().__init__(clock)
         self.unavailable = False
         self.error: Callable[[], BaseException] | None = None
-        # What worker_silences returns.
+        # The result of `worker_silences`.
         self.silences: list[float] = [0.0]
 
     def begin(self) -> None:

@@ -33,14 +33,14 @@ class FakePods:
     calls: list[str] = field(default_factory=list)
     # The workspace id, epoch and run id of each pod that was started.
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
-    # The running pods by workspace id and epoch. The event of a pod is set when the pod exits.
+    # The running pods, by workspace id and epoch. The event is set when the pod exits.
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
-    # The ids of workspaces for which a pod was certainly never started.
+    # The ids of workspaces that certainly never had a pod.
     never_run: set[str] = field(default_factory=set)
     start_error: OSError | None = None
-    # What `end` returns.
+    # The result of `end`.
     ends_all: bool = True
-    # What `remove` returns.
+    # The result of `remove`.
     removes_all: bool = True
     last_log_line: str = ""
     files_exist: bool = True
@@ -133,7 +133,7 @@ class Fleet:
     leads: bool = True
     # How long a workspace must be idle before it is suspended; None if it never is.
     suspend_after: timedelta | None = None
-    # How many times `next_scan` was called. Each call moves the time further ahead.
+    # The number of calls of `next_scan`. Each call moves the clock further ahead.
     scans: int = 0
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class Fleet:
             await asyncio.gather(leading, return_exceptions=True)
 
     async def next_scan(self) -> None:
-        """Makes the running controller scan again. Waits until the steps that follow are done."""
+        """Makes the running controller scan again. Waits until all steps of that scan are done."""
         self.scans += 1
         now = time.monotonic() + self.scans * SCAN_SECONDS
         with patch.object(time, "monotonic", return_value=now):
@@ -199,6 +199,6 @@ class Fleet:
             await settle()
 
     async def scan(self) -> None:
-        """Runs the controller for one scan, and for the steps that follow at once."""
+        """Runs the controller for one scan and the steps that follow immediately."""
         async with self.running():
             pass

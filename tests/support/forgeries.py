@@ -17,10 +17,10 @@ ATTACKER = ECKey.generate_key("P-256", {"kid": "attacker"})
 
 @dataclass(frozen=True)
 class Victim:
-    """What an attacker may know about a service, and some things that an attacker cannot know."""
+    """A service to attack: what an attacker may know, and what the forgeries need besides."""
 
-    # The identity provider's key, and its id. Attackers do not have the private half of the key,
-    # but some forgeries change a token that the provider has signed.
+    # The identity provider's key, and its id. An attacker does not have the private half of the
+    # key. Some forgeries need it, because they begin with a token that the provider has signed.
     key: Key
     kid: str
     # The claims of a valid token.
@@ -78,7 +78,7 @@ def _confused(victim: Victim) -> str:
 
 
 def _promoted(victim: Victim) -> str:
-    """Changes the claims of a valid token, and keeps its signature."""
+    """Returns a valid token with more permissions, but with the old signature."""
     header, _, signature = victim.good(permissions=[]).split(".")
     return f"{header}.{_part(victim.claims)}.{signature}"
 

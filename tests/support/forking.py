@@ -1,4 +1,4 @@
-"""A fork server of local pods that forks a small program instead of the agent."""
+"""A fork server for local pods that forks a small program instead of the agent."""
 
 import os
 import sys

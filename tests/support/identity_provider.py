@@ -1,4 +1,4 @@
-"""An identity provider for tests: keys, their JWK set, and tokens, which are valid by default."""
+"""An identity provider for tests: keys, a JWK set, and tokens that are valid by default."""
 
 import json
 import time
@@ -42,7 +42,7 @@ def token(
 ) -> str:
     """Returns a signed token.
 
-    If `kid` is empty, the header has the key's id; if it is None, no `kid`.
+    If `kid` is empty, the header's `kid` is the id of the key. If None, the header has no `kid`.
     """
     key = key or KEYS[algorithm]
     header: dict[str, Any] = {"alg": algorithm, "kid": key.kid if kid == "" else kid}

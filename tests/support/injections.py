@@ -1,4 +1,4 @@
-"""Texts that do harm to code that treats them as more than text."""
+"""Texts that do harm if code interprets them instead of treating them as plain text."""
 
 INJECTIONS = {
     "a log line": 'x\n{"event": "rpc_completed", "org_id": "org_b", "outcome": "ok"}',
@@ -22,7 +22,7 @@ INJECTIONS = {
     "an escape of NUL": "\\u0000 \\x00 %00",
     "a long character": "🐚" * 100,
 }
-# The texts that may be in a header.
+# The texts that are valid in a header.
 PRINTABLE = {
     name: text for name, text in INJECTIONS.items() if text.isascii() and text.isprintable()
 }

@@ -62,16 +62,16 @@ class Node:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        # Whether the node does nothing at all.
+        # If true, the node does nothing.
         self.is_silent = False
-        # Whether the node starts pods.
+        # If false, the node starts no pods, but still ends them.
         self.starts_pods = True
         # The names of pods whose agent ignores SIGTERM.
         self.frozen: set[str] = set()
-        # The names of the pods whose container runs, and of the pods that ended after SIGTERM.
+        # The names of pods whose container runs, and of pods that ended at SIGTERM.
         self.running: set[str] = set()
         self.asked_to_end: set[str] = set()
-        # By pod, when the node must kill it.
+        # By the name of a pod: when the node kills it.
         self._kill_at: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -125,7 +125,7 @@ class Node:
         await self.report(name, {"phase": "Pending", **_container(state)})
 
     async def report_end(self, name: str, reason: str, exit_code: int) -> None:
-        """Reports that the container of a pod has ended, with everything in it."""
+        """Reports that the container of a pod has ended."""
         self.running.discard(name)
         terminated = {
             "exitCode": exit_code,
@@ -143,7 +143,7 @@ def _container(state: Object) -> Object:
         "imageID": "",
         "ready": "running" in state,
         "restartCount": 0,
-        # The merge patch replaces the whole list, so the old state is gone.
+        # A merge patch replaces the whole list, so it also removes the old state.
         "state": state,
     }
     return {"containerStatuses": [status]}

@@ -1,12 +1,12 @@
 """Fails the test run if it leaves a process, shared memory or a temporary file behind.
 
-Every test run has its own temporary folder (TMPDIR), which its programs inherit. So its processes
-and files can be told from those of another test run on the same machine. The files that Envoy and
-PostgreSQL create in shared folders do not name their test run, so they are not checked while
-another test run is active.
+Every test run has its own temporary folder (TMPDIR), which its programs inherit. So the check can
+tell its processes and files from the processes and files of another test run on the same machine.
+The files that Envoy and PostgreSQL create in shared folders do not name their test run, so they are
+not checked while another test run is active.
 
-Each worker of pytest-xdist has a temporary folder inside the run's folder, and checks its own. At
-the end, the run reports what its workers have left behind, and checks the shared folders.
+Each worker of pytest-xdist has a temporary folder inside the run's folder, and checks this folder.
+At the end, the run reports what its workers have left behind, and checks the shared folders.
 """
 
 import os
@@ -44,8 +44,7 @@ class Leftovers:
         self._before = set(_shared_files())
         self._inherited = os.environ.get("TMPDIR")
         self.folder = Path(tempfile.mkdtemp(prefix="tests-"))
-        # If root runs the tests, PostgreSQL runs as another user, who must be able to enter the
-        # folder.
+        # If root runs the tests, PostgreSQL runs as another user, who needs access to the folder.
         self.folder.chmod(0o711)
         # pytest keeps the folders of a failed test run. They are outside this run's temporary
         # folder, so that the next test run finds and removes them.
@@ -166,7 +165,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     if exitstatus == pytest.ExitCode.OK and folder != leftovers.folder:
         try:
-            # Another test run that removes old folders may also be removing this one.
+            # Another test run may be removing the same folder.
             eventually(lambda: not folder.exists(), settle_seconds)
         except TimeoutError:
             found.append(str(folder))

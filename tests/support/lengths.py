@@ -1,6 +1,6 @@
-"""Selects which cases of a long test run in `make test-exhaustive`.
+"""Selects the cases of a long test that `make test-exhaustive` runs.
 
-`make soak` runs all of them.
+`make soak` runs all cases.
 """
 
 from collections.abc import Collection, Iterable
@@ -12,6 +12,6 @@ import pytest
 def smoke(cases: Iterable[Any], run: Collection[Any]) -> list[Any]:
     """Returns the cases for a parameter of a test.
 
-    All except those in `run` get the mark `soak`.
+    Gives all cases that are not in `run` the mark `soak`.
     """
     return [each if each in run else pytest.param(each, marks=pytest.mark.soak) for each in cases]

@@ -14,7 +14,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def scrape(stack: Stack, index: int, timeout_seconds: float = 20.0) -> Samples:
     """Returns the samples of one program.
 
-    The indexes stand for the workers in order, a controller, Envoy, and the other controller.
+    By index: first the workers in order, then one controller, Envoy, and the other controller.
     """
     return read(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", timeout_seconds)
 
@@ -22,8 +22,8 @@ def scrape(stack: Stack, index: int, timeout_seconds: float = 20.0) -> Samples:
 def read(url: str, timeout_seconds: float = 20.0) -> Samples:
     """Returns the samples at this URL."""
     text = httpx.get(url, trust_env=False, timeout=timeout_seconds).text
-    # Leaves out the types: with them, the parser adds `_total` to the names of Envoy's counters,
-    # which Prometheus does not do.
+    # Leaves out the types. Otherwise, the parser would add `_total` to the names of Envoy's
+    # counters, but Prometheus does not.
     untyped = "\n".join(line for line in text.splitlines() if not line.startswith("#")) + "\n"
     families = text_string_to_metric_families(untyped)
     return {
@@ -34,7 +34,7 @@ def read(url: str, timeout_seconds: float = 20.0) -> Samples:
 
 
 def await_metrics(stack: Stack, index: int) -> None:
-    """Waits until the program serves its metrics. The standby controller of a stack starts last."""
+    """Waits until the program serves its metrics. A stack starts the standby controller last."""
 
     def is_served() -> bool:
         with suppress(httpx.TransportError):

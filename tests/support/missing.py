@@ -1,4 +1,4 @@
-"""In CI, a test fails if it is skipped for lack of a tool, because CI installs every tool."""
+"""Makes a test that is skipped fail in CI, because CI installs every tool."""
 
 import os
 from collections.abc import Generator
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
-# A case that does not exist for some parameters is skipped with a reason that begins with this.
+# May be skipped in CI, too: a test whose reason begins with this text, because the case does not
+# exist for these parameters.
 NOT_APPLICABLE = "not applicable: "
 
 

@@ -24,7 +24,7 @@ _PIECES = 4
 
 
 class Gate:
-    """Holds an answer back until the test sets `opened`."""
+    """Holds back an answer until the test sets `opened`."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -45,13 +45,13 @@ class Answer:
     gate: Gate | None = None
     # Whether the endpoint closes the connection before the end of the body.
     cut: bool = False
-    # Server-sent events, which a client gets instead of the body if it requests a stream. A gate in
-    # between holds back the events after it.
+    # If the client requests a stream, it gets these server-sent events instead of the body. A gate
+    # among them holds back the events after it.
     stream: Sequence[bytes | Gate] = ()
 
 
 def answers(value: Any, status: int = 200, **headers: str) -> Answer:
-    """Returns a JSON answer. Unless the headers say otherwise, it asks for a retry after 1 ms."""
+    """Returns a JSON answer. By default, its headers ask for a retry after 1 ms."""
     named = {
         name.replace("_", "-"): text for name, text in ({"retry_after_ms": "1"} | headers).items()
     }
@@ -82,7 +82,7 @@ def event(chunk: Any) -> bytes:
 
 
 def event_of(delta: Mapping[str, Any], finish_reason: str | None = None, **fields: Any) -> bytes:
-    """Returns a server-sent event with this part of the message of a chat completion."""
+    """Returns a server-sent event with this delta of a chat completion's message."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return event(
         {"object": "chat.completion.chunk", "model": "test-0613", "choices": [choice]} | fields
@@ -127,7 +127,7 @@ def calls(*commands: str, **fields: Any) -> Answer:
 def calls_tools(*named: tuple[str, Any], ids: Iterator[int] | None = None, **fields: Any) -> Answer:
     """Returns a chat completion with tool calls, each given as a name and arguments.
 
-    Answers that are given the same iterator `ids` have different ids for all their calls.
+    If several answers get the same iterator as `ids`, all their calls have different ids.
     """
     made = [
         {
@@ -147,15 +147,15 @@ class ModelServer(ThreadingHTTPServer):
 
     def __init__(self, *, can_stream: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        # If False, the server ignores that a client requests a stream.
+        # If False, the server sends no streams, even if a client requests one.
         self.can_stream = can_stream
         self.script: deque[Answer] = deque()
-        # If set, makes the answer to each request. The script is then not used.
+        # If set, this function makes the answer to each request, and the script is not used.
         self.respond: Callable[[dict[str, Any]], Answer] | None = None
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
-        # Set once a connection has ended. While a gate is closed, this happens only if the client
-        # leaves.
+        # Set once a connection has ended. While a gate is closed, a connection ends only if its
+        # client leaves.
         self.left = threading.Event()
 
     @property
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def finish(self) -> None:
-        # Also called if the client leaves before its request is complete.
+        # http.server also calls this method if the client leaves before its request is complete.
         cast(ModelServer, self.server).left.set()
         super().finish()
 

@@ -1,7 +1,6 @@
 """Node, and the npm packages that the tests use.
 
-The packages are not part of the environment, which contains only what the service and its tests
-need. package.json fixes their versions.
+The packages are not part of the Python environment. package.json fixes their versions.
 """
 
 import hashlib
@@ -113,7 +112,7 @@ def node(
             # Tools must not report their use or look for newer versions.
             "REDOCLY_TELEMETRY": "off",
             "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
-            # The cache's files would be left in the temporary folder.
+            # Otherwise, Node would leave the files of its compile cache in the temporary folder.
             "NODE_DISABLE_COMPILE_CACHE": "1",
             **env,
         },

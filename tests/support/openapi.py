@@ -14,7 +14,7 @@ from referencing.jsonschema import DRAFT202012
 from evershell.stack.envoy.documents import edge_file
 
 URI = "urn:openapi"
-# The extension that lists the codes of an error response, next to the schema that all errors share.
+# The extension that lists the error codes of a response. All error responses have the same schema.
 ERROR_CODES = "x-error-codes"
 PATH = edge_file("openapi.yaml")
 
@@ -114,7 +114,7 @@ def _format_checking(schema: dict[str, Any]) -> Draft202012Validator:
 
 @cache
 def _registry() -> Registry[Any]:
-    """Returns the schemas of the document, without additional properties.
+    """Returns the schemas of the document, changed to forbid additional properties.
 
     Callers must ignore unknown fields, but a test must fail if an answer has one.
     """
@@ -134,7 +134,7 @@ def _registry() -> Registry[Any]:
 
 
 def _walked(value: Any, change: Any) -> Any:
-    """Applies `change` to every mapping in the value, the inner ones first."""
+    """Applies `change` to every mapping in the value, from the inside out."""
     if isinstance(value, dict):
         return change({name: _walked(each, change) for name, each in value.items()})
     if isinstance(value, list):

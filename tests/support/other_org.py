@@ -1,4 +1,4 @@
-"""Workspaces of the other organization, which tests may put on hold or cancel as a whole."""
+"""Workspaces of a second organization. Tests may put it on hold, or cancel all its tasks."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,13 +7,13 @@ import pytest
 
 from tests.support.stack import Gate, Stack, Workspace
 
-# The credential of the other organization's owner.
+# The name of the credential that the owner of the other organization has.
 OTHER_ORG = "other_org"
 
 
 @pytest.fixture
 def others(stack: Stack) -> Iterator[list[Workspace]]:
-    """Two workspaces of the other organization. At the end, its hold is released."""
+    """Two workspaces of the other organization. At the end, the fixture releases its hold."""
     workspaces = [Workspace(stack, OTHER_ORG) for _ in range(2)]
     yield workspaces
     workspaces[0].rest.post("/v1/hold/release", status=200)
@@ -22,7 +22,7 @@ def others(stack: Stack) -> Iterator[list[Workspace]]:
 
 
 def begin(workspaces: list[Workspace], **fields: Any) -> list[tuple[Gate, str]]:
-    """Begins a task in each workspace. Returns the tasks, each with the gate of its iteration."""
+    """Begins a task in each workspace. Returns the tasks, each with its iteration's gate."""
     begun = []
     for workspace in workspaces:
         gate = Gate(workspace)

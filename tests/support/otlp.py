@@ -1,4 +1,4 @@
-"""Receives spans that programs export with OTLP over HTTP."""
+"""Receives the spans that programs export with OTLP over HTTP."""
 
 import gzip
 import threading
@@ -29,11 +29,11 @@ class Receiver:
         return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
 
     def of(self, trace_id: str) -> list[tuple[str, Span]]:
-        """Returns the spans of a trace, each with the name of its service."""
+        """Returns the spans of a trace, each after the name of its service."""
         return [each for each in self._spans if each[1].trace_id.hex() == trace_id]
 
     def names(self, trace_id: str = "") -> list[tuple[str, str]]:
-        """Returns the names of services and spans, of one trace or of all traces."""
+        """Returns for each span its service and its name; without a trace id, for all traces."""
         found = self.of(trace_id) if trace_id else self._spans
         return [(service, span.name) for service, span in found]
 

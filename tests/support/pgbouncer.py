@@ -14,11 +14,11 @@ from evershell.stack import postgres
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
-# Debian puts PgBouncer into a folder that is not in every PATH.
+# Debian installs PgBouncer in /usr/sbin, which is not in every PATH.
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
 
-# Fewer than the connections that a stack's programs open, so the programs must share sessions.
+# The programs of a stack open more connections, so they must share these sessions.
 SERVER_CONNECTIONS = 4
 _SETTINGS = """\
 [databases]
@@ -40,7 +40,7 @@ logfile = {folder}/pgbouncer.log
 
 
 class PgBouncer:
-    """A PgBouncer that a test starts and stops. Its address stays the same."""
+    """A PgBouncer that a test can stop and start again at the same address."""
 
     def __init__(
         self,
@@ -96,14 +96,14 @@ class PgBouncer:
         return True
 
     def admin(self, command: str) -> list[tuple[object, ...]]:
-        """Runs a command in PgBouncer's console, and returns the rows."""
+        """Runs a command in PgBouncer's admin console. Returns the rows."""
         with psycopg.connect(self.url, dbname="pgbouncer", autocommit=True) as console:
             cursor = psycopg.ClientCursor(console)
             cursor.execute(command.encode())
             return cursor.fetchall() if cursor.description else []
 
     def stop(self) -> None:
-        """Ends PgBouncer and the connections of its clients at once."""
+        """Ends PgBouncer immediately, with the connections of its clients."""
         if self._process is not None:
             # SIGTERM would wait until all clients have left.
             self._process.send_signal(signal.SIGQUIT)

@@ -1,4 +1,4 @@
-"""Finds the processes of a pod by an environment variable that was set when they started."""
+"""Finds the processes of a pod by an environment variable that they were started with."""
 
 import ctypes
 from collections.abc import Iterator

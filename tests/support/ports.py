@@ -5,18 +5,19 @@ import random
 import socket
 from pathlib import Path
 
-# Other code may seed the generator of the random module, but test runs need different ports.
+# Not the generator of the random module, because other code may seed it. Then several test runs
+# would choose the same ports.
 _random = random.SystemRandom()
-# The ports that tests of this process have got. Their servers may not be listening yet.
+# The ports that `free_ports` has returned in this process. Servers may not listen on them yet.
 _given: set[int] = set()
 
 
 def free_ports(count: int, in_a_row: int = 2) -> list[int]:
     """Returns free ports. The last `in_a_row` of them are consecutive.
 
-    The ports are below the ephemeral range: the kernel could give an ephemeral port to a connection
-    before a server listens on it. Each worker of pytest-xdist has its own range, because otherwise
-    two workers could take the same port before a server listens on it.
+    The ports are below the ephemeral range, so the kernel cannot give them to connections before a
+    server listens on them. Each worker of pytest-xdist has its own range of ports. Otherwise, two
+    workers could choose the same port before a server listens on it.
     """
     below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -1,7 +1,7 @@
-"""The service's promises about tasks and their logs, stated once for every kind of test.
+"""The service's promises about tasks and their logs, in one place for all kinds of tests.
 
-They hold for every task and every log, at any moment and after any fault. Each function yields one
-line for each violation.
+The promises hold for every task and every log, at any moment and after any fault. Each function
+checks one promise, and yields one line for each violation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,8 @@ class TaskRecord:
     completed_at: float | None = None
     cancel_requested_at: float | None = None
     force_at: float | None = None
-    # The model calls that the usage counts, except for a reported call of an iteration that runs.
+    # How many model calls the usage counts. A model call that was reported for an iteration that
+    # still runs is not included.
     model_calls: int = 0
     has_open_iteration: bool = False
     iteration_lost: bool = False
@@ -62,12 +63,11 @@ class History:
     events: Sequence[EventRecord] = ()
     # The `last_seq` of each workspace, by workspace id.
     last_seqs: Mapping[str, int] = field(default_factory=dict)
-    # The answers that promised a cancellation, as pairs of the task id and a description of the
-    # answer.
+    # For each answer that promised a cancellation: the task id and a description of the answer.
     promised: Sequence[tuple[str, str]] = ()
     # Whether the oldest events of a log may have been removed.
     removes_old: bool = False
-    # By how much the clocks of the programs that wrote the times may differ.
+    # How much the clocks of the programs that wrote the times may differ.
     clocks_differ_seconds: float = 0.0
 
     def log(self, workspace_id: str) -> list[EventRecord]:
@@ -135,7 +135,7 @@ def read_history(
             last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
             promised=promised,
             removes_old=removes_old,
-            # The clock of a new worker may be off by half the round trip of its first reading.
+            # The clock of a new worker may be wrong by half the round trip of its first reading.
             clocks_differ_seconds=STEP_SECONDS,
         )
 
@@ -185,7 +185,7 @@ def ends_agree_with_their_task(history: History) -> Iterator[str]:
 
 
 def each_iteration_counts_once(history: History) -> Iterator[str]:
-    """A lost iteration counts if it was reported. No iteration stays open after the end."""
+    """A lost iteration may add one model call. A task that has ended has no open iteration."""
     for task in history.tasks.values():
         most = task.iterations + task.iteration_lost
         if not task.iterations <= task.model_calls <= most:
@@ -215,7 +215,7 @@ def requests_are_recorded_once(history: History) -> Iterator[str]:
 
 
 def one_iteration_follows_a_request(history: History) -> Iterator[str]:
-    """Only the current iteration may complete, and none if the agent has not started the task."""
+    """After a cancellation, at most the current iteration completes, if the task has started."""
     for task, log in history.logs_by_task():
         types = [event.type for event in log]
         if "task_cancel_requested" not in types:
@@ -227,7 +227,7 @@ def one_iteration_follows_a_request(history: History) -> Iterator[str]:
 
 
 def force_is_due(history: History) -> Iterator[str]:
-    """An end is forced only after the force deadline."""
+    """A task is ended by force only after its force deadline."""
     for task in history.tasks.values():
         latest = (task.completed_at or 0) + history.clocks_differ_seconds
         if task.forced and (task.force_at is None or latest < task.force_at):
@@ -235,7 +235,7 @@ def force_is_due(history: History) -> Iterator[str]:
 
 
 def only_force_interrupts(history: History) -> Iterator[str]:
-    """An interrupted model call has no tool call, and nothing follows an interrupted iteration."""
+    """No iteration follows an interrupted one. An interrupted model call has no tool call."""
     for task, log in history.logs_by_task():
         iterations = [event for event in log if event.type == "iteration_completed"]
         for event in iterations:

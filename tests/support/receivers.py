@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from tests.support.waiting import eventually
 
-# Answers the request that the receiver has added last. Returns whether it accepts the request.
+# A function that answers a request, and returns whether it has accepted the request.
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[bool]]
 
 _LIMIT_SECONDS = 15.0
@@ -27,9 +27,9 @@ class Request:
     # The headers, by name in lower case.
     headers: dict[str, str]
     body: bytes
-    # When the request arrived, in seconds since 1970, by the clock of this machine.
+    # When the request arrived, in seconds since 1970, by this machine's clock.
     arrived_at: float
-    # Whether the answer was a success. False also if the caller left before the answer.
+    # Whether the caller got a success. False, too, if the caller left before the answer.
     accepted: bool
 
     @property
@@ -50,7 +50,7 @@ class Receiver:
 
     behaviour: Behaviour
     host: str = "127.0.0.1"
-    # The port, which is chosen when the receiver listens for the first time.
+    # The port. It is chosen when the receiver listens for the first time.
     port: int = 0
     # The requests, in the order of their arrival.
     requests: list[Request] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Receiver:
 
     @property
     def address(self) -> str:
-        """The address, as `host:port`."""
+        """The receiver's address as `host:port`."""
         return f"{self.host}:{self.port}"
 
     @property
@@ -130,7 +130,7 @@ class Receivers:
         self._loop.call_soon_threadsafe(self._servers.pop(receiver.address).close)
 
     def end_connections(self) -> None:
-        """Closes all connections. This ends the requests that have no answer yet."""
+        """Closes all connections, even if a request on them has no answer yet."""
 
         async def abort() -> None:
             for receiver in self._receivers:

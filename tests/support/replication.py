@@ -1,4 +1,4 @@
-"""A primary and its standby on this machine, with streaming replication."""
+"""A PostgreSQL primary and its standby on this machine, with streaming replication."""
 
 import asyncio
 import os
@@ -35,9 +35,9 @@ class Server:
     def start(self, **settings: str) -> None:
         """Starts the server. Returns once it answers."""
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
-        # The shared memory is in the server's folder, because nobody would remove it from /dev/shm
-        # after a kill. The server itself restarts after a crash of one of its processes, because no
-        # supervisor would.
+        # Shared memory is in the server's folder, because nobody would remove it from /dev/shm after
+        # a kill. The server restarts itself if one of its processes crashes, because it has no
+        # supervisor.
         settings = {
             "dynamic_shared_memory_type": "mmap",
             "restart_after_crash": "on",
@@ -68,9 +68,9 @@ class Server:
             yield
 
     def kill(self) -> None:
-        """Ends all processes of the server at once, as if its machine was lost."""
+        """Kills all processes of the server at the same time, as if its machine was lost."""
         family = self.processes()
-        # Freezes all processes first, so that none of them notices the end of another.
+        # Freezes all processes first, so that no process reacts to the end of another process.
         for process in family:
             process.suspend()
         for process in family:
@@ -83,14 +83,14 @@ class Server:
             self._process.wait(START_SECONDS)
 
     def processes(self) -> list[psutil.Process]:
-        """Returns the server's processes, the first process first; empty if it does not run."""
+        """Returns the server's processes, beginning with its first; empty if it does not run."""
         if self._process is None or not self._process.is_running():
             return []
         return [self._process, *self._process.children(recursive=True)]
 
 
 class Replication:
-    """A standby, and a primary that commits only what the standby has."""
+    """A standby, and a primary that commits only what the standby has received."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Replication:
         self.primary = Server(folder / "first", primary_environment)
         self.standby = Server(folder / "second", standby_environment)
         hosts = [each.places.socket_dir for each in (self.primary, self.standby)]
-        # The URL for clients, which contains both servers.
+        # The URL for clients. It names both servers.
         self.url = (
             f"postgresql:///{postgres.DATABASE}?host={hosts[0]},{hosts[1]}&user={postgres.USER}"
         )
@@ -122,9 +122,9 @@ class Replication:
         assert self.standby.value(f"SELECT pg_promote(true, {PROMOTE_SECONDS:.0f})")
 
     def fail_over(self) -> None:
-        """Kills the primary.
+        """Kills the primary and promotes the standby.
 
-        The standby takes its place, and commits without a standby until `rejoin`.
+        Until `rejoin`, the new primary has no standby.
         """
         self.primary.kill()
         self.promote()

@@ -1,7 +1,7 @@
-"""Searches for credentials in everything that stacks leave behind.
+"""Searches what stacks leave behind for credentials.
 
-Each stack of a test run is searched when it stops: its output, its logs and the files of its state
-folder. The run fails if a credential was found. tests/faults/long/secrets searches everything else
+When a stack of a test run stops, its output, its logs and the files of its state folder are
+searched. The run fails if a credential is found. tests/faults/long/secrets searches everything else
 that a stack leaves behind.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-# The length of a fragment: long enough not to occur in other texts by accident, and short enough to
-# find a credential that was cut off.
+# The number of characters in a fragment: enough that it does not occur in other texts by accident,
+# but few enough to find a credential that was cut off.
 _FRAGMENT = 20
-# Patterns that match any credential, even one that no test knows.
+# Patterns that match credentials of each kind, even credentials that the tests do not know.
 _ANY = {
     "an API key": re.compile(rb"sk_[A-Za-z0-9_-]{40,}"),
     "a runtime token": re.compile(rb"[A-Za-z0-9_-]{4,}\.[0-9]{1,19}\.[0-9]{6,12}\.[0-9a-f]{64}"),
@@ -29,7 +29,7 @@ _ANY = {
 }
 # The files of a state folder that may hold credentials. Only the owner can read them.
 HOLDERS = ("ready.json", "demo.env", "demo.json", "control-plane.jwk")
-# The folder of PostgreSQL, which holds texts of callers.
+# The folder of PostgreSQL is not searched, because it contains texts from callers.
 _DATABASE = "pg"
 _MAX_BYTES = 256 * 1024 * 1024
 
@@ -42,15 +42,15 @@ class Secret:
     value: str
 
     def fragments(self) -> Iterator[bytes]:
-        """Yields texts that would reveal the credential: parts of it, and their encodings."""
+        """Yields texts that would reveal the credential: parts of it, plain and encoded."""
         for part in self._parts():
             text = part.encode()
             for piece in (text[:_FRAGMENT], text[-_FRAGMENT:]):
                 yield piece
                 yield piece.hex().encode()
             for offset in range(3):
-                # base64 encodes a text in one of three ways, depending on its offset. The ends also
-                # depend on the surrounding text, so they are left out.
+                # Base64 encodes a text in one of three ways, depending on its offset. The ends of the
+                # result also depend on the surrounding text, so they are left out.
                 yield b64encode(bytes(offset) + text)[4:-4][:_FRAGMENT]
 
     def _parts(self) -> Iterable[str]:
@@ -62,7 +62,7 @@ class Secret:
 
 
 class Secrets:
-    """Finds known credentials, and whatever looks like another credential."""
+    """Finds known credentials, and texts that look like other credentials."""
 
     def __init__(self, known: Iterable[Secret]) -> None:
         self._fragments = {
@@ -99,7 +99,7 @@ def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
     """Yields the files of a state folder, except the database's, and the output of its stack."""
     output = state_dir.with_name(state_dir.name + ".output")
     for path in (output, *sorted(state_dir.rglob("*"))):
-        # A file may be removed in the meantime. Tools can make pipes and links.
+        # A file may have been removed. Tools may have made pipes and links.
         with suppress(OSError):
             is_plain = path.is_file() and not path.is_symlink()
             relative = path.relative_to(state_dir.parent)
@@ -112,7 +112,7 @@ def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
-    """Returns the credentials in a stack's files. Skips files that are meant to hold some."""
+    """Returns the credentials in a stack's files. Skips the files that may hold credentials."""
     secrets = Secrets(issued(ready, state_dir))
     return [
         f"{path}: {name}"
@@ -122,7 +122,7 @@ def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
     ]
 
 
-# What was found in the stacks of this test run, and the stacks that were searched.
+# The credentials that were found in this test run, and the stacks that were searched.
 leaks: list[str] = []
 searched: list[str] = []
 
@@ -130,7 +130,7 @@ searched: list[str] = []
 def search(ready: Mapping[str, Any], state_dir: Path) -> None:
     """Searches the files of a stack that has stopped.
 
-    If it finds something, the test run fails at its end.
+    If it finds a credential, the whole test run fails at its end.
     """
     searched.append(str(state_dir))
     leaks.extend(leak for leak in leaks_of(ready, state_dir) if leak not in leaks)

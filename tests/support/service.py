@@ -1,4 +1,4 @@
-"""A service under test, wherever it runs, and what tests do with it."""
+"""A service under test, wherever it runs, and helpers for what tests do with it."""
 
 import threading
 import time
@@ -15,12 +15,12 @@ class Service:
     """A running service: its addresses, and callers for tests."""
 
     def __init__(self) -> None:
-        # The contents of ready.json, or the parts that tests use.
+        # The content of ready.json, or at least the parts that tests use.
         self.ready: dict[str, Any] = {}
         self._rest: dict[str, Rest] = {}
         self._grpc: dict[tuple[str, str], Grpc] = {}
         self._own: list[Callable[[], None]] = []
-        # Several threads of a test may ask for the first caller at once.
+        # Several threads of a test may ask for the same new caller at the same time.
         self._making = threading.Lock()
 
     @property
@@ -29,7 +29,7 @@ class Service:
         return tokens
 
     def rest(self, token: str = "full_access") -> Rest:
-        """Returns a REST caller with this demo credential or bearer token. Empty: no credential."""
+        """Returns a REST caller with this demo credential or bearer token; if empty, with none."""
         with self._making:
             if token not in self._rest:
                 self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
@@ -47,7 +47,7 @@ class Service:
             return self._grpc[key]
 
     def closes(self, close: Callable[[], None]) -> None:
-        """Adds a function that `close_callers` calls to close connections that a test has made."""
+        """Adds a function that closes connections of a test. `close_callers` will call it."""
         self._own.append(close)
 
     def close_callers(self) -> None:
@@ -111,9 +111,9 @@ class ServiceWorkspace:
         return self.rest.get(self.path)
 
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until this event, and returns the event.
+        """Follows the log until this event. Returns the event.
 
-        Fails at the first heartbeat after the time limit. The stream sends a heartbeat after 15 s
+        After the time limit, fails at the next heartbeat. The stream sends a heartbeat after 15 s
         without an event.
         """
         deadline = time.monotonic() + self.limit_seconds

@@ -9,8 +9,8 @@ from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
 from evershell.pod.spec import PodSpec
 
-# The program writes its arguments, input, environment and folder to received.json, prints two
-# lines, and waits.
+# The program writes its arguments, input, environment and working directory to received.json,
+# prints two lines, and waits.
 AGENT = f"""#!{sys.executable} -S
 import json, os, sys, time
 received = dict(argv=sys.argv[1:], stdin=sys.stdin.read(), environment=dict(os.environ))
@@ -39,7 +39,7 @@ def spec_for(agent: AgentIdentity) -> PodSpec:
 
 
 async def wait_start(tmp_path: Path, workspace: Workspace) -> dict[str, object]:
-    """Waits until the program has started, and returns what it received."""
+    """Waits until the program has started. Returns what it has received."""
     path = tmp_path / "pods" / workspace.id / "files" / "received.json"
     async with asyncio.timeout(10):
         while not path.exists():

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 _BALLAST = ".ballast"
-# The sizes of writes, in bytes. Smaller writes fill the space that is too small for larger ones.
+# The sizes of the writes in bytes. Smaller writes fill the space in which larger ones do not fit.
 _CHUNKS = (1 << 20, 4096, 1)
 
 
@@ -45,15 +45,15 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
 
 
 def fill(path: Path, spare_bytes: int = 0) -> None:
-    """Fills the free space of the disk, except for `spare_bytes`.
+    """Fills the disk, except for `spare_bytes`.
 
-    A second call fills the space that was freed after the first.
+    If space has become free after a first call, a second call fills it.
     """
     descriptor = os.open(path / _BALLAST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         for size in _CHUNKS:
             block = bytes(size)
-            # The loop ends with ENOSPC, which also follows a write that was cut short.
+            # The loop ends with ENOSPC. If a write was only partial, the next write raises ENOSPC.
             with suppress(OSError):
                 while True:
                     os.write(descriptor, block)
@@ -63,12 +63,12 @@ def fill(path: Path, spare_bytes: int = 0) -> None:
 
 
 def free(path: Path) -> None:
-    """Frees the space that `fill` has filled."""
+    """Frees the space that `fill` has taken."""
     (path / _BALLAST).unlink(missing_ok=True)
 
 
 def shrink_pipe(pid: int) -> None:
-    """Shrinks the pipe to which a program logs. Then it soon loses lines if nobody reads them."""
+    """Shrinks the pipe to which a program logs, so that it is soon full if nobody reads it."""
     pipe = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
     os.close(pipe)
@@ -82,8 +82,8 @@ def _unmount(path: Path) -> None:
     try:
         _run("umount", str(path))
     except RuntimeError:
-        # Some process still has an open file or its working directory on the disk. A lazy unmount
-        # takes effect once all such processes have ended.
+        # A process still has an open file or its working directory on the disk. A lazy unmount takes
+        # effect once all such processes have ended.
         _run("umount", "--lazy", str(path))
 
 

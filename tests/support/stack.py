@@ -1,4 +1,4 @@
-"""A whole stack, started as `make run` starts it, and what tests do with it."""
+"""A whole stack, which is started like `make run`, and helpers for what tests do with it."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from tests.support.ports import free_ports
 from tests.support.service import Service, ServiceWorkspace
 from tests.support.waiting import LIMIT_SECONDS, eventually
 
-# `up` gives up if the stack is not ready after this time.
+# `up` exits if the stack is not ready after this time.
 READY_SECONDS = 180.0
 # docs/operating.md promises 10 s, but a busy machine takes longer.
 STOP_SECONDS = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 # The folders of a checkout that contain the packages.
 _SOURCES = ("server", "client", "gen", "envoy")
-# Other code may seed the generator of the random module.
+# Not the generator of the random module, because other code may seed it.
 _random = random.SystemRandom()
 
 
@@ -37,11 +37,11 @@ class Stack(Service):
 
     # A checkout of the repository whose .venv is set up. May be changed before the start.
     checkout: Path = ROOT
-    # Whether the first start makes the database cluster. If not, an existing cluster is copied.
+    # Whether the stack makes its database cluster itself. If not, `start` copies an existing one.
     makes_cluster: bool = False
-    # A command that runs its arguments, which are `up`. May be changed before the start.
+    # A command to which the command line of `up` is added. May be changed before the start.
     runner: Sequence[str] = ()
-    # Further arguments of `up`. May be changed before the start.
+    # More arguments for `up`. May be changed before the start.
     arguments: Sequence[str] = ()
     # How long a stop may take. May be changed before the stop.
     stop_seconds: float = STOP_SECONDS
@@ -57,7 +57,8 @@ class Stack(Service):
             **{
                 name: value
                 for name, value in os.environ.items()
-                # Left out, because the stack itself must turn off gRPC's fork() handlers.
+                # GRPC_ENABLE_FORK_SUPPORT is left out, because the stack itself must turn off gRPC's
+                # fork() handlers.
                 if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS", "GRPC_ENABLE_FORK_SUPPORT")
             },
             "STATE_DIR": str(state_dir),
@@ -65,7 +66,7 @@ class Stack(Service):
             "GRPC_PORT": str(ports[1]),
             "SERVER_PORT": str(ports[2]),
             "WORKERS": "2",
-            # Off, because tests call faster than any customer and share their credentials.
+            # Off, because tests share credentials and make more calls than the limits allow.
             "RATE_LIMIT": "off",
             # Tests receive webhooks on loopback.
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
@@ -76,7 +77,7 @@ class Stack(Service):
 
     @property
     def rest_url(self) -> str:
-        """The URL of REST, which is known even before the start."""
+        """The URL of the REST API. It is known even before the start."""
         return f"http://127.0.0.1:{self._environment['REST_PORT']}"
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
@@ -97,13 +98,13 @@ class Stack(Service):
 
     @property
     def module(self) -> str:
-        """The package of the commands. The checkout may be an earlier one with another package."""
+        """The package with the commands. In checkouts of earlier versions, it has another name."""
         if (self.checkout / "server" / "evershell").is_dir():
             return "evershell.commands"
         return "evershell.server" if (self.checkout / "evershell").is_dir() else "server"
 
     def refuses_to_start(self) -> str:
-        """Starts a stack that must exit with code 1. Returns its output."""
+        """Starts the stack, which must exit with code 1. Returns its output."""
         self._process = self._spawn()
         try:
             assert self._process.wait(READY_SECONDS) == 1
@@ -141,7 +142,7 @@ class Stack(Service):
         return code
 
     def lose(self) -> None:
-        """Kills all programs at once, as if their machine was lost.
+        """Kills all programs of the control plane, as if their machine was lost.
 
         Agents continue to run.
         """
@@ -149,7 +150,7 @@ class Stack(Service):
         self.close_callers()
         programs = [psutil.Process(self.pid), *psutil.Process(self.pid).children()]
         segments = [shared_memory(each) for each in programs if each.name() == "envoy"]
-        # Kills the supervisor first, because it would restart the others.
+        # Kills the supervisor first, because it would restart the other programs.
         for process in programs:
             process.kill()
         self._process.wait(STOP_SECONDS)
@@ -170,8 +171,9 @@ class Stack(Service):
     def ended(self) -> Iterator[None]:
         """Stops the stack after the block if it is still running.
 
-        If the block fails, even during a start or a stop, no process is left. If the block
-        succeeds, processes that a stop has left are not killed, because they are a defect.
+        If the block fails, even during a start or a stop, kills every process of the stack. If the
+        block succeeds, kills no process that a stop has left behind: such a process is a defect,
+        and the test run must find it.
         """
         try:
             yield
@@ -184,7 +186,7 @@ class Stack(Service):
         self.kill_if_running()
 
     def kill_if_running(self) -> None:
-        """Stops the stack after a failed test."""
+        """Stops the stack if it is still running."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(READY_SECONDS)
@@ -196,7 +198,7 @@ class Stack(Service):
         return self._process.pid
 
     def processes(self) -> list[psutil.Process]:
-        """Returns all processes of the stack except the first one, `up`."""
+        """Returns all processes of the stack except `up`."""
         return psutil.Process(self.pid).children(recursive=True)
 
     @property
@@ -206,7 +208,7 @@ class Stack(Service):
 
     @property
     def lease_seconds(self) -> float:
-        """How long an agent may live without a renewal of its lease."""
+        """How long an agent may run without a renewal of its lease."""
         default = Settings.model_fields["lease_seconds"].default
         return float(self._environment.get("LEASE_SECONDS", default))
 
@@ -214,7 +216,7 @@ class Stack(Service):
         return self._addresses_of_workers(int(self.ready["server_addr"].rpartition(":")[2]))
 
     def runtime_addresses(self) -> list[str]:
-        """Returns the addresses at which agents call the workers with AGENT_TLS."""
+        """Returns the addresses at which agents call the workers if AGENT_TLS is on."""
         return self._addresses_of_workers(
             int(self._environment["SERVER_PORT"]) + RUNTIME_PORT_OFFSET
         )
@@ -241,7 +243,7 @@ class Stack(Service):
             )
             yield
         finally:
-            # The supervisor may have replaced the process.
+            # The process may have ended.
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
@@ -249,7 +251,7 @@ class Stack(Service):
     def frozen(self, program: str) -> Iterator[None]:
         """Freezes all processes of a program, `serve` or `fleet`, inside the block.
 
-        Also freezes the supervisor, which would replace them.
+        Also freezes the supervisor, which would replace the processes.
         """
         with ExitStack() as frozen:
             frozen.enter_context(self.frozen_process(self.pid))
@@ -278,7 +280,7 @@ class Stack(Service):
         return int(max(acquired, key=lambda entry: str(entry["timestamp"]))["pid"])
 
     def replace_controllers(self) -> None:
-        """Kills all controllers, and waits until as many others run."""
+        """Kills both controllers, and waits until two new ones run."""
         both = 2
         # The supervisor may still be replacing a controller that was killed earlier.
         eventually(lambda: len(self.pids("fleet")) == both)
@@ -302,7 +304,7 @@ class Stack(Service):
 
 
 class Workspace(ServiceWorkspace):
-    """A workspace of a stack, which one test creates."""
+    """A workspace of a stack that one test creates."""
 
     def __init__(self, stack: Stack, token: str = "full_access", name: str = "test") -> None:
         super().__init__(stack, token, name)
@@ -310,7 +312,7 @@ class Workspace(ServiceWorkspace):
 
     @property
     def agent_address(self) -> str | None:
-        """The host and port of the workspace's agent; None before the agent has registered."""
+        """The host and port of the workspace's agent; None until the agent has registered."""
         with self.stack.database() as connection:
             row = connection.execute(
                 "SELECT agent_address FROM workspaces WHERE id = %s", (self.id,)
@@ -323,7 +325,7 @@ class Workspace(ServiceWorkspace):
 class Gate:
     """A command that runs until the test opens the gate.
 
-    The command reads a named pipe in the agent's working directory.
+    The command waits at a named pipe in the agent's working directory.
     """
 
     command = "cat gate"
@@ -351,17 +353,17 @@ class Gate:
 
 
 def shared_memory(envoy: psutil.Process) -> Path:
-    """Returns the file of a running Envoy's shared memory, which Envoy itself does not remove."""
+    """Returns the shared memory file of a running Envoy. Envoy does not remove this file."""
     command = envoy.cmdline()
     base_id = command[command.index("--base-id") + 1]
     return Path("/dev/shm") / f"envoy_shared_memory_{base_id}0"  # noqa: S108 - Envoy's choice
 
 
 def environment_of(checkout: Path) -> dict[str, str]:
-    """Returns the variables with which a program runs the code of another checkout.
+    """Returns the variables with which a program runs the code of `checkout`.
 
-    A copied checkout uses this checkout's environment. Without the variables, Python would find
-    this checkout's code first.
+    A copied checkout uses the environment of this checkout. Without these variables, Python would
+    find the code of this checkout first.
     """
     if checkout == ROOT or not (checkout / "server" / "evershell").is_dir():
         return {}
@@ -386,13 +388,13 @@ def processes_of(state_dir: Path) -> list[str]:
 
 
 def _texts(process: psutil.Process) -> list[str]:
-    """Yields the texts in which a process may name its stack."""
+    """Returns the texts of a process that may contain the state folder of its stack."""
     return [*process.cmdline(), *process.environ().values(), process.cwd()]
 
 
 def _kill(state_dir: Path) -> None:
     """Kills the processes of a stack, and the processes that they start in the meantime."""
-    # A program that is killed leaves its shared memory behind.
+    # A killed program leaves its shared memory behind.
     postgres.clear_stale(postgres.places(state_dir).data_dir)
     place = re.compile(rf"{re.escape(str(state_dir))}(?![\w.-])")
 
@@ -407,7 +409,7 @@ def _kill(state_dir: Path) -> None:
         return False
 
     def killed() -> list[psutil.Process]:
-        # Finds all processes before it kills the first, because Envoy ends together with `up`.
+        # Finds all processes before it kills the first one, because Envoy ends when `up` ends.
         found = list(filter(is_of_stack, psutil.process_iter()))
         for process in found:
             with suppress(psutil.Error):
@@ -420,12 +422,12 @@ def _kill(state_dir: Path) -> None:
 
 
 def unique_seconds() -> str:
-    """Returns a time for `sleep`: about a day, and unique among the machine's processes."""
+    """Returns an argument for `sleep` of about a day, by which a test can find the process."""
     return f"86400.{_random.randrange(10**9):09}"
 
 
 def running(argument: str) -> list[int]:
-    """Returns the ids of running processes that have this argument."""
+    """Returns the ids of running processes with this command-line argument."""
     processes = [
         process
         for process in psutil.process_iter(["cmdline", "status"])

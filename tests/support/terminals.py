@@ -1,4 +1,4 @@
-"""Runs a command in its own terminal, as a person would."""
+"""Runs a command in its own terminal, as a person would run it."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import click
 
-# The time limit, which suits a machine that is five times slower.
+# The time limit. It is long enough for a machine that is five times slower.
 _SECONDS = 30.0
 
 
@@ -68,7 +68,7 @@ class Terminal:
         try:
             read = os.read(self._descriptor, 65_536)
         except OSError:
-            # No process has the other side of the terminal open any more.
+            # Every process has closed the other side of the terminal.
             return False
         self._printed += read
         return bool(read)
@@ -81,8 +81,9 @@ def terminal(
     """Runs a command in a terminal of this size. Ends the command when the block ends."""
 
     def attach() -> None:
-        # Makes the terminal the controlling one, so that Ctrl-C sends a signal. SIGINT is reset,
-        # because a shell makes background jobs ignore it, and the command would inherit that.
+        # Makes this the controlling terminal of the command, so that Ctrl-C sends a signal. If the
+        # tests are a background job, the shell makes them ignore SIGINT, and the command would
+        # inherit that. So SIGINT gets its default action.
         os.login_tty(theirs)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

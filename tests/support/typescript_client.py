@@ -1,4 +1,4 @@
-"""The package of clients/typescript, installed and built as its page says, with Debian's Node."""
+"""The package in clients/typescript, installed and built as its page says, with Debian's Node."""
 
 import hashlib
 import shutil

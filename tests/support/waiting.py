@@ -9,14 +9,14 @@ from tenacity import AsyncRetrying, Retrying, retry_if_result, stop_after_delay,
 
 T = TypeVar("T")
 
-# The default limit: many times as long as on an idle machine. Only a failing test waits this long.
+# The default time limit: many times what an idle machine needs. Only a failing test waits so long.
 LIMIT_SECONDS = 60.0
 _POLL = wait_fixed(0.01)
 _UNTIL_TRUE = retry_if_result(lambda answer: not answer)
 
 
 def eventually(condition: Callable[[], T], timeout_seconds: float = LIMIT_SECONDS) -> T:
-    """Calls the condition until its result is true, and returns the result. Raises TimeoutError."""
+    """Calls the condition until its result is true. Returns the result. Raises TimeoutError."""
     again = Retrying(
         retry=_UNTIL_TRUE,
         stop=stop_after_delay(timeout_seconds),
@@ -48,7 +48,7 @@ async def eventually_async(
 
 
 async def settle() -> None:
-    """Runs all asyncio tasks that are ready, and those that become ready in the meantime."""
+    """Runs all asyncio tasks that are ready now, or become ready in the meantime."""
     for _ in range(50):
         await asyncio.sleep(0)
 

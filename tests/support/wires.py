@@ -1,4 +1,4 @@
-"""Callers over REST and gRPC, which report a failure in the same form."""
+"""Callers over REST and gRPC. Both report failures in the same form."""
 
 import json
 import ssl
@@ -19,10 +19,10 @@ from grpc_status import rpc_status
 from tests.support.openapi import Operation, operation
 from tests.support.waiting import LIMIT_SECONDS
 
-# The beginning of the message with which a busy worker refuses a call. An outage has other
-# messages. The refused call had no effect.
+# The beginning of the message with which a busy worker refuses a call. The messages of an outage
+# begin differently. A call that is refused by a busy worker has no effect.
 OVERLOADED = "The service is overloaded."
-# After how many seconds the refusal asks callers to try again.
+# The pause after which the refusal asks callers to try again.
 OVERLOADED_SECONDS = 1.0
 
 
@@ -35,7 +35,7 @@ class Failed:
     slug: str
     message: str
     request_id: str
-    # The details of the REST error, or the standard gRPC details by message name.
+    # Over REST, the details of the error; over gRPC, the standard details by message name.
     details: Mapping[str, Any]
 
 
@@ -100,7 +100,7 @@ class Rest:
     def _events(
         self, path: str, after: int, watch: Operation, until: float
     ) -> Generator[dict[str, Any], None, bool]:
-        """Yields the events of one stream. Returns False if a busy worker refused the stream."""
+        """Yields the events of one stream. Returns False if a busy worker has refused the stream."""
         with self.client.stream("GET", path, params={"after": after}) as response:
             if response.status_code != 200:
                 text = response.read().decode()
@@ -154,7 +154,7 @@ class Grpc:
         headers: tuple[tuple[str, str], ...] = (),
         **fields: Any,
     ) -> dict[str, Any]:
-        """Makes a call and returns the response as REST would show it. Raises grpc.RpcError.
+        """Makes a call. Returns the response as REST would show it. Raises grpc.RpcError.
 
         Repeats the call while a busy worker refuses it.
         """
@@ -194,10 +194,10 @@ def grpc_failure(error: grpc.RpcError) -> Failed:
 
 
 def read_failure(error: grpc.RpcError) -> Failed:
-    """Reads a failed gRPC call.
+    """Reads the status and the details of a failed gRPC call.
 
-    The edge's own answers have fewer details. If there is no slug, the name of the gRPC code takes
-    its place.
+    If the edge itself has answered, there are fewer details. If there is no slug, `slug` is the
+    name of the gRPC code.
     """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)

@@ -53,14 +53,14 @@ async def _nothing(workspace: Workspace, task: Task) -> None:
 class FakeAgents:
     """Implements core.ports.Agents: records its calls, and answers as the test has set.
 
-    A call fails if `reachable` is false. `known` is the answer to a cancellation, and `iteration`
-    is what the agent reports about its current iteration.
+    If `reachable` is false, every call fails. `known` is the answer to a cancellation. `iteration`
+    is the agent's answer about its current iteration.
     """
 
     reachable: bool = True
     known: bool = True
     iteration: CurrentIteration | None = None
-    # Awaited during each call, before the call returns or fails.
+    # Each call awaits this function before it returns or fails.
     meanwhile: Callable[[Workspace, Task], Coroutine[Any, Any, None]] = _nothing
     started: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ def caller(
     kind: CredentialKind = CredentialKind.SESSION,
     every: bool = True,
 ) -> Caller:
-    """Returns a caller with these scopes. If none are given, `every` gives it all scopes."""
+    """Returns a caller with these scopes; without scopes, with all scopes if `every` is set."""
     held = scopes or (ALL_SCOPES if every else ())
     return Caller(org_id, actor_id, kind, frozenset(held))
 
@@ -201,7 +201,7 @@ class World:
         await self.commit(workspace_id, task_id, TaskEnded(status=status, result=result))
 
     async def set_status(self, workspace_id: str, status: WorkspaceStatus) -> None:
-        """Sets the status of a workspace without the checks of its life cycle."""
+        """Sets the status of a workspace, without the checks of the lifecycle."""
         await self.change(
             workspace_id,
             lambda locked: Change(replace(locked.workspace, status=status), locked.task),

@@ -25,12 +25,12 @@ SENT = {"message": MESSAGE}
 
 @dataclass(frozen=True)
 class Success:
-    """A request, what the stub receives of it, and what the client gets as the answer."""
+    """A request, the fields of it that the stub receives, and fields of the client's answer."""
 
     sent: Request
-    # Fields of the request as the worker receives it, by their names in the proto.
+    # The fields of the request that the stub receives, by their names in the proto.
     received: Mapping[str, Any]
-    # Fields of the answer.
+    # Fields of the answer that the client gets.
     answered: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:

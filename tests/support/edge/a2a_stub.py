@@ -1,4 +1,4 @@
-"""The A2AService of the stub. The tenant of a request decides what happens, like a workspace id."""
+"""The A2AService of the stub. The tenant of a request decides what the stub does."""
 
 import json
 from collections.abc import AsyncIterator
@@ -16,10 +16,10 @@ _CANCELED = a2a_pb2.TaskStatus(state=a2a_pb2.TASK_STATE_CANCELED)
 
 
 class Actor(Protocol):
-    """What the stub does for any call."""
+    """What the stub does in every call."""
 
     async def act(self, request: Any, context: Any) -> None:
-        """Fails or waits if the tenant of the request is a name that says so."""
+        """Fails or waits if the name of the request's tenant demands it, as `Stub` describes."""
 
 
 def register(actor: Actor, methods: Methods) -> None:

@@ -1,4 +1,4 @@
-"""What must be true of every answer of the REST listener, for any request."""
+"""Checks that apply to every answer of the REST listener."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from google.rpc import code_pb2
 
 CODES = error_pb2.Error.ErrorCode.DESCRIPTOR.values
 SLUGS = [value.name for value in CODES if value.number]
-# No answer may have headers with these prefixes: they are Envoy's own, or are sent only between
-# Envoy and the workers.
+# No answer may have headers with these prefixes: such headers are Envoy's own, or are sent only
+# between Envoy and the workers.
 INTERNAL = ("grpc-", "x-evershell-", "x-envoy-")
 PUBLIC = {"x-request-id", "x-content-type-options", "x-should-retry"}
 # No answer may contain these words. They are in the stub's internal messages, in Envoy's own texts,
@@ -59,10 +59,10 @@ def as_answer(response: httpx.Response) -> Answer:
 
 
 def check(answer: Answer, *, to_head: bool = False) -> dict[str, Any] | None:
-    """Checks what all answers have in common. Returns the error, or None for a success.
+    """Checks what all answers have in common. Returns the error; None if the call succeeded.
 
-    `to_head` says that the request was HEAD; then the error of a failure is returned as empty.
-    Raises AssertionError.
+    If `to_head` is set, the request was HEAD, and the returned error is empty. Raises
+    AssertionError.
     """
     for name, _ in (*answer.headers, *answer.trailers):
         assert not name.startswith(INTERNAL), name
@@ -94,7 +94,7 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     kind = answer.header("content-type")
     assert kind in ("application/json", A2A_TYPE), answer
     request_id = answer.header("x-request-id") or ""
-    # The edge chooses a UUID as the request id, and never takes a value that the client has sent.
+    # The edge makes a UUID as the request id, and never uses a value that the client has sent.
     assert UUID.fullmatch(request_id), request_id
     if to_head:
         return {}

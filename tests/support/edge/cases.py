@@ -29,10 +29,10 @@ class Case:
     slug: str | None = None
     # The expected headers. None means that the answer must not have this header.
     headers: Mapping[str, str | None] = field(default_factory=dict)
-    # A part of the error message, or of the body of a success.
+    # A part of the error message; for a success, a part of the body.
     says: str = ""
     http1_only: bool = False
-    # The name of the edge's fixture that gets the request.
+    # The name of the fixture of the edge that gets the request.
     edge: str = "edge"
     reaches_service: bool = False
 
@@ -142,7 +142,7 @@ def _service_error(slug: str, sent: Request) -> Case:
     return Case(name, sent, rule(slug).http, slug, headers, AWKWARD, reaches_service=True)
 
 
-# The gRPC status codes that grpcio sends without details, and the slug that Envoy answers instead.
+# The gRPC status codes that grpcio sends without details, and the slug of Envoy's answer to each.
 BARE_STATUSES = {
     1: "unavailable",
     2: "internal",
@@ -383,7 +383,7 @@ CORS = [
     ),
 ]
 
-# Calls that fail at the edge, and whether they could be repeated without a further effect.
+# Calls that fail at the edge, and whether a repeated call would have no further effect.
 REPEATS = [
     (post(), False),
     (post(body=b'{"task_id":"task_1"}'), False),  # the edge does not read bodies
@@ -434,8 +434,8 @@ UNAVAILABLE = [
 ]
 CASES = SUCCESSES + HEADS + SERVICE_ERRORS + BAD_BODIES + PATHS + TYPES + SIZES + CORS + UNAVAILABLE
 
-# Every raw request has an id that the client has chosen. The answer must have an id that the edge
-# has chosen.
+# Every raw request has a request id that the client has chosen. The answer must have a request id
+# that the edge has made.
 HOST = "host: x\r\nx-request-id: chosen-by-the-client\r\n"
 CLOSE = "connection: close\r\n"
 CHUNKED = "transfer-encoding: chunked\r\n"

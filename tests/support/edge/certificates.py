@@ -1,4 +1,4 @@
-"""Certificates that are made for one test run."""
+"""Certificates for a single test run."""
 
 import datetime
 import ipaddress

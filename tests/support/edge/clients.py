@@ -69,7 +69,7 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
     headers = _fields(lines[1:])
     names = dict(headers)
     if to_head:
-        # Another answer may follow at once. Anything else would be a body, which must not be there.
+        # Another answer may follow directly. Other bytes would be a body, which must not be there.
         return Answer(
             int(status), headers, b"" if not rest or rest.startswith(b"HTTP/1.1 ") else rest
         )
@@ -91,9 +91,9 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
 
 
 def is_whole(received: bytes) -> bool:
-    """Whether the bytes contain an answer with a content-length, and its whole body.
+    """Whether the bytes contain an answer with a content-length and its whole body.
 
-    If so, the reader can stop, even if the connection stays open after the answer.
+    If they do, the reader can stop, even if the connection stays open.
     """
     try:
         answer = parse(received)

@@ -1,4 +1,4 @@
-"""Fixtures: Envoy, and the stub of a worker behind it. Both start once per test session."""
+"""Fixtures: Envoy, with the stub of a worker behind it. Both start once per test session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def _stub_and_address() -> Iterator[tuple[Stub, str]]:
 
 @pytest.fixture
 def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
-    """The stub behind the edge. Its list of calls is empty."""
+    """The stub behind the edge. Its list of calls is empty when the test begins."""
     stub = _stub_and_address[0]
     stub.seen.clear()
     stub.release.clear()
@@ -32,8 +32,8 @@ def edge(
 ) -> Iterator[RunningEdge]:
     """The edge with the configuration that users get.
 
-    At the end, checks that no script failed and that the stub closed no connection because of too
-    many pings.
+    At the end, the fixture checks that no script has failed, and that the stub has not closed a
+    connection because of too many pings.
     """
     with running_edge(short_directory(tmp_path_factory), _stub_and_address[1]) as running:
         yield running
@@ -43,7 +43,7 @@ def edge(
 
 @pytest.fixture(scope="session")
 def edge_without_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
-    """An edge without workers: nothing listens on port 1."""
+    """An edge without workers: its only worker address is port 1, on which nothing listens."""
     with running_edge(short_directory(tmp_path_factory), "127.0.0.1:1", healthz=503) as running:
         yield running
 

@@ -28,11 +28,11 @@ class RunningEdge:
         self.metrics_url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
 
     def admin(self, path: str) -> str:
-        """Returns the answer of the admin interface to a GET of `path`."""
+        """Returns the admin interface's answer to a GET request for `path`."""
         return self._admin("GET", path)
 
     def admin_post(self, path: str) -> str:
-        """Returns the answer of the admin interface to a POST to `path`."""
+        """Returns the admin interface's answer to a POST request to `path`."""
         return self._admin("POST", path)
 
     def _admin(self, method: str, path: str) -> str:
@@ -58,7 +58,7 @@ class RunningEdge:
             return False
 
     def raw(self, data: bytes) -> bytes:
-        """Sends bytes to the REST port. Returns all that the edge sends until it hangs up."""
+        """Sends bytes to the REST port. Returns everything that the edge sends until it closes."""
         with socket.create_connection(
             ("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS
         ) as connection:
@@ -82,9 +82,9 @@ def running_edge(
 ) -> Iterator[RunningEdge]:
     """Runs Envoy in front of the workers at these addresses, until the block ends.
 
-    `healthz` is the status with which /healthz answers once Envoy has started. `replacements` maps
-    texts of the rendered configuration to other texts. `verify` tells httpx how to verify the
-    edge's certificate. `logs_all` lifts the limit on log lines, which tests would exceed.
+    Envoy has started once /healthz answers with the status `healthz`. `replacements` maps texts of
+    the rendered configuration to other texts. `verify` tells httpx how to verify the edge's
+    certificate. `logs_all` lifts the limit on log lines, which tests would exceed.
     """
     rest_port, grpc_port, metrics_port = free_ports(3)
     settings = Edge(

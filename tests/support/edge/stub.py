@@ -58,10 +58,10 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # the package ha
 class Stub:
     """A worker whose answer depends on the workspace id of the request.
 
-    `error_<slug>` fails with that error, and `bare_<n>` with gRPC status n and no details. `raise`
-    raises an exception, `slow` answers after SLOW_SECONDS, and `waits` answers when `release` is
-    set. `ended` answers a cancellation with HTTP status 200, and `breaks` ends a stream with an
-    error.
+    With `error_<slug>`, the call fails with that error; with `bare_<n>`, with gRPC status n and no
+    details; with `raise`, because of an exception. With `slow`, the stub answers after
+    SLOW_SECONDS; with `waits`, once `release` is set. With `ended`, a cancellation is answered with
+    HTTP status 200. With `breaks`, a stream ends with an error.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Stub:
 
     def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Changes the health that the stub reports."""
-        # No caller watches the health, so any event loop can set it.
+        # No caller watches the health, so it can be set outside the event loop of the server.
         asyncio.run(self.health.set("", status))
 
     async def act(self, request: Any, context: Any) -> None:
@@ -162,7 +162,7 @@ class Stub:
 
 
 def _plain(reply: Callable[..., Any]) -> Callable[..., Any]:
-    """Builds a method whose answer contains only the ids of its request."""
+    """Returns a method whose answer contains only the ids of its request."""
 
     async def method(self: Stub, request: Any, context: Any) -> Any:
         await self.act(request, context)
@@ -181,7 +181,7 @@ for _method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceServi
 
 
 class _ReadingAtOnce(Interceptor):
-    """Reads requests as a worker does, but without a worker's limits."""
+    """Reads requests as a worker does, but without the limits of a worker."""
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         async def read_first(call: Call) -> Any:
@@ -203,8 +203,8 @@ class _ReadingAtOnce(Interceptor):
 def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
     """Serves the stub on an event loop in another thread. Yields its address.
 
-    At the end, the stub stops like a worker: it reports NOT_SERVING, and then calls get
-    `grace_seconds`.
+    At the end, the stub stops like a worker: it reports NOT_SERVING, and then gives calls in
+    progress `grace_seconds` to end.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

@@ -9,7 +9,7 @@ from tests.support.store.examples import NOW, ORG, USER
 
 
 def audit_entry(time: datetime = NOW, **fields: Any) -> AuditEntry:
-    """An entry of a call at this time."""
+    """The entry of a call that arrived at this time."""
     facts = {
         "org_id": ORG,
         "actor_id": USER,

@@ -20,7 +20,7 @@ USER = "user_1"
 def permission(
     *, org_id: str = ORG, user_id: str | None = USER, own_only: bool = False
 ) -> Permission:
-    """The permission of a caller. Without a user, the caller has an API key."""
+    """The permission of a caller. If `user_id` is None, the caller has an API key."""
     kind = CredentialKind.API_KEY if user_id is None else CredentialKind.SESSION
     return Permission(
         Caller(org_id, user_id or "key_1", kind, frozenset()), ("workspace:write",), own_only
@@ -61,7 +61,7 @@ def workspace(
 
 
 def first_call(key: str = "key", called_at: datetime = NOW, **fields: Any) -> FirstCall:
-    """A call with an idempotency key."""
+    """The first call with an idempotency key."""
     facts = {"org_id": ORG, "fingerprint": b"\0\xff", "workspace_id": "ws_1", **fields}
     return FirstCall(key=key, called_at=called_at, **facts)
 
@@ -79,7 +79,7 @@ def task(workspace_id: str) -> Task:
 async def with_task(
     store: Store, *, org_id: str = ORG, user_id: str | None = USER
 ) -> tuple[Workspace, Task]:
-    """Creates a busy workspace. Returns it and its task as they were committed."""
+    """Creates a busy workspace. Returns the workspace and its task as committed."""
     idle = workspace(org_id=org_id, user_id=user_id)
     await store.create_workspace(idle)
     submitted = task(idle.id)
@@ -91,7 +91,7 @@ async def with_task(
 
 
 async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -> None:
-    """Sets the status without the checks of the lifecycle."""
+    """Sets the status of a workspace, without the checks of the lifecycle."""
     await store.transition(
         workspace_id,
         lambda locked: replace(
@@ -101,7 +101,7 @@ async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -
 
 
 async def complete(store: Store, busy: Workspace, task_id: str, at: datetime = NOW) -> None:
-    """Commits the end of the task as its agent does."""
+    """Commits the end of the task, as its agent would do."""
     ending = TaskEnded(status=TaskStatus.COMPLETED, result="done")
     await store.transition(
         busy.id, lambda locked: task_lifecycle.commit(locked, busy.epoch, task_id, [ending], at)

@@ -1,4 +1,4 @@
-"""Holds the lock of a workspace or of a tree, to decide in which order calls wait for it."""
+"""Holds the lock of a workspace or a tree, so that a test decides the order of waiting calls."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ _WaitUntil = Callable[[int], Coroutine[Any, Any, None]]
 
 @asynccontextmanager
 async def waiting_sessions(url: str) -> AsyncIterator[_WaitUntil]:
-    """Yields a function that waits until that many sessions wait for a lock of the database."""
+    """Yields a function that waits until `count` sessions wait for locks in the database."""
     async with await AsyncConnection.connect(url, autocommit=True) as observer:
 
         async def waiting(count: int) -> None:
@@ -32,7 +32,7 @@ async def waiting_sessions(url: str) -> AsyncIterator[_WaitUntil]:
 
 @asynccontextmanager
 async def held(url: str, workspace_id: str) -> AsyncIterator[_WaitUntil]:
-    """Locks the row of the workspace until the block ends. Yields as `waiting_sessions` does."""
+    """Locks the row of the workspace inside the block. Yields what `waiting_sessions` yields."""
     async with (
         await AsyncConnection.connect(url) as holder,
         waiting_sessions(url) as waiting,
@@ -43,7 +43,7 @@ async def held(url: str, workspace_id: str) -> AsyncIterator[_WaitUntil]:
 
 @asynccontextmanager
 async def held_tree(url: str, org_id: str, task_id: str) -> AsyncIterator[_WaitUntil]:
-    """Locks the tree of the task until the block ends. Yields as `waiting_sessions` does."""
+    """Locks the tree of the task inside the block. Yields what `waiting_sessions` yields."""
     async with (
         await AsyncConnection.connect(url) as holder,
         waiting_sessions(url) as waiting,

@@ -7,9 +7,9 @@ class Published:
     def __init__(self) -> None:
         # The ids of the published workspaces, in order.
         self.ids: list[str] = []
-        # The workspaces that other processes may wait for.
+        # The ids of workspaces for which watchers in other processes may wait.
         self.watched: list[str] = []
-        # The workspaces that the fleet controller has to act on.
+        # The ids of workspaces on which the fleet controller must act.
         self.to_reconcile: list[str] = []
 
     def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
@@ -20,6 +20,6 @@ class Published:
             self.to_reconcile.append(workspace_id)
 
     def clear(self) -> None:
-        """Forgets them all."""
+        """Forgets all records."""
         for ids in (self.ids, self.watched, self.to_reconcile):
             ids.clear()
