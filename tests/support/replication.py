@@ -35,8 +35,8 @@ class Server:
     def start(self, **settings: str) -> None:
         """Starts the server. Returns once it answers."""
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
-        # Shared memory is in the server's folder, because nobody would remove it from /dev/shm after
-        # a kill. The server restarts itself if one of its processes crashes, because it has no
+        # Shared memory is in the server's folder, because after a kill, nobody would remove it from
+        # /dev/shm. If one of its processes crashes, the server restarts itself, because it has no
         # supervisor.
         settings = {
             "dynamic_shared_memory_type": "mmap",

@@ -49,8 +49,8 @@ class Secret:
                 yield piece
                 yield piece.hex().encode()
             for offset in range(3):
-                # Base64 encodes a text in one of three ways, depending on its offset. The ends of the
-                # result also depend on the surrounding text, so they are left out.
+                # Base64 encodes a text in one of three ways, depending on its offset. The ends of
+                # the result also depend on the surrounding text, so they are left out.
                 yield b64encode(bytes(offset) + text)[4:-4][:_FRAGMENT]
 
     def _parts(self) -> Iterable[str]:

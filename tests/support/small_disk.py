@@ -82,8 +82,8 @@ def _unmount(path: Path) -> None:
     try:
         _run("umount", str(path))
     except RuntimeError:
-        # A process still has an open file or its working directory on the disk. A lazy unmount takes
-        # effect once all such processes have ended.
+        # A process still has an open file or its working directory on the disk. A lazy unmount
+        # takes effect once all such processes have ended.
         _run("umount", "--lazy", str(path))
 
 

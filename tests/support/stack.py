@@ -57,8 +57,8 @@ class Stack(Service):
             **{
                 name: value
                 for name, value in os.environ.items()
-                # GRPC_ENABLE_FORK_SUPPORT is left out, because the stack itself must turn off gRPC's
-                # fork() handlers.
+                # Leaves out GRPC_ENABLE_FORK_SUPPORT, because the stack itself must turn off
+                # gRPC's fork() handlers.
                 if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS", "GRPC_ENABLE_FORK_SUPPORT")
             },
             "STATE_DIR": str(state_dir),

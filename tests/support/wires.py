@@ -100,7 +100,7 @@ class Rest:
     def _events(
         self, path: str, after: int, watch: Operation, until: float
     ) -> Generator[dict[str, Any], None, bool]:
-        """Yields the events of one stream. Returns False if a busy worker has refused the stream."""
+        """Yields the events of one stream. Returns False if a busy worker refused the stream."""
         with self.client.stream("GET", path, params={"after": after}) as response:
             if response.status_code != 200:
                 text = response.read().decode()

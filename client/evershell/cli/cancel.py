@@ -99,7 +99,7 @@ def cancel(
     if everything and wanted is not None:
         raise click.UsageError("--all and --filter exclude each other.")
     if everything or wanted is not None:
-        # Compares with None, so that the empty text of an unset shell variable is refused too.
+        # Compares with None, so that the empty text from an unset shell variable is refused, too.
         if descendants or any(each is not None for each in (workspace, task, wait)):
             raise click.UsageError(
                 "--all and --filter take no WORKSPACE, --task, --descendants or --wait."
@@ -147,7 +147,7 @@ def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult
         with shown_progress(wanted=not call.as_json) as say:
             result = await_cancellation(call.client, result, wait_seconds, say)
     except CallError as error:
-        # The cancellation is recorded, even if the command cannot see its end.
+        # The command cannot see the end of the task, but the cancellation is recorded.
         with show.reported():
             show.print_error(error, call.target.url)
         return result
@@ -242,5 +242,5 @@ def _print_what_is_recorded(error: CallError, workspace: str, call: Call) -> Non
 
 
 def _follow(call: Call, workspace: str, task_id: str | None) -> str:
-    """The command that follows the task, without the credential."""
+    """The command line that follows the task. It does not contain the credential."""
     return f"evershell watch{call.target.options} {workspace} --task {task_id}"

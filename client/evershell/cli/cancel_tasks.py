@@ -1,4 +1,4 @@
-"""Cancels many tasks: `cancel --all` and `cancel --filter`. `hold` uses the same confirmation."""
+"""Cancels many tasks, for `cancel --all` and `cancel --filter`. `hold` uses its confirmation."""
 
 import sys
 from collections.abc import Iterable
@@ -53,8 +53,8 @@ def cancel_tasks(
         _print_dry_run(call, preview)
         sys.exit(ExitCode.DONE if preview.matched else ExitCode.NOTHING_TO_CANCEL)
     if preview is not None and not preview.matched:
-        # There is nothing to confirm. A call now could cancel tasks that were submitted after the
-        # count.
+        # There is nothing to confirm, so no call is made: it could cancel tasks that were submitted
+        # after the count.
         results = [preview]
     else:
         if preview is not None:
@@ -78,7 +78,7 @@ def cancel_tasks(
 
 
 def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
-    """The filter with the ids of the workspaces that it names."""
+    """The filter, in which names of workspaces are replaced by their ids."""
     if wanted.workspace_ids is None:
         return wanted
     ids = tuple(workspace_id(call.client, named) for named in wanted.workspace_ids)
@@ -86,7 +86,7 @@ def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
 
 
 def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
-    """The results of all calls. If a call fails, prints what earlier calls recorded, and raises."""
+    """The results of all calls. If a call fails, prints what earlier calls did, and raises."""
     results: list[CancelTasksResult] = []
     accepted = 0
     try:

@@ -1,4 +1,4 @@
-"""The command `completion`, and the values that a shell completes."""
+"""The command `completion`, and the values with which a shell completes arguments."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from evershell.client import Client, EvershellError
 
 _SECONDS = 2.0
 _MOST = 50
-# A name that a shell reads as one word and not as an option. Names are untrusted.
+# Matches names that a shell reads as one word that is not an option. Names are untrusted.
 _SAFE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 _HELP = """Print the script with which a shell completes commands, options, names and ids.
@@ -55,7 +55,7 @@ def complete_profile(
 def complete_workspace(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """The names of workspaces, or their ids where a name does not fit."""
+    """The names of workspaces; instead of a name that cannot be used, the id."""
     return _ask(context, lambda client: _workspaces(client, typed))
 
 
@@ -68,7 +68,7 @@ def _workspaces(client: Client, typed: str) -> Iterator[tuple[str, str]]:
         if name.startswith(typed):
             yield name, f"{each.id} {each.status}"
     for each in listed:
-        # Offers the id if several workspaces have the name, or if a shell would not read the
+        # Offers the id if several workspaces have the same name, or if a shell would not read the
         # name as one word.
         is_typed = bool(typed) and each.id.startswith(typed)
         if is_typed or (each.name not in named and each.name.startswith(typed)):
@@ -79,7 +79,7 @@ def complete_task(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
     """The newest tasks of the workspace, each with its status."""
-    # If the value of an option is still missing, click has not parsed the arguments.
+    # If an option still lacks its value, click has not parsed the arguments yet.
     unread = (argument for argument in context.args if not argument.startswith("-"))
     workspace = context.params.get("workspace") or next(unread, None)
     if not workspace:
@@ -109,11 +109,11 @@ def complete_webhook(
 def _ask(
     context: click.Context, list_: Callable[[Client], Iterable[tuple[str, str]]]
 ) -> list[CompletionItem]:
-    """The items that the service lists; none if it does not answer or no service is known."""
+    """The items that the service lists; none if no service is known or the call fails."""
     url, profile = context.params.get("url") or "", context.params.get("profile") or ""
     try:
         with find_target(url, profile, None, {}).connect(_SECONDS) as client:
-            # A newline in a name would start a new item.
+            # Escapes newlines, because a newline in a name would begin a new item.
             return [
                 CompletionItem(value, help=printable(help_))
                 for value, help_ in islice(list_(client.with_options(max_retries=0)), _MOST)

@@ -1,6 +1,6 @@
 """The exit codes of the commands that call the service.
 
-This module does not import other modules, because `evershell --help` loads it for the table.
+This module imports no other module of the package: `evershell --help` loads it to print the table.
 """
 
 from enum import IntEnum

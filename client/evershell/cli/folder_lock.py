@@ -1,4 +1,4 @@
-"""Keeps two commands from changing the same file at once."""
+"""Keeps two commands from changing the same file at the same time."""
 
 import fcntl
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 def folder_lock(folder: Path) -> Iterator[None]:
     """Holds an exclusive lock on the folder during the block. Raises OSError.
 
-    The lock is on the folder, because the file in it is replaced, and a separate lock file would
-    belong to one user.
+    The lock is on the folder, because commands replace the file itself, and a separate lock file
+    would belong to a single user.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # Some file systems cannot lock a folder: NFS locks only files that are open for writing
-        # (flock(2)).
+        # Continues without a lock on a file system that cannot lock a folder, such as NFS, which
+        # locks only files that are open for writing (flock(2)).
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

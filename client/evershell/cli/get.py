@@ -17,7 +17,7 @@ _COMPLETIONS = {"workspace_id": complete_workspace, "task_id": complete_task}
 
 @click.group(help="Print one object from the service as JSON.")
 def get() -> None:
-    """The group of the commands that are made from the methods of the client."""
+    """The group of the commands that are generated from methods of the client."""
 
 
 def summary(method: Callable[..., Any]) -> str:
@@ -39,7 +39,7 @@ def text_of(method: Callable[..., Any], argument: str) -> str:
     lines = (inspect.getdoc(method) or "").partition("\nArgs:\n")[2].splitlines()
     begins = (at for at, line in enumerate(lines) if line.startswith(f"    {argument}: "))
     if (begin := next(begins, None)) is None:
-        # There are no docstrings if Python runs with -OO.
+        # With -OO, Python removes docstrings.
         return ""
     found = [lines[begin].partition(": ")[2]]
     for line in lines[begin + 1 :]:

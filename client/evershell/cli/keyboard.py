@@ -45,7 +45,7 @@ def read_keys(seconds: float) -> list[str]:
     if not select.select([descriptor], [], [], seconds)[0]:
         return []
     typed = _read(descriptor)
-    # The rest of a key's sequence may arrive later, over a slow connection.
+    # Over a slow connection, the rest of a key's escape sequence may arrive later.
     while _BEGINNING.search(typed) and select.select([descriptor], [], [], _REST_SECONDS)[0]:
         typed += _read(descriptor)
     return [_NAMES.get(key, key.decode(errors="replace")) for key in _KEY.findall(typed)]

@@ -25,7 +25,7 @@ ItemWithStatus = TypeVar("ItemWithStatus", bound=_HasStatus)
 def whole_number(least: int, most: int | None = None) -> click.IntRange:
     """The type of an option whose value is a whole number in a range."""
     kind = click.IntRange(least, most)
-    # The name of the type in error messages.
+    # Error messages show this name.
     kind.name = "whole number"
     return kind
 
@@ -55,7 +55,7 @@ def status_option(kind: type[StrEnum]) -> Callable[..., Any]:
 
 
 def page_size(limit: int | None, statuses: Collection[str] = ()) -> int:
-    """The size of the pages to ask for: the service's maximum, or less if that is enough."""
+    """The page size to ask for: the maximum of the service, or less if fewer items are needed."""
     return 200 if limit is None or statuses else min(limit + 1, 200)
 
 

@@ -1,7 +1,7 @@
 """The command `evershell`: the group of all commands.
 
-A command's module is imported only when the command runs. A command therefore does not load the
-code of other commands, and does not need their packages.
+The module of a command is imported only when the command runs. So a command does not load the code
+of other commands, and does not need the packages of other commands.
 """
 
 import importlib
@@ -19,15 +19,15 @@ from evershell.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Where a command is defined: in a module of evershell.cli, under the name of the command.
+    """Where a command is defined. By default, its module is in evershell.cli and has its name.
 
     If the command needs an extra, the module is in evershell.commands.
     """
 
     help: str
-    # The extra of the distribution that has the packages of the command.
+    # The extra of the distribution that installs the packages of the command.
     extra: str = ""
-    # The module, if its name differs from the command's.
+    # The name of the module if it differs from the name of the command.
     module: str = ""
 
 
@@ -126,11 +126,11 @@ def _load(name: str, command: Command) -> click.Command:
 
 
 def _set_up_grpc() -> None:
-    """Sets defaults of gRPC's library in C, which reads them when it is imported."""
-    # gRPC's own log is plain text, and is neither limited nor redacted.
+    """Sets defaults of gRPC's C library, which reads these variables when gRPC is imported."""
+    # Turns off gRPC's own log, which is plain text and is neither limited nor redacted.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # gRPC's fork() handlers are for children that use gRPC without an exec. In `up`, which starts
-    # programs, the handlers logged a line, and some programs crashed when they started.
+    # Turns off gRPC's fork() handlers, which only help children that use gRPC without an exec. When
+    # `up` starts programs, the handlers would log a line, and some programs would crash.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
@@ -138,18 +138,18 @@ def _set_up_grpc() -> None:
 @click.version_option(VERSION, prog_name="evershell")
 def main() -> None:
     """Prepares the process for every command."""
-    # Opens standard streams that are closed. Otherwise a socket could get the descriptor of
-    # standard error, and the log would be written to the socket.
+    # Opens the descriptors of closed standard streams. Otherwise, a socket could get the descriptor
+    # of standard error, and the log would be written to the socket.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    # Python has no object for a stream that was closed when the program started.
+    # A stream that was closed when Python started is None.
     sys.stdin = sys.stdin or os.fdopen(0)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Texts may have characters that the encoding of the locale lacks.
+            # Texts may contain characters that the encoding of the locale does not have.
             stream.reconfigure(errors="backslashreplace")

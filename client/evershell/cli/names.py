@@ -1,4 +1,4 @@
-"""The names of workspaces, which commands take wherever they take an id."""
+"""The names of workspaces. Commands accept a name wherever they accept an id."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,17 +7,17 @@ from evershell.cli import show
 from evershell.client import Client, ValidationError, Workspace, WorkspaceNotFoundError
 
 _ID_PREFIX = "ws_"
-# The maximum number of workspaces with the same name that an error lists.
+# If several workspaces have the same name, the error lists at most this many of them.
 _MOST_LISTED = 10
 
 
 def workspace_id(client: Client, named: str) -> str:
     """The id of the workspace with this id or name. A word that begins with `ws_` is an id.
 
-    For a name, reads the list of all workspaces. Raises WorkspaceNotFoundError if none has the
-    name, ValidationError if several have it, and CallError if the list cannot be read.
+    For a name, reads the list of all workspaces. Raises WorkspaceNotFoundError if no workspace has
+    the name, ValidationError if several have it, and CallError if the list cannot be read.
     """
-    # An empty text is not a name: most workspaces have none.
+    # An empty text does not stand for a workspace without a name: most workspaces have no name.
     if not named or named.startswith(_ID_PREFIX):
         return named
     listed = list(client.list_workspaces(page_size=200))
@@ -49,7 +49,7 @@ def _listed(workspaces: list[Workspace]) -> str:
 
 
 def unique_names(workspaces: Iterable[Workspace]) -> dict[str, Workspace]:
-    """The workspaces whose name no other workspace has, by name."""
+    """By name, the workspaces that share their name with no other workspace."""
     found: dict[str, list[Workspace]] = {}
     for each in workspaces:
         found.setdefault(each.name, []).append(each)

@@ -31,8 +31,8 @@ class Call:
 def service_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of all commands that call the service, and passes a Call to the command.
 
-    The argument or option `workspace` may be a name: the command gets the id. A failed call ends
-    the command with a message and the exit code of the error, and Ctrl-C ends it with 130.
+    If the user names a workspace, the command gets the id as `workspace`. A failed call ends the
+    command with a message and the exit code of the error. Ctrl-C ends the command with 130.
     """
 
     @wraps(command)
@@ -60,7 +60,7 @@ def service_options(command: Callable[..., None]) -> Callable[..., None]:
             except CallError as error:
                 fail(error, target.url, as_json=as_json)
             except BrokenPipeError:
-                # For example `evershell tasks | head -1`.
+                # The reader has closed the pipe, as in `evershell tasks | head -1`.
                 sys.exit(ExitCode.DONE)
             except KeyboardInterrupt:
                 sys.exit(ExitCode.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The profiles that `evershell login` writes: a service, and the credential for it."""
+"""The profiles that `evershell login` writes, each a service and the credential for it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class Profile:
 
 
 def path() -> Path:
-    """The file of the profiles."""
+    """The path of the file with the profiles."""
     chosen = os.environ.get(FILE_VARIABLE)
     return Path(chosen) if chosen else Path(click.get_app_dir("evershell")) / "profiles.json"
 
@@ -49,25 +49,25 @@ def read() -> dict[str, Profile]:
     except OSError as error:
         raise click.ClickException(f"{file} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError, AttributeError):
-        # The text of the error could contain a credential.
+        # Hides the error itself, whose text could contain a credential.
         raise click.ClickException(
             f"{file} is not valid. Remove it, and run `evershell login` again."
         ) from None
 
 
 def _profile(**fields: Any) -> Profile:
-    """The profile. Raises TypeError."""
+    """The profile with these fields. Raises TypeError if they are not valid."""
     profile = Profile(**fields)
     files = (profile.ca_file, profile.cert_file, profile.key_file)
     is_text = all(isinstance(text, str) for text in (profile.url, profile.credential))
-    # A credential without an address could be sent to any service.
+    # Without an address, the credential could be sent to any service.
     if not is_text or not profile.url or not all(isinstance(file, str | None) for file in files):
         raise TypeError
     return profile
 
 
 def add(name: str, profile: Profile) -> None:
-    """Adds or replaces the profile. Keeps profiles that another process adds meanwhile.
+    """Adds or replaces the profile. Keeps profiles that other processes add at the same time.
 
     Raises click.ClickException.
     """
@@ -81,7 +81,7 @@ def add(name: str, profile: Profile) -> None:
 
 
 def _write(file: Path, profiles: dict[str, Profile]) -> None:
-    """Replaces the file atomically. Only its owner can ever read it."""
+    """Replaces the file atomically. At no time can anyone but the owner read it."""
     content = {"profiles": {name: asdict(profile) for name, profile in profiles.items()}}
     descriptor, unfinished = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
     try:

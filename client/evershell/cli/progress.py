@@ -19,9 +19,9 @@ from evershell.client import (
     UnavailableError,
 )
 
-# How often a command reads the task that it waits for.
+# The pause between two reads of the task that a command waits for.
 _LOOK_SECONDS = 0.25
-# Errors after which the outcome is unknown, and a retry may succeed.
+# After these errors, the outcome of the call is unknown, and a retry may succeed.
 OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 
 Say = Callable[[str], None]
@@ -31,12 +31,12 @@ Say = Callable[[str], None]
 def shown_progress(*, wanted: bool) -> Iterator[Say]:
     """Yields a function that shows a text on standard error, if that is a terminal.
 
-    Each text replaces the one before it. The last one is removed at the end of the block.
+    Each text replaces the previous text. The last text is removed at the end of the block.
     """
     if not wanted or not sys.stderr.isatty():
         yield lambda text: None
         return
-    # Imported here, because it takes 50 ms.
+    # Imported here, because the import takes 50 ms.
     from rich.console import Console
     from rich.text import Text
 
@@ -54,7 +54,7 @@ def await_task(
 ) -> Task | None:
     """Waits for the end of the task, even while the service is unavailable.
 
-    Returns the task as it was last read; None if it could not be read.
+    Returns the task as it was last read; None if no read has succeeded.
     """
     deadline = time.monotonic() + wait_seconds
     task: Task | None = None
@@ -80,7 +80,7 @@ def await_cancellation(
         task = await_task(client, result.workspace_id, result.task_id, wait_seconds, say)
         return replace(result, task=task or result.task)
     except PermissionDeniedError:
-        # The credential may cancel tasks, but not read them.
+        # The credential permits cancelling tasks, but not reading them.
         say("waiting for the end of the task")
     remaining = max(wait_seconds - (time.monotonic() - began), 0.0)
     try:

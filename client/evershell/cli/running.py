@@ -1,4 +1,4 @@
-"""Reads what runs in an organization, repeatedly, for `top`."""
+"""Reads repeatedly what runs in an organization, for `top`."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,26 +12,26 @@ class Row:
     """A task that has not ended."""
 
     task: Task
-    # The name of its workspace; empty if it has none.
+    # The name of the workspace; empty if the workspace has no name.
     name: str
 
     @property
     def began(self) -> datetime | None:
-        """When the task was started or, before that, submitted; None if it is not known."""
+        """When the task started; before its start, when it was submitted. None if not known."""
         return self.task.started_at or self.task.created_at
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What runs now."""
+    """What ran at one moment."""
 
     rows: tuple[Row, ...]
-    # The time of the reading by the service's clock.
+    # That moment, by the clock of the service.
     at: datetime
 
 
 class Running:
-    """Reads the tasks that have not ended, with a single list."""
+    """Reads the tasks that have not ended, as one list for the whole organization."""
 
     def __init__(self, client: Client) -> None:
         self._client = client.with_options(on_answer=self._look_at_clock)
@@ -40,7 +40,7 @@ class Running:
         self._ahead = timedelta(0)
 
     def read(self) -> Reading:
-        """Reads what runs now. Raises CallError."""
+        """Reads the tasks that run now. Raises CallError."""
         tasks = list(self._client.list_tasks(active=True, page_size=200))
         if any(task.workspace_id not in self._names for task in tasks):
             listed = self._client.list_workspaces(page_size=200)

@@ -15,7 +15,7 @@ from evershell.cli.terminal import printable
 from evershell.client import Task
 
 _KEYS = "↑ ↓ select   c cancel   s sort   q quit"
-# The number of lines other than the rows and the notice: title, header and keys.
+# The lines of the screen besides the rows and the notice: the title, the header and the keys.
 _OTHER_LINES = 3
 _UP, _DOWN, _CANCEL = ("up", "k"), ("down", "j"), ("c", "enter", "delete")
 
@@ -34,14 +34,15 @@ ORDERS: dict[str, Callable[[Row], tuple[object, ...]]] = {"time": by_time, "cost
 
 
 class Screen:
-    """The state of the screen. `cancel` is called with a row that the user has confirmed."""
+    """The state of the screen. Calls `cancel` with the row of a task that the user cancels."""
 
     def __init__(self, order: str, cancel: Callable[[Row], object]) -> None:
         self._order = order
         self._cancel = cancel
         self._reading: Reading | None = None
         self._rows: list[Row] = []
-        # The task, not its position: a new order must not move another task under the cursor.
+        # The id of the selected task. The screen keeps the id instead of the position, so that the
+        # same task stays selected if the order of the rows changes.
         self._selected = ""
         self._first = 0
         self._asked: Row | None = None
@@ -90,7 +91,7 @@ class Screen:
             self._select(position)
 
     def _position(self) -> int:
-        """The position of the selected row; 0 if there is none."""
+        """The position of the selected row; 0 if no row is selected."""
         ids = [row.task.id for row in self._rows]
         return ids.index(self._selected) if self._selected in ids else 0
 

@@ -25,7 +25,7 @@ class Target:
     url: str
     credential: str = field(repr=False)
     files: dict[str, str] = field(default_factory=dict)
-    # The options with which another command calls the same service.
+    # The command-line options with which another command calls the same service.
     options: str = ""
 
     def connect(self, timeout: float) -> Client:
@@ -53,7 +53,7 @@ class Target:
 def find_target(
     url: str, profile_name: str, token_file: TextIO | None, files: dict[str, str]
 ) -> Target:
-    """The service of the arguments, of the environment, of a profile, or of the local stack.
+    """The service that the arguments, the environment, a profile or the local stack names.
 
     A credential is sent only to the service for which it was given. Raises click.ClickException.
     """
@@ -80,7 +80,7 @@ def find_target(
 
 
 def _is_same(named: str, url: str) -> bool:
-    """Whether the address and the URL are the same. The address may lack the scheme."""
+    """Whether `named` is the same address as the URL. `named` may lack the scheme."""
     try:
         known = find_endpoint(url)
         scheme = "https" if known.is_tls else "http"
@@ -95,7 +95,7 @@ def read_token(file: TextIO) -> str:
     try:
         token = file.read().strip()
     except UnicodeDecodeError:
-        # Does not show the error's own message, which contains a part of the file.
+        # Hides the error itself, whose message contains a part of the file.
         raise click.ClickException(f"{file.name} holds no token: it is not valid text.") from None
     except OSError as error:
         raise click.ClickException(f"{file.name} cannot be read: {error.strerror}.") from error
@@ -105,7 +105,7 @@ def read_token(file: TextIO) -> str:
 
 
 def _known(profile_name: str, *, needed: bool) -> list[Target]:
-    """The services for which this machine has a credential. Raises errors only if `needed`."""
+    """The services for which this machine has a credential. If `needed`, raises errors."""
     targets = []
     try:
         stored = profiles.read()
@@ -136,7 +136,7 @@ def _state_dir() -> Path:
     try:
         return path.absolute()
     except FileNotFoundError:
-        # The working directory was removed.
+        # The working directory no longer exists.
         return path
 
 
@@ -155,7 +155,7 @@ def local_stack() -> Target | None:
     except OSError as error:
         raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        # The text of the error could contain a credential.
+        # Hides the error itself, whose text could contain a credential.
         raise click.ClickException(f"{path} cannot be read: it is not valid.") from error
     scheme, files = ("https", {"ca_file": str(cert_file)}) if cert_file else ("http", {})
     return Target(f"{scheme}://{address}", credential, files)

@@ -1,4 +1,4 @@
-"""Prints results and errors: human-readable lines and tables, JSON for scripts."""
+"""Prints results and errors as human-readable lines and tables, or as JSON for scripts."""
 
 import json
 import sys
@@ -15,16 +15,16 @@ from evershell.cli.exit_codes import ExitCode
 from evershell.cli.terminal import OutputError, printable, say_lines, width, wrapped
 from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 
-# Words of up to 31 characters, such as ids, are never broken. Longer words may be broken.
+# Longer words may be broken. Words of up to this length, such as ids, are never broken.
 _LONGEST_WORD = 31
 _UNLIMITED = 10_000
-# Printed before gRPC's own error text if no service has answered.
+# If no service has answered, these texts are printed before gRPC's own error text.
 _UNANSWERED = {
     "unavailable": "The service cannot be reached: ",
     "deadline_exceeded": "The service did not answer within --timeout: ",
 }
 _GAP = 2
-# The column at which the text of a line begins.
+# The column at which the text of a line begins, after its name.
 _INDENT = 16
 _STATUS_COLORS = {
     "accepted": "green",
@@ -56,7 +56,7 @@ def status(text: str) -> str:
 
 
 def said(word: str, text: str, *, error: bool = False) -> None:
-    """Prints a status, an outcome or a code in its colour, and a text. Both may be untrusted."""
+    """Prints a status, an outcome or a code in its colour, then a text. Both may be untrusted."""
     word, known = printable(word), wrapped(f"{printable(word)}: {printable(text)}", error=error)
     color = _STATUS_COLORS.get(word, "red" if error else None)
     say_lines(click.style(word, fg=color, bold=True) + known[len(word) :], error=error)
@@ -77,7 +77,7 @@ def _line(name: str, text: str, *, error: bool) -> None:
 
 
 def json_value(value: Any) -> None:
-    """Prints JSON in ASCII, so that no character can control the terminal."""
+    """Prints JSON in ASCII, so that none of its characters can control the terminal."""
     say_lines(json.dumps(value, indent=2))
 
 
@@ -102,7 +102,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
         for row in known:
             _paragraph(columns, row, limit or _UNLIMITED)
         return
-    # Imported here, because it takes 50 ms.
+    # Imported here, because the import takes 50 ms.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -114,7 +114,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
     for column, chosen in zip(columns, widths, strict=True):
         shown.add_column(column, overflow="fold", width=chosen)
     for row in known:
-        # Text is printed as it is, and not read as markup.
+        # `Text` keeps rich from interpreting the cell as markup.
         shown.add_row(*(Text(cell, style=_STATUS_COLORS.get(cell, "")) for cell in row))
     console.print(shown)
     for row_ in printed.getvalue().splitlines():
@@ -122,9 +122,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> list[int] | None:
-    """The widths of the columns, of which the widest are narrowed until the rows fit.
+    """The widths of the columns. The widest columns are narrowed until the rows fit.
 
-    None if words would be broken.
+    None if the rows fit only with broken words.
     """
     from rich.cells import cell_len
 
@@ -144,7 +144,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -
 
 
 def _paragraph(columns: Sequence[str], row: Sequence[str], limit: int) -> None:
-    """Prints a row: its first two cells, and below them each other cell that is not empty."""
+    """Prints the first two cells of a row, and below them each further cell with a value."""
     first, second, begin = row[0], row[1], 2
     if len(first) + _GAP + len(second) > limit:
         second, begin = "", 1
@@ -174,7 +174,7 @@ def progress(task: Task) -> str:
 
 
 def took(task: Task, since: datetime | None) -> str:
-    """The time from a moment to the end of the task; empty if one of them is not known."""
+    """The time from `since` to the end of the task; empty if one of the times is not known."""
     if since is None or task.completed_at is None:
         return ""
     return f"{(task.completed_at - since).total_seconds():.1f} s"
@@ -193,8 +193,9 @@ def elapsed(time: timedelta) -> str:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """If the block cannot print, reports the problem and continues: the exit code still tells the
-    outcome.
+    """If the block cannot print, reports the problem and continues.
+
+    The exit code of the command still tells the outcome.
     """
     try:
         yield
@@ -202,7 +203,7 @@ def reported() -> Iterator[None]:
         # The reader has closed the pipe.
         pass
     except OutputError as error:
-        # Standard error may be full as well.
+        # Standard error may not be writable either.
         with suppress(OSError):
             error.show()
 
@@ -230,7 +231,7 @@ def print_error(error: CallError, url: str) -> None:
         line("needs", " or ".join(error.required), error=True)
     if error.retry_after is not None:
         line("again", f"after {error.retry_after:g} s", error=True)
-    # The call may not have reached the service. The URL may show why.
+    # The call may not have reached the service, and the URL may show why.
     if not error.request_id and not error.fields:
         line("called", url, error=True)
 

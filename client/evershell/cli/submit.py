@@ -190,7 +190,7 @@ def _print_id(call: Call, submitted: SubmittedTask) -> None:
     try:
         say_lines(submitted.task_id)
     except (OSError, OutputError):
-        # Standard error may still be readable.
+        # The user may still see standard error.
         _print_follow(call, submitted)
         raise
 

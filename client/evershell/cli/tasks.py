@@ -102,7 +102,7 @@ def _print_now(call: Call, task: Task) -> None:
     try:
         current = call.client.get_current_iteration(task.workspace_id, task.id)
     except CallError as error:
-        # The command does not fail, because it has printed the task itself.
+        # Does not fail the command, because the task itself was printed.
         show.line("now", error.message)
         return
     for each in current.calls:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import click
 
-# If fewer characters than this fit next to the indent, the text is not wrapped.
+# Text is not wrapped if fewer characters than this fit after the indent.
 _LEAST_WIDTH = 20
 
 
@@ -39,11 +39,11 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def say_lines(text: str, *, error: bool = False) -> None:
-    """Prints a text that is printable already. Raises OutputError."""
+    """Prints a text that is already safe to print. Raises OutputError."""
     try:
         click.echo(text, err=error, color=_color())
     except BrokenPipeError:
-        # The reader has closed the pipe. click then ends the command without a message.
+        # The reader has closed the pipe. click ends the command without a message.
         _discard(sys.stderr if error else sys.stdout)
         raise
     except OSError as failure:
@@ -60,7 +60,7 @@ def width(*, error: bool = False) -> int | None:
 def wrapped(text: str, indent: int = 0, *, error: bool = False) -> str:
     """The text with line breaks between words, if it is wider than the terminal.
 
-    All lines except the first begin with the indent. The caller has indented the first.
+    All lines except the first begin with the indent. The caller must indent the first line.
     """
     columns = width(error=error)
     if columns is None or indent + _LEAST_WIDTH > columns:
@@ -70,7 +70,7 @@ def wrapped(text: str, indent: int = 0, *, error: bool = False) -> str:
         columns - indent,
         break_long_words=False,
         break_on_hyphens=False,
-        # Untrusted text keeps its spaces.
+        # Keeps the white space of untrusted text.
         replace_whitespace=False,
     )
     return f"\n{' ' * indent}".join(lines) or text
@@ -83,7 +83,7 @@ def _color() -> bool | None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Makes Python discard its buffered output, which would cause an error at exit."""
+    """Makes Python discard buffered output. Otherwise, writing it would fail at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError):
         os.dup2(nowhere, stream.fileno())
@@ -91,8 +91,8 @@ def _discard(stream: TextIO) -> None:
 
 
 def _is_visible(character: str) -> bool:
-    # Spaces other than U+0020 are not printable according to Python. They are harmless, and common
-    # in some languages.
+    # To Python, spaces other than U+0020 are not printable. They are harmless, and common in some
+    # languages.
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
@@ -108,6 +108,6 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             message = printable(error.format_message(), block=True)
-            # Replaces the method, because the methods of some exceptions do not use `message`.
+            # Replaces the method, because in some exceptions it does not use `message`.
             error.format_message = lambda: message  # type: ignore[method-assign]
             raise

@@ -23,9 +23,9 @@ On a terminal, the table is live. Select a task with the arrow keys, and cancel 
 command asks once. Otherwise the command prints the table once.
 
 {TABLE}"""
-# The interval between reads of the service.
+# The interval between two reads from the service.
 _PAUSE_SECONDS = 2.0
-# The interval between drawings of the screen.
+# The interval at which the screen is drawn.
 _FRAME_SECONDS = 0.2
 
 
@@ -78,7 +78,7 @@ def _print_once(call: Call, reading: Reading, order: str) -> None:
 
 
 class _Live:
-    """The live table. One thread reads, one cancels, and this one draws and reads keys."""
+    """The live table. The main thread draws it and reads keys. Two others read and cancel tasks."""
 
     def __init__(self, call: Call, running: Running, order: str, reason: str) -> None:
         self._call = call
@@ -86,7 +86,7 @@ class _Live:
         self._reason = reason
         self._canceller = ThreadPoolExecutor(1)
         self._screen = Screen(order, lambda row: self._canceller.submit(self._cancel, row))
-        # Messages from the other threads to the screen.
+        # What the other threads have to show on the screen.
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake = threading.Event()
         self._has_ended = threading.Event()

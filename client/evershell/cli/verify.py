@@ -1,4 +1,4 @@
-"""The command `verify`: judges what callers see of a deployment while faults occur."""
+"""The command `verify`: judges what callers see while faults occur in a deployment."""
 
 import asyncio
 import shutil
@@ -137,7 +137,7 @@ def verify(
     except CallError as error:
         show.fail(error, call.target.url, as_json=call.as_json, code=Verdict.NOT_KNOWN)
     except asyncio.CancelledError:
-        # A second SIGTERM has interrupted the deletion.
+        # A second SIGTERM arrived while the workspaces were being deleted.
         sys.exit(ExitCode.INTERRUPTED)
     finally:
         if history or verdict is not Verdict.BROKEN:
@@ -161,7 +161,7 @@ async def _run(
     """Runs the load, and writes its history to the file."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    # SIGTERM ends the load and deletes the workspaces, as Ctrl-C does. Only Unix supports this.
+    # At SIGTERM, as at Ctrl-C, the load ends and the workspaces are deleted. Only Unix can do this.
     with suppress(NotImplementedError):
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
@@ -211,7 +211,7 @@ def _report(load: Load, history: lines.History, began: datetime, *, as_json: boo
 
 
 def _method(name: str, calls: Sequence[lines.Call]) -> dict[str, Any]:
-    """The row of a method in the table. Streams and waits do not count as slow calls."""
+    """The row of a method in the table. The slowest call is never a stream or a wait."""
     of_name = [each for each in calls if each.name == name]
     timed = [each for each in of_name if name != "WatchEvents" and "wait" not in each.arguments]
     answered = [each for each in timed if each.answer is not None]

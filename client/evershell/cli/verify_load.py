@@ -1,6 +1,6 @@
-"""The load of `verify`: callers who submit tasks, cancel them, and look at them.
+"""The load of `verify`: callers that submit tasks, cancel them and look at them.
 
-They use their own workspaces, and record everything that they see.
+The callers use workspaces that the load has created, and record everything that they see.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _REMOVAL_SECONDS = 60.0
 _PAUSE_SECONDS = 0.25
 # A task is cancelled within this time after its submission.
 _CANCEL_SECONDS = 3.0
-# How long a caller reads a task before it goes on, and the longest pause after an error.
+# How long a caller follows a task before it continues, and the longest pause after an error.
 _LONGEST_SECONDS = 10.0
 # How long a watcher stays on one connection.
 _STAY_SECONDS = (1.0, 8.0)
@@ -55,7 +55,7 @@ class _Reply:
 
 
 class _Callers:
-    """Make each call once, and record what comes back."""
+    """Makes each call once, and records the answer."""
 
     def __init__(self, client: AsyncClient, recorder: Recorder) -> None:
         # No retries: the history needs each attempt as a separate call.
@@ -63,7 +63,7 @@ class _Callers:
         self.count = 0
 
     async def call(self, caller: str, rpc: str, description: str = "", **fields: Any) -> _Reply:
-        """Makes a call with these fields. A description is not recorded."""
+        """Makes a call with these fields, and records it without the description."""
         self.count += 1
         call_id = self._recorder.begin(caller, rpc, fields)
         answers: list[Answer] = []
@@ -99,7 +99,7 @@ class _Callers:
         except CallError as error:
             self._fail(call_id, error)
         except (TimeoutError, asyncio.CancelledError) as end:
-            # The watcher itself has ended the stream.
+            # The stream was ended by the watcher, not by the service.
             self._recorder.answer(call_id, {})
             if isinstance(end, asyncio.CancelledError):
                 raise
@@ -115,21 +115,21 @@ class Load:
     """Creates workspaces, makes calls on them, and deletes them."""
 
     def __init__(self, client: AsyncClient, recorder: Recorder, description: str) -> None:
-        """Every task gets this description."""
+        """Gives every task this description."""
         self._client, self._description = client, description
         self._callers = _Callers(client, recorder)
-        # The prefix of the names of its workspaces.
+        # The names of the load's workspaces begin with this text.
         self._name = f"verify-{secrets.token_hex(4)}"
         self._workspace_ids: list[str] = []
         self._over = asyncio.Event()
-        # The tasks that had not ended END_SECONDS after the end of the load, by workspace.
+        # By workspace, the task that had not ended END_SECONDS after the end of the load.
         self.not_ended: dict[str, str] = {}
-        # The workspaces that could not be read, or whose task could not be cancelled, at the end.
+        # At the end, the workspaces that could not be read or whose task could not be cancelled.
         self.unknown: list[str] = []
         self.is_interrupted = False
 
     async def run(self, workspaces: int, seconds: float, progress: Say) -> None:
-        """Makes calls, then deletes the workspaces. A cancellation ends the calls.
+        """Makes calls, then deletes the workspaces. If `run` is cancelled, the calls end early.
 
         Raises CallError or click.ClickException if the load could not begin.
         """
@@ -187,7 +187,7 @@ class Load:
                 case "idle" | "suspended":
                     await self._run_task(workspace_id)
                 case "busy":
-                    # The task has run for a long time, or the answer to its submission was lost.
+                    # The task runs too long, or the answer to its submission was lost.
                     await self._cancel("canceller", workspace_id)
                 case "stopped" | "failed":
                     fields = {"workspace_id": workspace_id}
@@ -206,7 +206,7 @@ class Load:
             await asyncio.gather(self._follow(workspace_id, task_id), *cancels)
 
     async def _cancel(self, caller: str, workspace_id: str, task_id: str = "") -> None:
-        """Cancels the task by its id, or whichever task runs. Sometimes repeats the call."""
+        """Cancels the task by its id, or the task that runs. Sometimes repeats the call."""
         await self._pause(_chance.uniform(0, _CANCEL_SECONDS))
         fields: dict[str, Any] = {"workspace_id": workspace_id}
         if task_id and _chance.random() < 0.5:
@@ -219,7 +219,7 @@ class Load:
             await self._callers.call(caller, "CancelTask", **fields)
 
     async def _follow(self, workspace_id: str, task_id: str) -> None:
-        """Reads the task until it has ended, for at most _LONGEST_SECONDS."""
+        """Reads the task until it ends, but for at most _LONGEST_SECONDS."""
         fields = {"workspace_id": workspace_id}
         until = time.monotonic() + _LONGEST_SECONDS
         while not self._over.is_set() and time.monotonic() < until:
@@ -243,13 +243,13 @@ class Load:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
-        """Waits, but not beyond the end of the load."""
+        """Waits, but at most until the end of the load."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._over.wait()
 
     async def _settle(self, workspace_id: str) -> None:
-        """Cancels the running task, interrupts its iteration, and waits for its end."""
+        """Cancels the running task, interrupts its iteration, and waits until the task ends."""
         workspace: dict[str, Any] = {}
         task_id = ""
         with suppress(TimeoutError):
@@ -269,13 +269,14 @@ class Load:
             self.unknown.append(workspace_id)
 
     async def _delete(self) -> None:
-        """Deletes the workspaces, and prints the workspaces that are left, even if the deletion is
-        interrupted.
+        """Deletes the workspaces.
+
+        Prints the workspaces that are left, even if the deletion is interrupted.
         """
         left = dict.fromkeys(self._workspace_ids, "could not be deleted")
         try:
             with suppress(CallError):
-                # Finds workspaces whose creation was not answered.
+                # Also finds workspaces whose creation was not answered.
                 async for each in self._client.list_workspaces(page_size=200):
                     if each.name.startswith(self._name) and each.status != "deleting":
                         left[each.id] = "could not be deleted"
@@ -285,7 +286,7 @@ class Load:
                 say(f"Workspace {workspace_id} {state}.", error=True)
 
     async def _delete_one(self, workspace_id: str, left: dict[str, str]) -> None:
-        # Not recorded: the load may have ended because the disk of the history is full.
+        # Does not record these calls: perhaps the load has ended because the disk is full.
         with suppress(TimeoutError):
             async with asyncio.timeout(_REMOVAL_SECONDS):
                 while workspace_id in left:

@@ -33,7 +33,7 @@ With --task, print the events of that task and end with it. If the connection br
 restarts, the command connects again and goes on after the last event.
 
 {TABLE}"""
-# The indent of an event's further lines, if the terminal is narrow.
+# In a narrow terminal, the indent of all lines of an event except the first.
 _INDENT = 6
 _COLORS = {
     EventType.ITERATION_COMPLETED: "blue",
@@ -65,7 +65,7 @@ _COLORS = {
 def watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
     """Prints one line for each event; with --json, one JSON object on each line."""
     if task is not None:
-        # The stream of a task that does not exist would never end.
+        # Fails if the task does not exist: the stream of such a task would never end.
         call.client.get_task(workspace, task)
     _watch(call, workspace, task, after, wait)
 
@@ -95,7 +95,7 @@ def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float
 
 
 def print_event(event: Event) -> None:
-    """Prints one line: its position, its time, its type, and what it says."""
+    """Prints one line: the event's position in the log, its time, its type and its content."""
     at = "-" if event.time is None else event.time.strftime("%H:%M:%S.%f")[:-3]
     task = event.task_id or ""
     text = f"{event.seq:>5} {at} {event.type:<21} {task:<31} {_describe(event)}".rstrip()

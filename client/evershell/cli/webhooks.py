@@ -108,7 +108,7 @@ def replay(call: Call, webhook: str, task: str | None) -> None:
     while remaining:
         result = call.client.webhooks.replay(webhook, task_id=task)
         replayed, remaining = replayed + result.replayed, result.remaining
-        # Another call is replaying the remaining deliveries.
+        # The remaining deliveries are being replayed by another call.
         if not result.replayed:
             break
     if call.as_json:

@@ -1,7 +1,7 @@
 """Builds the calls to the service, which other modules send.
 
-Each function makes a Call from the arguments of a client's method. The client refuses values that
-no message can hold, and empty ids, which the service would take for "any".
+Each function makes a Call from the arguments of a client's method. It refuses values that the
+request cannot hold, and empty ids, because the service would read an empty id as "any".
 """
 
 import dataclasses
@@ -45,15 +45,15 @@ class Call(Generic[T]):
 
     rpc: str
     request: Message
-    # Makes the result from the response and the request id.
+    # Converts the response and the request id to the result.
     decode: Callable[[Any, str], T]
-    # How long the service may take in addition to the client's timeout.
+    # Extra time for the service, which is added to the client's timeout.
     extra_seconds: float = 0.0
     headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def can_repeat(self) -> bool:
-        """Whether the call can be repeated after a failure without a second effect."""
+        """Whether a repeat of the failed call cannot have a second effect."""
         method = service.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name[self.rpc]
         match method.GetOptions().Extensions[service.edge].repeat:
             case service.EdgeRule.always:
@@ -73,7 +73,7 @@ def call(
     headers: tuple[tuple[str, str], ...] = (),
     **fields: Any,
 ) -> Call[T]:
-    """The call of a method, with these fields of its request. Raises ValidationError."""
+    """A call of the method with these request fields. Raises ValidationError."""
     message = request(getattr(service, f"{rpc}Request"), **fields)
     return Call(rpc, message, decode, headers=headers)
 
@@ -86,7 +86,7 @@ def cancel(
     force_after: Seconds | None,
     include_descendants: bool = False,
 ) -> Call[CancelResult]:
-    """CancelTask."""
+    """The call of CancelTask. Raises ValidationError and ConfigurationError."""
     message = request(
         service.CancelTaskRequest,
         workspace_id=workspace_id,
@@ -133,38 +133,38 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     present["submitted_before"] = timestamp("submitted_before", wanted.submitted_before)
     message = request(service.TaskFilter, **present)
     for name in present:
-        # Checks the message, not the arguments: an empty generator counts as true.
+        # Checks the message instead of the argument, because an empty generator counts as true.
         if present[name] is not None and not getattr(message, name):
             raise invalid(name, "must not be empty; leave it out for any")
     return message
 
 
 def idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
-    """The header that lets the service answer a repeated call like the first one."""
+    """The header with which the service gives a repeated call the answer of the first."""
     if key is not None and not (key.isascii() and key.isprintable()):
         raise invalid(_KEY_HEADER, "must have 1 to 255 printable characters")
     return ((_KEY_HEADER, str(uuid.uuid4()) if key is None else key),)
 
 
 def only(kind: type[R]) -> Callable[[Any, str], R]:
-    """Decodes the response."""
+    """Returns a function that decodes a response."""
     return lambda response, _: kind._from_message(response)
 
 
 def with_id(kind: type[R]) -> Callable[[Any, str], R]:
-    """Decodes the response, and adds the request id."""
+    """Returns a function that decodes a response and adds the request id."""
     return lambda response, request_id: replace(  # type: ignore[type-var]
         kind._from_message(response), request_id=request_id
     )
 
 
 def many(name: str, kind: type[R]) -> Callable[[Any, str], tuple[R, ...]]:
-    """Decodes the items in the field of this name."""
+    """Returns a function that decodes the items in this field of a response."""
     return lambda response, _: tuple(map(kind._from_message, getattr(response, name)))
 
 
 def page(name: str, kind: type[R]) -> Callable[[Any, str], Page[R]]:
-    """Decodes a page, whose items are in the field of this name."""
+    """Returns a function that decodes a page whose items are in this field of a response."""
     items = many(name, kind)
     return lambda response, request_id: Page(
         items(response, request_id), response.next_page_token or None
@@ -172,7 +172,7 @@ def page(name: str, kind: type[R]) -> Callable[[Any, str], Page[R]]:
 
 
 def request(kind: type[M], **fields: Any) -> M:
-    """The request. Raises ValidationError, which names the field that it cannot hold."""
+    """The request. Raises ValidationError, which names the field, if a value does not fit."""
     try:
         return kind(**fields)
     except ValueError:
@@ -182,7 +182,7 @@ def request(kind: type[M], **fields: Any) -> M:
 
 
 def valid(name: str, make: Callable[[], T]) -> T:
-    """The value of a field. Raises ValidationError if it cannot be made."""
+    """The value that `make` returns. Raises ValidationError if it is not valid for the field."""
     try:
         return make()
     except UnicodeError as error:
@@ -192,7 +192,7 @@ def valid(name: str, make: Callable[[], T]) -> T:
 
 
 def invalid(name: str, problem: str) -> ValidationError:
-    """The error of a field that is not valid. The call has not been made."""
+    """The error for an invalid field. It is raised before the call is made."""
     return ValidationError(
         f"The request is not valid. {name}: {problem}.",
         details={"fields": {name: problem}},
@@ -201,19 +201,19 @@ def invalid(name: str, problem: str) -> ValidationError:
 
 
 def optional(name: str, value: str | None) -> str | None:
-    """The value of a field that narrows a call. Raises ValidationError if it is empty."""
+    """The value of a field that limits what a call covers. Raises ValidationError if empty."""
     if value == "":
         raise invalid(name, "must not be empty; leave it out for any")
     return value
 
 
 def nested(name: str, value: Result | None) -> Any:
-    """The message of a field. Raises ValidationError if it cannot hold the value."""
+    """The value as a message; None for None. Raises ValidationError if the value does not fit."""
     return None if value is None else valid(name, value._to_message)
 
 
 def names(name: str, values: Iterable[StrEnum | str], kind: type[StrEnum]) -> list[str]:
-    """The values of an enum. Raises ValidationError if the enum has no such value."""
+    """The names of the values in the enum. Raises ValidationError if a value is unknown."""
     known = {each.value for each in kind if each != UNSPECIFIED}
     found = [str(each) for each in values]
     for each in found:
@@ -231,7 +231,7 @@ def seconds(time: Seconds) -> float:
 
 
 def duration(name: str, time: Seconds | None) -> Duration | None:
-    """The duration of a field, to the millisecond. Raises what `seconds` and `valid` raise."""
+    """The duration of a field, to the millisecond. Raises the errors of `seconds` and `valid`."""
     if time is None:
         return None
     message = Duration()
@@ -240,7 +240,7 @@ def duration(name: str, time: Seconds | None) -> Duration | None:
 
 
 def timestamp(name: str, moment: datetime | None) -> Timestamp | None:
-    """The time of a field; one without a zone is local time. Raises ValidationError."""
+    """The time of a field. A time without a zone is local time. Raises ValidationError."""
     if moment is None:
         return None
     message = Timestamp()

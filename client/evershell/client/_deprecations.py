@@ -1,4 +1,4 @@
-"""Warns a program that it uses a deprecated part of the API."""
+"""Warns programs that use a deprecated part of the API."""
 
 import sys
 import warnings
@@ -17,7 +17,7 @@ def warn_of_rpc(rpc: str, metadata: Mapping[str, Any]) -> None:
 
 
 def warn_of_fields(request: Message) -> None:
-    """Warns of each field of a request that is deprecated."""
+    """Warns of each deprecated field that the request sets."""
     for name in _deprecated_fields(request):
         _warn(name)
 
@@ -31,7 +31,7 @@ def _deprecated_fields(message: Message) -> Iterator[str]:
 
 
 def _warn(name: str, sunset: str = "") -> None:
-    """Python shows a DeprecationWarning once for each line that causes it."""
+    """Issues a warning, which Python by default shows once for each line that causes it."""
     text = f"{name} is deprecated in the API of evershell.{sunset}"
     warnings.warn(text, DeprecationWarning, stacklevel=_depth_of_caller())
 

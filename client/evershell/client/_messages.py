@@ -1,8 +1,8 @@
 """Converts between the messages of the protos and the frozen results of the client.
 
-A result is a dataclass whose fields have the names of the message's fields, unless `named` gives
-another. The annotation of a field decides how it is converted. If its type includes None, the field
-is None when the message's field is empty.
+A result is a dataclass. Its fields have the same names as the fields of the message, unless `named`
+gives a different name. The annotation of a field decides how the field is converted. If the type
+includes None, an empty field of the message becomes None.
 """
 
 import dataclasses
@@ -52,12 +52,12 @@ class Result:
 
 
 def named(name: str) -> dict[str, str]:
-    """The metadata of a result's field that has the name `name` in the message."""
+    """The metadata of a result's field whose name in the message is `name`."""
     return {_NAME: name}
 
 
 def name_in_message(field: "dataclasses.Field[Any]") -> str:
-    """The name of the message's field that a field of a result stands for."""
+    """The name that a result's field has in the message."""
     return str(field.metadata.get(_NAME, field.name))
 
 
@@ -142,7 +142,7 @@ def _enum_reader(field: Any, kind: type[Enum], *, optional: bool) -> Reader:
 
 
 def _members(field: Any, kind: type[Enum]) -> dict[int, Enum]:
-    """The members by their numbers, without zero and values that only a newer service has."""
+    """The members by number, without zero and without values that this client does not know."""
     return {value.number: kind(value.name) for value in field.enum_type.values if value.number}
 
 
@@ -187,7 +187,7 @@ def _put(message: Message, field: Any, value: Any) -> None:
     elif isinstance(value, StrEnum):
         setattr(message, field.name, field.enum_type.values_by_name[value.value].number)
     elif isinstance(value, Result):
-        # An empty message counts as set.
+        # Marks the field as set, even if the message is empty.
         getattr(message, field.name).SetInParent()
         getattr(message, field.name).MergeFrom(_to_message(value))
     elif isinstance(value, tuple):
@@ -203,7 +203,7 @@ def _put(message: Message, field: Any, value: Any) -> None:
 
 
 def _put_amount(money: Any, value: Decimal) -> None:
-    """Raises ValueError if the amount has more decimals than the message can hold."""
+    """Writes the amount. Raises ValueError if it has more decimals than the message can hold."""
     nanos = value.scaleb(9)
     if not value.is_finite() or nanos != int(nanos):
         raise ValueError(f"{value} is not an amount in USD with at most nine decimals")

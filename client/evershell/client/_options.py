@@ -20,7 +20,7 @@ AsyncCredential = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
 _RPCS = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
 _NAME = re.compile(r"[a-z0-9_.-]+")
-# Headers that the client sets itself, or that gRPC and the edge keep for themselves.
+# Headers that only the client itself sets, or that are reserved for gRPC and the edge.
 _RESERVED = re.compile(
     r"authorization|traceparent|tracestate|idempotency-key|x-request-id|user-agent|te|content-type"
     r"|(grpc-|x-evershell-|x-envoy-).*|.*-bin"
@@ -34,7 +34,7 @@ class Options:
 
     # The time limit of each call, with its retries.
     timeout: float = 10.0
-    # Like `timeout`, for single methods.
+    # By method: a limit that replaces `timeout`.
     timeouts: Mapping[str, float] = field(default_factory=dict)
     max_retries: int = 3
     traceparent: str | None = None
@@ -78,7 +78,7 @@ class Options:
 
 
 def _check(options: Options) -> None:
-    """Raises ConfigurationError."""
+    """Raises ConfigurationError if an option is not valid."""
     unknown = options.timeouts.keys() - _RPCS.keys()
     if unknown:
         raise ConfigurationError(f"There is no method {min(unknown)}. They are {', '.join(_RPCS)}.")
@@ -92,7 +92,7 @@ def _check(options: Options) -> None:
     for name, value in options.metadata.items():
         if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
             raise ConfigurationError(f"Metadata cannot have the name {name!r}.")
-        # The value may be a secret.
+        # The error does not show the value, which may be a secret.
         if (
             not isinstance(value, str)
             or not value.isascii()
@@ -114,7 +114,7 @@ def find_credential(credential: AsyncCredential | None) -> AsyncCredential:
 
 
 def check_token(token: str) -> str:
-    """Returns the token. Raises ConfigurationError, which does not contain it."""
+    """Returns a valid token. Otherwise raises ConfigurationError, without the token."""
     is_text = isinstance(token, str) and bool(token)
     if not is_text or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigurationError(
@@ -125,10 +125,10 @@ def check_token(token: str) -> str:
 
 
 def _trace_headers(traceparent: str | None) -> list[tuple[str, str]]:
-    """The headers of the given trace context, else of OpenTelemetry's current one, if any."""
+    """The headers of `traceparent`; if None, of OpenTelemetry's current span if there is one."""
     if traceparent:
         return [("traceparent", traceparent)]
-    # A program that creates spans has already imported this module.
+    # Does not import the module itself: a program that creates spans has already imported it.
     if "opentelemetry.trace" not in sys.modules:
         return []
     from opentelemetry import propagate

@@ -1,11 +1,11 @@
-"""What some results and enums have in addition to the fields of their messages.
+"""The properties that some results and enums have in addition to the fields of their messages.
 
-Each class here is the base class of a generated class, whose name lacks `Properties`.
+Each class with the suffix `Properties` is the base of the generated class without this suffix.
 """
 
 from typing import Protocol, TypeVar
 
-# Stands for ToolCall, because ToolCall's module imports this module.
+# Used in place of ToolCall: the module of ToolCall imports this module.
 Call_co = TypeVar("Call_co", covariant=True)
 
 
@@ -15,7 +15,7 @@ class _Ends(Protocol):
 
 
 class TaskStatusProperties:
-    """What TaskStatus has in addition to its values."""
+    """The properties of a TaskStatus."""
 
     @property
     def has_ended(self) -> bool:
@@ -29,7 +29,7 @@ class _Task(Protocol):
 
 
 class TaskProperties:
-    """What a Task has in addition to its fields."""
+    """The properties of a Task in addition to its fields."""
 
     __slots__ = ()
 
@@ -49,7 +49,7 @@ class _CancelResult(Protocol):
 
 
 class CancelResultProperties:
-    """What a CancelResult has in addition to its fields."""
+    """The properties of a CancelResult in addition to its fields."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class _IterationCompleted(Protocol[Call_co]):
 
 
 class IterationCompletedProperties:
-    """What an IterationCompleted has in addition to its fields."""
+    """The properties of an IterationCompleted in addition to its fields."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""When a call is made again: after a failure, to resume a stream, or to wait for an end."""
+"""Decides when to make a call again: after a failure, to resume a stream, or while waiting."""
 
 import logging
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from evershell.client.types import CancelOutcome, CancelResult, Task
 
 _log = logging.getLogger("evershell.client")
 
-# The pause between two calls of a wait.
+# The pause between two calls while the client waits for the end of a task.
 _PAUSE_SECONDS = 0.5
-# Includes DeadlineExceededError, because a connection that breaks silently causes it.
+# Includes DeadlineExceededError: a call fails with it if the connection breaks silently.
 _OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
-# How long a wait goes on while the service is unavailable.
+# How long the client keeps waiting for a task while the service is unavailable.
 _OUTAGE_SECONDS = 300.0
 
 
@@ -49,7 +49,7 @@ class Attempts:
         return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
 
     def pause_seconds(self, error: CallError) -> float:
-        """The time to wait before the next attempt. Raises the error if there is none."""
+        """The pause before the next attempt. Raises `error` if there must be no further attempt."""
         self._failures += 1
         pause = backoff_seconds(self._failures, error)
         if (
@@ -64,14 +64,14 @@ class Attempts:
 
 
 def backoff_seconds(failures: int, error: CallError) -> float:
-    """The time that the service asked for, else an exponential backoff with jitter."""
+    """The pause that the service asks for; if it asks for none, exponential backoff with jitter."""
     if error.retry_after is not None:
         return error.retry_after
     return backoff(failures, first=0.2, longest=5.0, spread=0.5)
 
 
 def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
-    """Logs that a call is made again after a failure."""
+    """Logs that a call has failed and will be made again."""
     _log.info(
         "%s failed with %s, request %s; again in %.1f s",
         rpc,
@@ -82,7 +82,7 @@ def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
 
 
 class Watch:
-    """The state of one watch, which survives its streams."""
+    """The state of one watch, which continues over several streams."""
 
     def __init__(
         self,
@@ -105,13 +105,13 @@ class Watch:
         self._monotonic = monotonic
         self._deadline = None if timeout is None else monotonic() + timeout
         self._has_connected = False
-        # The number of failures since the last message.
+        # The number of failures since the last message arrived.
         self._failures = 0
         self._failing_since = 0.0
         self.is_over = False
 
     def request(self) -> workspace_service_pb2.WatchEventsRequest:
-        """The request of the next stream, which begins after the last event that was received."""
+        """The request for the next stream, which begins after the last received event."""
         return request(
             workspace_service_pb2.WatchEventsRequest,
             workspace_id=self._workspace_id,
@@ -119,7 +119,7 @@ class Watch:
         )
 
     def remaining_seconds(self) -> float | None:
-        """The time that is left for the watch; None for no limit."""
+        """The time that is left for the watch; None if the watch has no limit."""
         if self._deadline is None:
             return None
         return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
@@ -141,7 +141,7 @@ class Watch:
         return event
 
     def pause_seconds(self, error: CallError) -> float:
-        """The time to wait before the next stream. Raises the error if there is none."""
+        """The pause before the next stream. Raises `error` if there must be no further stream."""
         now = self._monotonic()
         if not self._failures:
             self._failing_since = now
@@ -162,9 +162,9 @@ class Watch:
         if isinstance(error, UnavailableError | RateLimitedError):
             return True
         if isinstance(error, UnauthenticatedError):
-            # The token has expired, and the next stream gets a new one.
+            # The token has expired. The next stream uses a new token.
             return self._renews_credential and self._failures == 1
-        # The connection broke in the middle of a message.
+        # gRPC reports this error if the connection breaks in the middle of a message.
         is_broken = isinstance(error, InternalError) and not error.is_from_service
         return is_broken and self._failures == 1
 
@@ -178,7 +178,7 @@ class Limit:
         self._deadline = None if self.timeout is None else monotonic() + self.timeout
 
     def clip(self, wanted: float) -> float:
-        """The wanted time, or the time that is left if it is shorter."""
+        """`wanted`, or the time that is left if that is shorter."""
         if self._deadline is None:
             return wanted
         return min(wanted, max(self._deadline - self.monotonic(), 0.0))
@@ -188,7 +188,7 @@ class Limit:
 
 
 class CancelWait:
-    """A cancellation whose end the caller waits for. Every call after the first names the task."""
+    """Waits for the end of a cancelled task. Every call after the first one names the task."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class CancelWait:
         self.result: CancelResult | None = None
 
     def next_call(self) -> Call[CancelResult]:
-        """The call that waits for the end."""
+        """The next call, in which the service waits for the end of the task."""
         self._called_at = self._limit.monotonic()
         wait = self._limit.clip(field_limits.CANCEL_TASK_WAIT_MAX)
         if self.result is None:
@@ -225,7 +225,7 @@ class CancelWait:
         return _calls.cancel(self._workspace_id, self.result.task_id, self._reason, wait, None)
 
     def receive(self, answer: CancelResult) -> None:
-        """Keeps the outcome of the first answer, and the task as it is now."""
+        """Keeps the outcome of the first answer, and the task from the latest answer."""
         self._failing_since = None
         first, task = self.result, answer.task
         if first is None:
@@ -242,7 +242,7 @@ class CancelWait:
             self.result = replace(first, task=task)
 
     def fail(self, error: CallError) -> None:
-        """Raises the error, unless the cancellation is recorded and the wait can go on."""
+        """Raises the error, unless the cancellation is recorded and the client can keep waiting."""
         if isinstance(error, AgentUnreachableError) and error.intent_recorded and error.task_id:
             self._failing_since = None
             # It is unknown whether this call or an earlier one recorded the cancellation.
@@ -261,7 +261,7 @@ class CancelWait:
             raise error
 
     def pause_seconds(self) -> float | None:
-        """The time to wait before the next call; None if there is nothing left to wait for.
+        """The pause before the next call; None if there is nothing left to wait for.
 
         Raises TaskNotEndedError if the time is over.
         """
@@ -280,7 +280,7 @@ class CancelWait:
 
 
 def pause_before_look(task: Task, limit: Limit) -> float | None:
-    """The time to wait before the task is read again; None if it has ended.
+    """The pause before the task is read again; None if the task has ended.
 
     Raises TaskNotEndedError if the time is over.
     """

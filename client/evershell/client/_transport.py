@@ -1,8 +1,9 @@
 """Sends calls and reads streams with gRPC, for the asynchronous and the synchronous client.
 
-Only the pairs in this module, and the credential in `_options.py`, are written separately for the
-two clients. The rest of the synchronous client is generated from the asynchronous one: the
-generator replaces the first name of each pair with the second.
+Only the pairs in this module, such as AsyncTransport and Transport, and the credentials in
+`_options.py` are written separately for the two clients. The rest of the synchronous client is
+generated from the asynchronous client: the generator replaces the first name of each pair with the
+second.
 """
 
 import asyncio
@@ -22,7 +23,8 @@ from evershell.client.answers import from_rpc_error
 from evershell.client.endpoint import Endpoint, channel_options
 from evershell.client.errors import ClientClosedError, UnavailableError
 
-# The service sends a heartbeat after 15 s without an event.
+# A stream is broken if nothing arrives for this time: the service sends a heartbeat every 15 s
+# without an event.
 IDLE_SECONDS = 45.0
 _IDLE_CHECKS = 3
 
@@ -30,22 +32,23 @@ Headers = list[tuple[str, str]]
 
 
 async def async_token_of(credential: AsyncCredential) -> Any:
-    """The token of the credential: a callable may return it, or an awaitable of it. Does not check
-    it.
+    """The token of the credential, which a callable may return, also as an awaitable.
+
+    Does not check the token.
     """
     token = credential() if callable(credential) else credential
     return await token if inspect.isawaitable(token) else token
 
 
 def token_of(credential: AsyncCredential) -> Any:
-    """The token of the credential, which a callable may return. Does not check it."""
+    """The token of the credential, which a callable may return. Does not check the token."""
     return credential() if callable(credential) else credential
 
 
 class AsyncTransport:
     """A channel of grpc.aio, which several clients may share."""
 
-    # What a call raises if it fails; `failure` turns it into an error of the client.
+    # What gRPC raises if a call fails. `failure` converts it to an error of the client.
     ERRORS = (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError)
 
     def __init__(
@@ -87,7 +90,8 @@ class AsyncTransport:
 
     def failure(self, error: BaseException) -> BaseException:
         """Turns one of ERRORS into an error of the client."""
-        # gRPC cancels the calls of a channel that is closed. A caller may cancel its own task, too.
+        # When a channel is closed, gRPC cancels its calls. But the caller may also cancel its own
+        # asyncio task.
         task = asyncio.current_task()
         if self._is_closed and not (task and task.cancelling()):
             return ClientClosedError("The client is closed.")
@@ -101,7 +105,7 @@ class AsyncTransport:
 class Transport:
     """A channel of gRPC, which several clients may share."""
 
-    # gRPC raises a ValueError if its channel is closed.
+    # gRPC raises a ValueError if the channel is closed.
     ERRORS = (grpc.RpcError, ValueError)
 
     def __init__(
@@ -207,7 +211,7 @@ class Stream:
 
 
 class _IdleLimit:
-    """Calls `cancel` if a reader waits longer than the limit. Close it at the end."""
+    """Calls `cancel` if a reader waits longer than the limit. Must be closed at the end."""
 
     def __init__(self, cancel: Callable[[], object], limit_seconds: float) -> None:
         self._cancel = cancel
@@ -238,7 +242,7 @@ class _IdleLimit:
 
 
 def raise_failure(failure: BaseException, error: BaseException) -> NoReturn:
-    """Raises the failure with the error as its cause, unless they are the same."""
+    """Raises the failure. Its cause is the error, unless both are the same object."""
     if failure is error:
         raise error
     raise failure from error

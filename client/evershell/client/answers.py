@@ -1,4 +1,4 @@
-"""What the service answered: a page of a list, the answer to each attempt, and errors from gRPC."""
+"""The answers of the service: a page of a list, the answer to an attempt, and errors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from evershell.client.errors import BY_CODE, RULES, CallError
 
 T = TypeVar("T")
-# Details that the service sends as text over gRPC, and as JSON over REST.
+# Over gRPC, the service sends all details as text. These are converted to the types that REST has.
 _BOOLEANS = {"true": True, "false": False}
 _LISTS = ("required",)
 
@@ -46,9 +46,9 @@ OnAnswer = Callable[[Answer], None]
 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:
-    """The error that the details of the status describe, or else the error of the gRPC code."""
+    """The error that the details of the status describe; without details, by the gRPC code."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
-    # `from_call` raises if a proxy has replaced the code or the text of the service's status.
+    # `from_call` raises ValueError if a proxy has replaced the code or the text of the status.
     try:
         status = rpc_status.from_call(error)
     except ValueError:
@@ -61,7 +61,7 @@ def from_rpc_error(error: grpc.RpcError) -> CallError:
 
 
 def from_stream_error(error: error_pb2.Error) -> CallError:
-    """The error that is the last message of a stream."""
+    """The client's error for an error in the last message of a stream."""
     values = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_number
     name = values[error.code].name if error.code in values else "internal"
     return BY_CODE.get(name, BY_CODE["internal"])(
@@ -70,14 +70,14 @@ def from_stream_error(error: error_pb2.Error) -> CallError:
 
 
 def metadata_of(error: BaseException) -> tuple[Any, ...]:
-    """The metadata of a call that failed; empty if there was none."""
+    """The metadata of a failed call; empty if the error has no metadata."""
     if isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return error.initial_metadata(), error.trailing_metadata()
     return ()
 
 
 def request_id_of(*metadata: Any) -> str:
-    """The request id in the metadata of an answer; empty if it has none."""
+    """The request id in the metadata of an answer; empty if the metadata has none."""
     for each in metadata:
         for key, value in each or ():
             if key == "x-request-id":
@@ -100,7 +100,7 @@ def _from_status(status: status_pb2.Status, code: grpc.StatusCode, request_id: s
         details["fields"] = {each.field: each.description for each in bad.field_violations}
     if retry.HasField("retry_delay"):
         details["retry_after_seconds"] = retry.retry_delay.ToMilliseconds() / 1000
-    # A newer service may have codes that this client does not know.
+    # A newer service may send a code that this client does not know.
     error = BY_CODE.get(info.reason.lower()) or _class_of(code)
     return error(status.message, request.request_id or request_id, details)
 
@@ -110,7 +110,7 @@ def _typed(name: str, value: str) -> Any:
 
 
 def _class_of(code: grpc.StatusCode) -> type[CallError]:
-    """The class of the error that is named like the gRPC code, or of the code's fallback error."""
+    """The class of the error with the gRPC code's name; if none, of the code's fallback error."""
     name = code.name.lower()
     if name not in BY_CODE:
         name = next(

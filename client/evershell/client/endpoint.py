@@ -32,7 +32,7 @@ class Endpoint:
 
 
 def find_endpoint(url: str | None) -> Endpoint:
-    """Reads the URL, or the one in EVERSHELL_URL. Raises ConfigurationError."""
+    """Reads the URL; if it is empty, the URL in EVERSHELL_URL. Raises ConfigurationError."""
     text = (url or os.environ.get(URL_VARIABLE, "")).strip()
     if not text:
         raise ConfigurationError(
@@ -108,14 +108,14 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
     """The options of a channel."""
     return [
         ("grpc.primary_user_agent", f"evershell-python/{VERSION}"),
-        # With gRPC's default of 1 s, a retry within the first second would fail with the last error
-        # without trying to connect.
+        # With gRPC's default of 1 s, a retry in the first second after a failure would not try to
+        # connect, but would fail with the last error.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        # Notices a peer that has vanished, so that a watch reconnects.
+        # Detects that the server has vanished, so that a watch reconnects.
         ("grpc.keepalive_time_ms", 30_000),
-        # gRPC must not repeat calls: the client itself does so, by its own rules.
+        # Keeps gRPC from repeating calls, because the client repeats them by its own rules.
         ("grpc.service_config_disable_resolution", 1),
-        # A proxy from the environment could not connect to this machine.
+        # A proxy that the environment names could not reach a loopback address of this machine.
         ("grpc.enable_http_proxy", 0 if endpoint.is_loopback else 1),
     ]

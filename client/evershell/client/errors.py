@@ -1,7 +1,7 @@
-"""The errors of the client. All are EvershellError.
+"""The errors of the client. All of them are subclasses of EvershellError.
 
-A call that failed raises the class of its code, which is a CallError. The codes are the closed set
-of error.proto, without the codes that only callers of REST can get.
+A failed call raises the subclass of CallError for the error code. The codes are the closed set in
+error.proto, without the codes that only callers of REST can get.
 """
 
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ class CallError(EvershellError):
         return f"{self.code}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Allows pickle to copy the error to another process.
+        # Lets pickle copy the error to another process.
         return type(self), (self.message, self.request_id, self.details, self.is_from_service)
 
     @property
@@ -92,7 +92,7 @@ class CallError(EvershellError):
 
     @property
     def retry_after(self) -> float | None:
-        """After how many seconds the service asks to repeat the call; None if it does not ask."""
+        """The pause in seconds after which the call can be repeated; None if none was given."""
         seconds = self.details.get("retry_after_seconds")
         return None if seconds is None else float(seconds)
 
@@ -114,12 +114,12 @@ class CallError(EvershellError):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The scopes, any one of which would have permitted the call."""
+        """The scopes that permit the call. Any one of them is enough."""
         return tuple(self.details.get("required", ()))
 
     @property
     def intent_recorded(self) -> bool:
-        """Whether the cancellation is recorded nevertheless, so that it will be delivered."""
+        """Whether the cancellation is recorded despite the failure, and so will be delivered."""
         return bool(self.details.get("intent_recorded", False))
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each call says about each workspace: splits a history into operations of workspaces."""
+"""Splits a history into operations: what each call does to, or says about, each workspace."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -8,13 +8,13 @@ from typing import Any
 from evershell.histories.lines import Call, History
 from evershell.histories.model import CANCELLED, TERMINAL, Effect, Fact, Operation
 
-# An organization and a workspace. The workspace is empty for calls that do not need one.
+# An organization and a workspace. If a call needs no workspace, the workspace is empty.
 Place = tuple[str, str]
 
-# How long a call may still take effect after an error that leaves its effect open. A call without
-# an answer may take effect at any later time.
+# How long a call may still take effect after an error that does not tell whether it had an effect.
+# A call without an answer may take effect at any later time.
 LATE_SECONDS = 60.0
-# The errors that say that a call had no effect. Any other error leaves its effect open.
+# After these errors, a call certainly had no effect. Other errors do not tell whether it had one.
 _REFUSALS = frozenset(
     {
         "validation_error",
@@ -43,7 +43,7 @@ _REFUSALS = frozenset(
     }
 )
 _GONE = "workspace_not_found"
-# What a refusal of any call says about the workspace.
+# By error: what the refusal says about the workspace, whichever call was refused.
 _FACTS_OF_REFUSALS = {
     "org_on_hold": "held",
     "workspace_deleting": "deleted",
@@ -53,19 +53,19 @@ _FACTS_OF_REFUSALS = {
 
 @dataclass(slots=True)
 class Claims:
-    """The operations of each workspace, in the order of their beginnings."""
+    """The operations of each workspace, in the order in which they began."""
 
     operations: dict[Place, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     # The tasks that the service itself may cancel.
     limited: set[str] = field(default_factory=set)
-    # The `seq` of the event with which each task began.
+    # By task, the `seq` of its `task_submitted` event.
     seqs: dict[str, int] = field(default_factory=dict)
     # The submission of each child task, and the id of its parent.
     children: list[tuple[Operation, str]] = field(default_factory=list)
 
 
 def claims(history: History) -> Claims:
-    """Splits the history."""
+    """Splits the history into operations."""
     return _Splitter(history).claims
 
 
@@ -73,7 +73,7 @@ class _Splitter:
     def __init__(self, history: History) -> None:
         self.claims = Claims()
         self._exists: set[Place] = set()
-        # When the creation of a workspace began, and the last call on it ended.
+        # By workspace: when its creation began, and until when a call on it could take effect.
         self._created: dict[Place, float] = {}
         self._last: defaultdict[Place, float] = defaultdict(float)
         self._deleted: set[Place] = set()
@@ -91,10 +91,10 @@ class _Splitter:
         for operations in self.claims.operations.values():
             operations.sort(key=lambda each: each.began)
 
-    # What must be known before calls can be split.
+    # The first pass collects what must be known before calls can be split.
 
     def _look(self, call: Call) -> None:
-        """Notes the workspaces and the tasks that the call has shown."""
+        """Notes the workspaces and the tasks that the call shows."""
         self._exists.add((call.org, ""))
         answer = call.answer or {}
         here = call.org, call.workspace_id
@@ -134,7 +134,7 @@ class _Splitter:
             yield child
             yield from self._descendants(child)
 
-    # The parts of a call.
+    # The second pass splits the calls.
 
     def _split(self, call: Call) -> None:
         here = call.org, call.workspace_id
@@ -209,7 +209,7 @@ class _Splitter:
             self._sweep(call, task)
 
     def _sweep(self, call: Call, task: str, *, is_optional: bool = False) -> None:
-        """Adds the cancellation of the descendants that have not ended."""
+        """Adds the cancellation of the task's descendants that have not ended."""
         effect = Effect.ASK if is_optional else Effect.SWEEP
         for each in self._descendants(task):
             self._effect(call, self._workspaces[each], effect, each, is_optional=is_optional)
@@ -229,7 +229,7 @@ class _Splitter:
                     self._facts(call, place, Fact("all asked"))
 
     def _listed(self, call: Call, here: Place, answer: Mapping[str, Any]) -> None:
-        """All tasks of a page have the state of one moment."""
+        """Adds the facts of a list as one operation: the page shows all its tasks at one moment."""
         tasks = answer.get("tasks", ())
         facts = [fact for task in tasks for fact in _facts_of_task(task)]
         is_active = bool(call.arguments.get("active"))
@@ -245,7 +245,7 @@ class _Splitter:
             return
         task = str(call.arguments.get("task_id", ""))
         if call.error == _GONE and call.name == "DeleteWorkspace":
-            # Deleting a deleted workspace succeeds, so this answer is always wrong.
+            # This answer is always wrong, because the deletion of a deleted workspace succeeds.
             self._facts(call, here, Fact("never"))
         elif call.error == "workspace_busy":
             self._facts(call, here, Fact("active", str(call.details.get("task_id", ""))))
@@ -255,7 +255,7 @@ class _Splitter:
             self._facts(call, here, Fact(name))
 
     def _unreachable(self, call: Call, here: Place) -> bool:
-        """Whether the call was recorded, but its agent could not be reached."""
+        """Whether the call took effect although its agent was unreachable. Adds the effect."""
         task = str(call.details.get("task_id", ""))
         is_recorded = str(call.details.get("intent_recorded")).lower() == "true"
         if call.name == "SubmitTask" and call.error == "agent_unreachable":
@@ -269,7 +269,7 @@ class _Splitter:
         return is_recorded
 
     def _lost(self, call: Call, here: Place) -> None:
-        """Adds the effect that the call may have had."""
+        """Adds the effect that the call may have had, as an optional operation."""
         match call.name:
             case "SubmitTask":
                 self._effect(call, here, Effect.SUBMIT_UNKNOWN, is_optional=True)
@@ -292,7 +292,7 @@ class _Splitter:
                 self._everywhere(call, Effect.RELEASE, is_optional=True)
 
     def _seen(self, place: Place, event: Mapping[str, Any], at: float, source: object) -> None:
-        """Adds the facts of the event, which are true from then on."""
+        """Adds what the event says about its task at the time `at`."""
         if task := event.get("task_id"):
             fact = Fact("submitted", task)
             if event["type"] == "task_submitted":
@@ -300,15 +300,16 @@ class _Splitter:
             if event["type"] == "task_completed":
                 fact = Fact("ended", task, event["task_completed"]["status"])
             elif event["type"] == "task_cancel_requested":
-                # The task may have ended since then, but only as cancelled.
+                # The task may already have ended, but only as `cancelled`.
                 fact = Fact("asked or ended", task, CANCELLED)
             self.claims.operations[place].append(Operation(source, at, at, facts=(fact,)))
 
     def _places(self, call: Call) -> list[Place]:
-        """The places of the organization where the call may have an effect that an answer shows.
+        """The places of the organization in which an answer may show an effect of the call.
 
-        A workspace is created only while there is no hold, so what was before has no effect on it.
-        After the last call on a deleted workspace, no answer shows an effect on it.
+        A workspace is created only while there is no hold. So a call that was over before the
+        creation has no effect on the workspace. After the last call on a deleted workspace, no
+        answer shows an effect on it.
         """
         return [
             place
@@ -355,7 +356,7 @@ def _of(call: Call, name: str) -> list[Mapping[str, Any]]:
 
 
 def _task_of(call: Call) -> list[Mapping[str, Any]]:
-    """The task in the answer of CancelTask."""
+    """The task in the answer to CancelTask, if there is one."""
     return [each["task"] for each in _of(call, "CancelTask") if each.get("task")]
 
 

@@ -17,10 +17,10 @@ _NO_ORDER = "no order of the calls explains these answers"
 class Contradiction:
     """Answers that cannot all be right."""
 
-    # Empty if the answers are not about one workspace.
+    # Empty if the answers are not about a single workspace.
     workspace_id: str
     rule: str
-    # What callers saw, in the order of time.
+    # What callers saw, in order of time.
     seen: list[str]
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class Contradiction:
 
 
 def judge(history: History) -> list[Contradiction]:
-    """Finds what cannot be right. Reports _NO_ORDER at most once for each workspace."""
+    """Finds the contradictions. Reports _NO_ORDER at most once for each workspace."""
     split = claims(history)
     known = Known(frozenset(split.limited), split.seqs)
     found = [
@@ -48,7 +48,7 @@ def judge(history: History) -> list[Contradiction]:
 
 def _contradiction(place: Place, rule: str, seen: Sequence[Operation]) -> Contradiction:
     in_order = sorted(seen, key=lambda each: each.began)
-    # Several operations may belong to one call, which is shown once.
+    # Several operations may come from the same call. The call is shown only once.
     return Contradiction(place[1], rule, list(dict.fromkeys(str(each.source) for each in in_order)))
 
 
@@ -65,10 +65,10 @@ def _two_ends(operations: Sequence[Operation]) -> Iterator[tuple[str, list[Opera
 def _out_of_order(
     operations: Sequence[Operation], seqs: Mapping[str, int]
 ) -> Iterator[tuple[str, list[Operation]]]:
-    """Yields two submissions if the log has their tasks in another order than the calls."""
+    """Yields two submissions if the order of their tasks in the log contradicts the calls."""
     submissions = {each.task: each for each in operations if each.effect is Effect.SUBMIT}
     unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
-    # The earliest call that can have submitted a task without an answered submission.
+    # For a task without an answered submission: the earliest call that can have submitted it.
     lost = min(unknown, key=lambda each: each.began, default=None)
     tasks = {task for each in operations for task in each.tasks(known=True)}
     in_order = seqs_since_first(submissions, tasks, seqs)
@@ -91,14 +91,14 @@ def _out_of_order(
 
 
 def _with_submission(few: Sequence[Operation], operations: Sequence[Operation]) -> list[Operation]:
-    """If a single answer is wrong by itself, adds the submission of the answer's task."""
+    """If a single answer is wrong by itself, adds the submission of the task that it names."""
     tasks = {task for each in few for task in each.tasks()} if len(few) == 1 else ()
     submissions = [each for each in operations if each.effect is Effect.SUBMIT]
     return [*(each for each in submissions if each.task in tasks), *few]
 
 
 def _late_children(split: Claims) -> Iterator[Contradiction]:
-    """Yields children that were submitted after their parent was cancelled or had ended."""
+    """Yields children that were submitted although their parent was cancelled or had ended."""
     over: dict[str, Operation] = {}
     for operations in split.operations.values():
         for each in operations:
@@ -113,7 +113,7 @@ def _late_children(split: Claims) -> Iterator[Contradiction]:
 
 
 def _over(operation: Operation) -> Iterator[str]:
-    """The tasks that were cancelled or had ended, according to the operation."""
+    """The tasks that, according to the operation, were cancelled or had ended."""
     if operation.effect in (Effect.ACCEPT, Effect.ASK, Effect.SWEEP) and not operation.is_optional:
         yield operation.task
     for fact in operation.facts:

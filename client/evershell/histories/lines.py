@@ -47,7 +47,7 @@ class Call:
         return ", ".join(shown) or "success"
 
 
-# The fields of an answer that a printed call shows.
+# The fields of an answer that are shown when a call is printed.
 _SHOWN = ("outcome", "task_id", "id", "status", "current_task_id", "cancel_requested_at", "on_hold")
 
 
@@ -100,6 +100,6 @@ def read(paths: Iterable[Path]) -> History:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for text in file:
-            # The last line is incomplete if its process was killed.
+            # The last line is incomplete if the process that wrote it was killed.
             if text.endswith("\n"):
                 yield json.loads(text)

@@ -1,7 +1,7 @@
 """The sequential model of one workspace: what each call does to it, and which answers are right.
 
-A workspace has one task at a time. Who asks first to cancel it gets `accepted`. A task that was
-asked to end ends `cancelled`, and no other task does.
+A workspace has one task at a time. The first caller who cancels the task gets `accepted`. A task
+ends `cancelled` if, and only if, its cancellation is recorded.
 """
 
 import math
@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 CANCELLED = "cancelled"
 TERMINAL = frozenset({"completed", "failed", CANCELLED, "delivery_failed"})
-# The task of a submission that was not answered, if no other call names it.
+# Stands for a task whose submission was not answered and that no other call names.
 UNKNOWN = "?"
 
 
 class Phase(Enum):
     """The phase of the task that was submitted last."""
 
-    # Also the phase before the first task.
+    # This is also the phase before the first task.
     ENDED = 0
     RUNNING = 1
     # The task runs, and its cancellation is recorded.
@@ -31,24 +31,24 @@ class State(NamedTuple):
 
     task: str = ""
     phase: Phase = Phase.ENDED
-    # The ended tasks that an open or later operation names.
+    # The ended tasks that are named by an operation that is open or has not begun.
     ended: frozenset[str] = frozenset()
     held: bool = False
     deleted: bool = False
 
 
 class Effect(Enum):
-    """What a call does. The task is empty if the call names none."""
+    """What a call does. If the call names no task, the operation's task is empty."""
 
     SUBMIT = "submit"
     SUBMIT_UNKNOWN = "submit unknown"
     # Records the first cancellation of the task.
     ACCEPT = "accept"
-    # Records a cancellation, or finds one recorded.
+    # Records a cancellation, unless one is recorded already.
     ASK = "ask"
-    # Like ASK, but does nothing if the task has ended. The task must exist.
+    # Cancels the task like ASK, but does nothing if the task has ended. The task must exist.
     SWEEP = "sweep"
-    # Records the cancellation of the task that runs, if one does.
+    # Records the cancellation of the task that runs, if there is one.
     STOP = "stop"
     DELETE = "delete"
     HOLD = "hold"
@@ -56,12 +56,12 @@ class Effect(Enum):
 
 
 class Fact(NamedTuple):
-    """A fact that an answer tells about a workspace at one moment."""
+    """What an answer says about a workspace at one moment."""
 
     # A key of FACTS.
     name: str
     task: str = ""
-    # How the task ended, if the answer says that.
+    # How the task ended, if the answer says how.
     status: str = ""
 
 
@@ -90,21 +90,22 @@ FACTS: Mapping[str, Callable[[State, str], bool]] = {
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """What a call does to one workspace (an effect), or says about it (facts)."""
+    """What a call does to one workspace (its effect), or says about it (its facts)."""
 
-    # The call, or the event that a watcher or a webhook got.
+    # The call, or an event that a watcher or a webhook got.
     source: object
     began: float
     ended: float
     effect: Effect | None = None
     task: str = ""
     facts: tuple[Fact, ...] = ()
-    # Whether the call may have had no effect.
+    # Whether it is possible that the call had no effect.
     is_optional: bool = False
 
     def tasks(self, *, known: bool = False) -> Iterator[str]:
-        """The tasks that the operation names. With `known`, leaves out tasks that the answer calls
-        missing.
+        """The tasks that the operation names.
+
+        With `known`, leaves out tasks that are missing according to the answer.
         """
         if self.task:
             yield self.task
@@ -123,7 +124,7 @@ class Known:
 
     # The tasks that the service itself may cancel.
     limited: frozenset[str] = frozenset()
-    # The `seq` of the event with which each task began. It is known if a caller got the event.
+    # The `seq` of each task's `task_submitted` event, if a caller got this event.
     seqs: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -131,32 +132,32 @@ class Known:
 class Tasks:
     """What is known about the tasks of a workspace, from all its operations."""
 
-    # How each task ended, if an answer says that.
+    # How each task ended, if an answer says how.
     status: dict[str, str] = field(default_factory=dict)
     # The tasks that the service itself may cancel.
     limited: frozenset[str] = frozenset()
-    # Maps each task without an answered submission to the end of the first operation that names it.
-    # Tasks whose `seq` is known come in the order of their `seq`.
+    # For each task without an answered submission: the earliest end of an operation that names it.
+    # Tasks with a known `seq` come first, in the order of their `seq`.
     orphans: dict[str, float] = field(default_factory=dict)
-    # What seqs_since_first returns.
+    # The result of seqs_since_first.
     seqs: Mapping[str, int] = field(default_factory=dict)
-    # How many open or later operations name each task.
+    # For each task: how many operations that are open, or have not begun, name it.
     uses: dict[str, int] = field(default_factory=dict)
 
 
 def seqs_since_first(
     submitted: Iterable[str], tasks: Iterable[str], seqs: Mapping[str, int]
 ) -> dict[str, int]:
-    """The known `seq` of each task, from the first answered submission on.
+    """The known `seq` of each task, without tasks older than the first answered submission.
 
-    Tasks with a lower `seq` may be from before the history, so no call of it has to explain them.
+    Those tasks may be from before the history, so no call in the history must explain them.
     """
     first = min((seqs[task] for task in submitted if task in seqs), default=math.inf)
     return {task: seqs[task] for task in tasks if task in seqs and seqs[task] >= first}
 
 
 def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
-    """The states after the operation's effect; none if it cannot have that effect now."""
+    """The states after the operation's effect; none if the effect is impossible in this state."""
     task, phase = operation.task, state.phase
     match operation.effect:
         case Effect.SUBMIT if _is_free(state) and not _is_submitted(task, state):
@@ -184,14 +185,14 @@ def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
 
 
 def possible_tasks(submission: Operation, tasks: Tasks) -> Iterator[str]:
-    """The named tasks that a submission without an answer may have created."""
+    """The tasks that a submission without an answer may have created, if other calls name them."""
     for orphan, named in tasks.orphans.items():
         if submission.began <= named and tasks.uses[orphan]:
             yield orphan
 
 
 def by_itself(state: State, tasks: Tasks) -> Iterator[State]:
-    """The states after a change that needs no call: the task ends, or reaches a limit."""
+    """The states after a change without a call: the task ends, or reaches a limit."""
     if state.phase is Phase.ENDED:
         return
     status = tasks.status.get(state.task, "")
@@ -208,7 +209,7 @@ def _is_submitted(task: str, state: State) -> bool:
 
 
 def _is_next(task: str, state: State, tasks: Tasks) -> bool:
-    """Whether no task that began before this one, by their events, is still to be submitted."""
+    """Whether all tasks with a lower `seq` have been submitted in this state."""
     seq = tasks.seqs.get(task)
     if seq is None:
         return True

@@ -14,37 +14,37 @@ class Recorder:
     """Writes the calls of one process. Threads may share it."""
 
     def __init__(self, path: Path, since: float = 0.0) -> None:
-        """Counts times from `since`, which is a time of the monotonic clock."""
-        # Python does not buffer the lines, so no line is lost if the process is killed.
+        """Records times relative to `since`, a time of the monotonic clock."""
+        # Each line is written at once, so no line is lost if the process is killed.
         self._file = path.open("a", buffering=1)
         self._serial = itertools.count(1)
         self._writing = threading.Lock()
         self._since = since
 
     def begin(self, caller: str, call: str, arguments: Mapping[str, Any], *, org: str = "") -> str:
-        """Notes that the call begins. Returns its id."""
+        """Records that a call begins. Returns the id of the call in the history."""
         call_id = f"{os.getpid()}.{next(self._serial)}"
         begun = {"caller": caller, "org": org, "call": call, "arguments": arguments}
         self._write({"id": call_id} | begun)
         return call_id
 
     def answer(self, call_id: str, answer: Mapping[str, Any], request_id: str = "") -> None:
-        """Notes a success. The request id is the one that the service has given the call."""
+        """Records the answer to a call that succeeded. The service has made the request id."""
         self._write({"id": call_id, "request_id": request_id, "answer": answer})
 
     def fail(
         self, call_id: str, error: str, details: Mapping[str, Any], request_id: str = ""
     ) -> None:
-        """Notes an error. If it is not a slug, the service gave no answer."""
+        """Records an error. An error that is not a slug means that the service gave no answer."""
         failed = {"request_id": request_id, "error": error, "details": details}
         self._write({"id": call_id} | failed)
 
     def message(self, call_id: str, message: Mapping[str, Any]) -> None:
-        """Notes a message of a stream."""
+        """Records a message of a stream."""
         self._write({"id": call_id, "message": message})
 
     def deliver(self, webhook_id: str, event: Mapping[str, Any]) -> None:
-        """Notes what a webhook has received."""
+        """Records an event that a webhook has received."""
         self._write({"webhook_id": webhook_id, "delivery": event})
 
     def close(self) -> None:

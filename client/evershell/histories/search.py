@@ -1,11 +1,11 @@
 """Looks for an order of the operations of a workspace in which every answer is right.
 
-This is Wing and Gong's linearizability search with Lowe's memoization. It goes through the
-beginnings and ends of operations in the order of time. It keeps pairs: a state, and the set of open
-operations that have had their effect. A pair that two orders reach is followed only once. When an
-operation ends, the pairs in which it cannot have had its effect are dropped. If no pair is left,
-there is no order. The costs depend on how many operations overlap: while none is open, the pairs
-differ only in their states.
+This is Wing and Gong's linearizability search with Lowe's memoization. The search goes through the
+beginnings and ends of operations in order of time. It keeps pairs of a state and the set of open
+operations that have had their effect. A pair that several orders reach is followed only once. When
+an operation ends, the search drops the pairs in which it cannot have had its effect. If no pair is
+left, there is no order. The cost depends on how many operations overlap: while no operation is
+open, the pairs differ only in their states.
 """
 
 import math
@@ -24,13 +24,13 @@ from evershell.histories.model import (
     seqs_since_first,
 )
 
-# A state, and the set of open operations that have happened, as a bit mask.
+# A state, and a bit mask of the open operations that have happened.
 _Pair = tuple[State, int]
 _NOTHING = Known()
 
 
 def unexplained(operations: Sequence[Operation], known: Known = _NOTHING) -> Operation | None:
-    """The first operation whose answer no order explains; None if there is an order for all."""
+    """The first operation whose answer no order explains; None if an order explains all answers."""
     return _Search(operations, known).run()
 
 
@@ -40,10 +40,10 @@ class _Search:
         self._tasks = _tasks(operations, known)
         unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
         since = min((each.began for each in unknown), default=math.inf)
-        # Tasks from before the history, which none of its submissions can have created.
+        # Tasks that existed before the history: no submission in it can have created them.
         older = frozenset(task for task, named in self._tasks.orphans.items() if named < since)
         self._pairs: set[_Pair] = {(State(ended=older), 0)}
-        # The open operations, by bit.
+        # The open operations by their bits.
         self._facts: dict[int, Operation] = {}
         self._effects: dict[int, Operation] = {}
         self._free_bits: list[int] = []
@@ -97,7 +97,7 @@ class _Search:
         }
 
     def _happened(self, bit: int) -> set[_Pair]:
-        """Follows each pair until the operation has happened. Returns the pairs at this point."""
+        """Extends each pair until the operation has happened. Returns the resulting pairs."""
         found = {pair for pair in self._pairs if pair[1] & bit}
         left = deque(pair for pair in self._pairs if not pair[1] & bit)
         if not left:
@@ -123,7 +123,7 @@ class _Search:
         for new in by_itself(state, self._tasks):
             yield new, self._noted(new, done)
         for group in groups:
-            # If several operations have the same effect, tries only the operation that ends first.
+            # Of several operations with the same effect, tries only the operation that ends first.
             bit = next((each for each in group if not done & each), 0)
             if not bit:
                 continue
@@ -133,15 +133,16 @@ class _Search:
                     yield new, self._noted(new, done | bit)
 
     def _noted(self, state: State, done: int) -> int:
-        """Marks the open facts that are true now as seen: to wait longer has no advantage."""
+        """Marks the open facts that are true now as happened: waiting has no advantage."""
         for bit, operation in self._facts.items():
             if not done & bit and operation.holds(state):
                 done |= bit
         return done
 
     def _alike(self) -> Iterator[list[int]]:
-        """Groups the open effects: optional effects that change the state in the same way share a
-        group.
+        """Groups the open effects.
+
+        Optional effects that change the state in the same way are in the same group.
         """
         groups: dict[object, list[int]] = {}
         for bit, operation in self._effects.items():
@@ -153,11 +154,11 @@ class _Search:
             yield sorted(group, key=lambda bit: self._effects[bit].ended)
 
     def _optional(self) -> int:
-        """The bits of the open optional effects."""
+        """The bits of the optional effects that are open."""
         return sum(bit for bit, each in self._effects.items() if each.is_optional)
 
     def _best(self, pairs: set[_Pair], optional: int) -> set[_Pair]:
-        """Drops each pair that another pair can replace."""
+        """The pairs without those that another pair can replace."""
         by_state: dict[State, list[int]] = {}
         for state, done in pairs:
             by_state.setdefault(state, []).append(done)
@@ -170,10 +171,10 @@ class _Search:
 
 
 def _is_as_good(other: int, done: int, optional: int) -> bool:
-    """Whether a pair replaces another one with the same state.
+    """Whether a pair with the operations `other` can replace a pair with the operations `done`.
 
-    In the other pair, at least the same required operations have happened, and no additional
-    optional operations.
+    Both pairs have the same state. `other` must have all required operations of `done`, and no
+    optional operation that `done` does not have.
     """
     return not done & ~optional & ~other and not other & optional & ~done
 
@@ -201,9 +202,9 @@ def _tasks(operations: Iterable[Operation], known: Known) -> Tasks:
 
 
 def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
-    """Reduces a set of answers that no order explains to a smallest part that no order explains.
+    """Reduces the answers that no order explains to a smallest set that no order explains.
 
-    The calls of the other answers still count: they may have had their effects.
+    The calls whose answers are left out may still have had their effects.
     """
     last = unexplained(operations, known)
     assert last is not None, "there is an order"
@@ -225,7 +226,7 @@ def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
 
 
 def _without(begun: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
-    """The operations without the answers that are not in `kept`."""
+    """The operations, in which calls whose answer is not in `kept` have no answer."""
     wanted = {id(each) for each in kept}
     return [
         each

@@ -8,14 +8,14 @@ from typing import Any
 from evershell.histories.claims import Seen
 from evershell.histories.lines import Call, Delivery, History
 
-# A rule, and the operations that contradict it.
+# A rule, and the calls or events that violate it.
 Contradiction = tuple[str, list[object]]
 _Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An entry of a log, as it was first seen."""
+    """An entry of a log, as a watcher or a webhook first got it."""
 
     source: object
     event: Mapping[str, Any]
@@ -40,7 +40,7 @@ def contradictions(history: History) -> Iterator[Contradiction]:
 
 
 def _watched(call: Call, log: dict[int, _Entry]) -> Iterator[Contradiction]:
-    """A stream must begin after `after`, and have every entry once and in order."""
+    """Checks that a stream begins after `after`, and has every entry once and in order."""
     last, before = int(call.arguments.get("after", 0)), None
     for at, message in call.messages:
         if "event" not in message:
@@ -72,7 +72,7 @@ def _ends_once(log: list[_Entry]) -> Iterator[Contradiction]:
 
 
 def _delivered(history: History, logs: dict[str, dict[int, _Entry]]) -> Iterator[Contradiction]:
-    # The deliveries to a webhook, by workspace and task.
+    # The deliveries to each webhook, by workspace and task.
     got: dict[str, dict[tuple[str, str], list[Delivery]]] = defaultdict(lambda: defaultdict(list))
     for delivery in history.deliveries:
         event = delivery.event
