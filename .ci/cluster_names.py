@@ -1,12 +1,12 @@
-"""Writes the names of Services for dnsmasq, as the DNS of a cluster has them.
+"""Writes the names of Services to a file for dnsmasq, which answers like the DNS of a cluster.
 
     cluster_names.py FILE PID CACHE_SECONDS
 
-A Service without its own address stands for its ready pods. A new name appears at once. A change
-appears CACHE_SECONDS later, because the DNS of many clusters keeps answers for that long. PID is
-the process id of dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the address of the API
-server and a token. While the API server does not answer, the names stay. The program ends with
-dnsmasq or with its parent.
+The name of a Service without its own address leads to its ready pods. A new name appears
+immediately. A changed address appears CACHE_SECONDS later, because the DNS of many clusters caches
+answers for that long. PID is the process id of dnsmasq, which reads FILE again at SIGHUP.
+KUBECONFIG has the address of the API server and a token. While the API server does not answer, the
+names stay the same. The program ends when dnsmasq or its own parent ends.
 """
 
 import json
@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.5
 _CALL_SECONDS = 5.0
 _DOMAIN = "svc.cluster.local"
 
-# The addresses of each name.
+# Maps each name to its addresses.
 Names: TypeAlias = dict[str, list[str]]
 
 
@@ -69,16 +69,15 @@ def _ready(endpoints: dict[str, Any]) -> list[str]:
 
 
 def main(path: Path, pid: int, cache_seconds: float) -> None:
-    """Runs until dnsmasq or the parent of this process has ended."""
+    """Runs until dnsmasq, or the parent of this process, has ended."""
     published: Names = {}
-    # What was read, oldest first, with its time. A cache may still answer what the first entry
-    # says.
+    # What was read at which time, oldest first. A cache may still answer with the first entry.
     history: list[tuple[float, Names]] = []
     parent = os.getppid()
     with connect() as api:
         while os.getppid() == parent and _runs(pid):
             now = time.monotonic()
-            # The API server may be restarting.
+            # The call may fail, because the API server may be restarting.
             with suppress(httpx.HTTPError):
                 history.append((now, read(api)))
             while len(history) > 1 and history[1][0] <= now - cache_seconds:

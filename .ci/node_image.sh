@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Writes a docker archive with the images that the tests of pods and of the Compose file need, without a registry:
+# Builds the images that the tests of pods and of the Compose file need, and writes them to a docker archive. Needs
+# no registry:
 #   .ci/node_image.sh ARCHIVE
 # - evershell:1, from deploy/Containerfile, on Debian's Python
 # - own-agent:1, from the Containerfile in docs/your-agent.md
-# - postgres:18, with the PostgreSQL 18 of the package index, in place of the image of this name
+# - postgres:18, with PostgreSQL 18 from the package index, in place of the official image
 # - localhost/pause:1
 # Needs root, mmdebstrap, podman and Go.
 set -euo pipefail
@@ -12,18 +13,18 @@ if [[ -z ${OWN_MOUNTS:-} ]]; then
   OWN_MOUNTS=1 exec unshare --mount --propagation private "$(realpath "$0")" "$archive"
 fi
 cd "$(dirname "$0")/.."
-# If both versions of cgroups are mounted, Podman would use the controllers of both.
+# If both versions of cgroups were mounted, Podman would use the controllers of both.
 export PODMAN_IGNORE_CGROUPSV1_WARNING=1
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 work=$(mktemp -d)
-# Does not remove what an interrupted build has mounted.
+# If a build was interrupted, its mounts may remain. Does not delete the files in them.
 trap 'rm -rf --one-file-system "$work"' EXIT
 images() {
   podman --root "$work/images" --runroot "$work/run" --storage-driver overlay --cgroup-manager cgroupfs "$@"
 }
 build() {
-  # Podman asks for more processes and files than may be allowed. The package index may have a certificate of
-  # this machine's authorities.
+  # Podman would ask for more processes and files than this machine may allow. The certificate of the package index
+  # may be issued by an authority that only this machine knows.
   images build --quiet --isolation chroot --pull=never --ulimit "nproc=$(ulimit -Hu)" --ulimit "nofile=$(ulimit -Hn)" \
     --volume /etc/ssl/certs:/etc/ssl/certs:ro "$@" >/dev/null
 }
@@ -40,7 +41,7 @@ build --tag docker.io/library/own-agent:1 "$work/own-agent"
 mkdir "$work/postgres"
 cat >"$work/postgres/serve" <<'P'
 #!/bin/sh
-# Does what the image postgres does with these variables.
+# Handles these environment variables like the official image.
 set -e
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   echo "$POSTGRES_PASSWORD" >/tmp/password

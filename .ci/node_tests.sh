@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs tests/deploy/long/node on its own node, with these options of pytest. The tests of the
-# manifests run in parallel with the tests of single pods, because they mostly wait. The test that
-# stops the kubelet runs afterwards.
+# Runs the tests in tests/deploy/long/node on their own node. Passes its arguments to pytest. The
+# tests of the manifests mostly wait, so they run in parallel with the tests of single pods. The test
+# that stops the kubelet runs last.
 set -euo pipefail
 tests=tests/deploy/long/node silent=$tests/test_silent_node.py manifests=$tests/test_deployment.py
 run=(.venv/bin/python -m pytest --durations=10)

@@ -2,9 +2,9 @@
 
     pod_sandboxes.py SOCKET
 
-An older kubelet removes them once a minute, and a deleted pod is gone only then. A sandbox that has
-ended is removed when the kubelet has removed its containers, and therefore knows how they ended.
-SOCKET is the socket of containerd. The program ends with its parent.
+An older kubelet removes them only once a minute, and until then, a deleted pod still exists. This
+program removes an ended sandbox once the kubelet has removed its containers. By then, the kubelet
+knows how they ended. SOCKET is the socket of containerd. The program ends when its parent ends.
 """
 
 import os
@@ -28,7 +28,7 @@ def main(socket: str) -> None:
     with grpc.insecure_channel(f"unix:{socket}") as channel:
         runtime = services.RuntimeServiceStub(channel)
         while os.getppid() == parent:
-            # containerd may be busy. The kubelet may have removed the same sandbox.
+            # A call may fail: containerd may be busy, or the kubelet has removed the sandbox.
             with suppress(grpc.RpcError):
                 _remove_ended(runtime)
             time.sleep(_POLL_SECONDS)

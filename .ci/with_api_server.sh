@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command with a Kubernetes API server without nodes; KUBECONFIG is set:
+# Runs a command with its own Kubernetes API server, which has no nodes, and sets KUBECONFIG:
 #   .ci/with_api_server.sh FOLDER COMMAND...
-# FOLDER has the programs etcd and kube-apiserver. Everything listens on loopback. Needs the environment .venv.
-# With API_AUDIT_LOG, the API server writes a line for each call to that file.
+# FOLDER contains the programs etcd and kube-apiserver. Everything listens on loopback. Needs the environment .venv.
+# If API_AUDIT_LOG names a file, the API server writes a line to it for each call.
 set -euo pipefail
 programs=$1
 python=$(dirname "$0")/../.venv/bin/python
@@ -16,7 +16,7 @@ stop() {
 }
 trap stop EXIT
 
-# Two ports for etcd, one for the API server.
+# Chooses two ports for etcd and one for the API server.
 read -r client peer port < <(cd "$(dirname "$0")/.." &&
   .venv/bin/python -c 'from tests.support.ports import free_ports; print(*free_ports(3))')
 "$python" - "$state/account.key" <<'P'

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Runs a command with its own Docker Engine, which has the images of an archive and does not ask a registry:
+# Runs a command with its own Docker Engine, which has the images of an archive and needs no registry:
 #   IMAGES=ARCHIVE .ci/with_docker.sh COMMAND...
-# The engine and the command have their own mount and network namespaces, and the engine's files are in memory, so nothing stays on the
-# machine. Needs root, iproute2 and docker.io, docker-cli, docker-compose of Debian.
+# The engine and the command have their own mount and network namespaces, and the engine's files are in memory. So
+# nothing stays on the machine. Needs root, and from Debian iproute2, docker.io, docker-cli and docker-compose.
 set -euo pipefail
 if [[ -z ${OWN_NAMESPACES:-} ]]; then
   OWN_NAMESPACES=1 exec unshare --mount --net --propagation private "$(realpath "$0")" "$@"
 fi
 export PATH=$PATH:/usr/sbin
 ip link set lo up
-# If both versions of cgroups are mounted, the engine would use the controllers of both.
+# If both versions of cgroups were mounted, the engine would use the controllers of both.
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 mount -t tmpfs tmpfs /run
 export DOCKER_HOST=unix:///run/docker.sock

@@ -3,8 +3,8 @@
 Usage: audit.py LOCK_FILE... -- AUDITOR...
 
 AUDITOR is the command of pip-audit; npm audits package-lock.json. Exits with 1 if a package has a
-known vulnerability that another version fixes, and with 2 if the audit failed. Exits with 0 if the
-advisories cannot be fetched, and says so, because a developer may be offline.
+known vulnerability that another version fixes, and with 2 if the audit failed. A developer may be
+offline: if the advisories cannot be fetched, prints this and exits with 0.
 """
 
 import json
@@ -61,7 +61,7 @@ def _audit_npm(lock: str) -> int:
             (f"{name}: {cause['severity']}, {cause['url']}", bool(each["fixAvailable"]))
             for name, each in report["vulnerabilities"].items()
             for cause in each["via"]
-            # A string is the name of a vulnerable dependency, which has its own entry in the
+            # A string names a vulnerable dependency. The dependency has its own entry in the
             # report.
             if isinstance(cause, dict)
         ],
@@ -79,7 +79,7 @@ def _audit_pip(lock: str, auditor: list[str]) -> int:
             stderr=subprocess.PIPE,
             text=True,
         )
-        # Without a report nothing was audited, even if the exit code says success.
+        # If there is no report, nothing was audited, even if the exit code means success.
         text = report.read_text() if report.exists() else ""
     if text:
         return _read_pip(lock, text)
@@ -95,7 +95,7 @@ def _read_pip(lock: str, report: str) -> int:
     dependencies = json.loads(report)["dependencies"]
     skipped = [each["name"] for each in dependencies if "skip_reason" in each]
     if len(skipped) == len(dependencies):
-        # A mirror of the package index may have no advisories at all.
+        # The package index may be a mirror that has no advisories at all.
         print(f"{lock}: not audited, because the index has advisories for none of its packages")
         return 0
     not_audited = f" (not audited: {', '.join(skipped)})" if skipped else ""

@@ -1,7 +1,7 @@
-"""Writes the generated files of deploy/chart, and deploy/kustomize from the chart.
+"""Writes the generated files of deploy/chart, and renders the chart to deploy/kustomize.
 
-`make gen` runs it. --check compares instead of writing; --without-manifests leaves out what needs
-Helm.
+`make gen` runs it. --check compares instead of writing. --without-manifests leaves out
+deploy/kustomize, which needs Helm.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from evershell.version import VERSION
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "chart"
 KUSTOMIZE = ROOT / "deploy" / "kustomize"
-# Settings that values.yaml cannot set: they are in Secrets, or are ports in the templates.
+# Settings that values.yaml cannot set: they are in Secrets, or the templates have fixed ports.
 OWN = {
     *("DATABASE_URL", "DATABASE_SESSION_URL", "MIGRATION_DATABASE_URL", "OPENAI_API_KEY"),
     *("REST_PORT", "GRPC_PORT", "SERVER_PORT"),
 }
-# Only Helm runs hooks.
+# Turns the migration's hook off: only Helm runs hooks.
 VALUES = {"migrate": {"hook": False}}
 HEADER = "# Written by `make gen` from deploy/chart. Do not edit.\n"
 
@@ -45,7 +45,7 @@ def schema() -> str:
     document["properties"]["settings"] = {
         "type": "object",
         "additionalProperties": False,
-        # OpenTelemetry's SDK reads these settings itself.
+        # Settings that the SDK of OpenTelemetry reads itself.
         "patternProperties": {"^OTEL_": {"type": "string"}},
         "properties": {
             name.upper(): _property(each)
@@ -57,7 +57,7 @@ def schema() -> str:
 
 
 def _property(found: dict[str, Any]) -> dict[str, Any]:
-    # An optional path.
+    # Only optional paths have `anyOf`.
     if "anyOf" in found:
         return {"type": "string"}
     limits = ("type", "enum", "minimum", "exclusiveMinimum", "maximum")
@@ -65,7 +65,7 @@ def _property(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_lines(value: Any, indent: str = "") -> str:
-    """JSON in which an object is on one line if it fits."""
+    """Formats JSON: an object that fits on one line is on one line."""
     inline = json.dumps(value)
     if not isinstance(value, dict) or len(indent + inline) <= 98:
         return inline
@@ -76,7 +76,7 @@ def _in_lines(value: Any, indent: str = "") -> str:
 
 def manifests() -> dict[Path, str]:
     """The files of deploy/kustomize: the objects, and the settings for its generator."""
-    # Only `make gen` and the long tests install helm_python.
+    # Imported here, because only `make gen` and the long tests install this package.
     from helm_python import Chart
 
     with Chart.load(CHART) as chart:
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; compare")
     parser.add_argument("--without-manifests", action="store_true")
     options = parser.parse_args()
-    # The manifests are made from the other files, which must be written first.
+    # The manifests are rendered from the other files, so those must be written first.
     steps = [lambda: {CHART / "Chart.yaml": chart_yaml(), CHART / "values.schema.json": schema()}]
     if not options.without_manifests:
         steps.append(manifests)

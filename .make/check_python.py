@@ -1,6 +1,6 @@
-"""Refuses a Python that is too old or has no venv module, in one sentence.
+"""Exits with a short message if this Python is too old or has no venv module.
 
-Without this check, pip's resolver fails with a long error. This file also runs on Python 2.7, so it
+Without this check, pip would fail with a long error. This file must also run on Python 2.7, so it
 has no f-strings and no annotations.
 """
 
@@ -9,7 +9,7 @@ import sys
 
 
 def main(command):
-    """Exits with a message if this Python, which `command` started, cannot be used."""
+    """Exits with a message if this Python cannot be used. The user has started it as `command`."""
     if sys.version_info < (3, 11):
         version = ".".join(str(part) for part in sys.version_info[:3])
         sys.exit(

@@ -1,9 +1,9 @@
-"""Turns the checkout into the release VERSION, to be committed.
+"""Prepares the checkout for the commit of the release VERSION.
 
 Usage: cut.py VERSION
 
 Sets the version, dates the section of the changelog, and builds the wheel with which later versions
-are tested. May be repeated after a change.
+are tested. Can be run again after a change.
 """
 
 import re
@@ -18,7 +18,7 @@ CHANGELOG = ROOT / "CHANGELOG.md"
 MARK = "^<!-- (begin|end): written by `make gen` -->\n"
 _NPM = r'"name": "@evershell/client",\s+"version": "'
 PYTHON = "client/evershell/version.py"
-# The files that have the version, and the text before it.
+# The files that contain the version, with the text in front of it.
 VERSIONS = {
     PYTHON: r'^VERSION = "',
     "clients/typescript/package.json": _NPM,
@@ -30,14 +30,14 @@ def main() -> None:
     """Cuts the release that the argument names."""
     version = "".join(sys.argv[1:])
     (current,) = re.findall(r'^VERSION = "(.*)"', (ROOT / PYTHON).read_text(), re.MULTILINE)
-    # Checked before any file is changed.
+    # Checks the version before any file is changed.
     if not re.fullmatch(r"\d+\.\d+\.\d+", version) or _numbers(version) < _numbers(current):
         sys.exit(f"VERSION is {version!r}. It has to be three numbers, such as {current} or later.")
     heading = f"## [{version}]"
     if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")
         _replace(CHANGELOG, r"^## \[Unreleased\]", f"{heading} - {today}")
-    # Without these lines, `make gen` no longer changes the list, which now belongs to this release.
+    # Removes the lines, so that `make gen` no longer changes the list, which now is this release's.
     CHANGELOG.write_text(re.sub(MARK, "", CHANGELOG.read_text(), flags=re.MULTILINE))
     for name, before in VERSIONS.items():
         _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")

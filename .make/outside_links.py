@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the site has only docs/, so links to files outside of it become plain text."""
+"""A hook for mkdocs. Links to files outside docs/ become plain text: the site has only docs/."""
 
 import re
 from typing import Any
@@ -7,6 +7,6 @@ _OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+[^)]+\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The text of a page. `test_links.py` checks the links that are removed."""
+    """The text of a page without such links. `test_links.py` checks the removed links."""
     at_top = "/" not in page.file.src_uri
     return _OUTSIDE.sub(r"\1", markdown) if at_top else markdown

@@ -1,7 +1,6 @@
-"""Writes what docs/ takes from the code: settings, help, jobs, shares, models, decisions,
-layers.
+"""Writes the generated parts of docs/: settings, help, jobs, shares, models, decisions, layers.
 
-`make gen` runs it; `--check` compares instead of writing. `protos/generate.py` writes the page of
+`make gen` runs it. `--check` compares instead of writing. `protos/generate.py` writes the page of
 the errors.
 """
 
@@ -27,9 +26,9 @@ from evershell.app.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
-# `up` sets it for its programs. Operators do not set it.
+# Settings that `up` sets for its programs. Operators do not set them.
 INTERNAL = ("run_id",)
-# The first setting of each section. A section ends where the next one begins.
+# The first setting of each section. A section ends where the next section begins.
 SECTIONS = {
     "state_dir": "State and database",
     "rest_port": "Ports and workers",
@@ -96,7 +95,7 @@ def configuration() -> str:
 
 
 def default(field: FieldInfo) -> str:
-    """The default of a setting, as it is written in the environment."""
+    """The default of a setting, written as the value of an environment variable."""
     if field.default_factory is not None:
         return "by memory"
     value = field.default
@@ -189,7 +188,7 @@ def layers() -> str:
 
 
 def _box(name: str, x: int, y: int, width: int) -> list[str]:
-    """Draws a package, with the first line of its docstring."""
+    """Draws a package as a box, with the first line of its docstring."""
     docstring = ast.get_docstring(ast.parse((SERVER / name / "__init__.py").read_text())) or ""
     lines = textwrap.wrap(docstring.split("\n")[0].rstrip("."), width // 7)
     middle = x + width // 2

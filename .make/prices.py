@@ -1,7 +1,7 @@
 """Generates server/evershell/app/prices.json, the prices of models, from the package genai-prices.
 
-The package takes 100 MB and half a second to import, so the service does not use it. A test
-compares what the service makes of the file with what the package computes.
+An import of the package takes 100 MB and half a second, so the service does not use it. A test
+compares the costs that the service computes from the file with the costs from the package.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def document() -> str:
     by_id = {provider.id: provider for provider in providers}
     listed = []
     for provider in providers:
-        # Given only the name of a model, the package searches only these providers.
+        # Skips providers that the package does not search if it is given only the name of a model.
         if provider.model_match is None:
             continue
         fallbacks = [by_id[each] for each in provider.fallback_model_providers or ()]
@@ -50,7 +50,7 @@ def document() -> str:
 def _model(model: Any) -> dict[str, Any]:
     """The entry of a model. A model without a price for tokens gets an entry without prices.
 
-    The entry is needed, because it takes precedence over later models that match the name.
+    Such an entry is needed: it takes precedence over later entries that match the same name.
     """
     prices = model.prices if isinstance(model.prices, list) else [model]
     periods = [_period(each) for each in prices]
@@ -70,7 +70,7 @@ def _period(conditional: Any) -> dict[str, Any]:
 
 
 def _in_utc(limit: date | time) -> str:
-    """A day, or a time of day without its zone, which must be UTC."""
+    """A day or a time of day as text. The zone of a time must be UTC, and is left out."""
     if isinstance(limit, time):
         if limit.utcoffset():
             raise ValueError(f"{limit} is not in UTC")
@@ -81,7 +81,7 @@ def _in_utc(limit: date | time) -> str:
 def _tiers(price: Any) -> list[tuple[int, int]]:
     if isinstance(price, Decimal):
         return [(0, _pico(price))]
-    # In the package, a tier begins with the token after its start.
+    # In the package, the first token of a tier is the token after `start`.
     return [(0, _pico(price.base)), *((each.start + 1, _pico(each.price)) for each in price.tiers)]
 
 

@@ -2,9 +2,10 @@
 
 Usage: release.py VERSION [--key KEY] [--base IMAGE] [--source URL] [--platform PLATFORM...]
 
-Writes them to dist/VERSION. They depend only on the commit: a second run writes equal bytes. KEY is
-a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
-each PLATFORM, by default for the platform of this machine. URL is where the source is available.
+Writes the files to dist/VERSION. They depend only on the commit, so a second run writes the same
+bytes. KEY is a private SSH key, which signs the checksums. With --base, podman builds an image on
+top of IMAGE for each PLATFORM, by default for the platform of this machine. URL is the address at
+which the source is available.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-# uv installs it when it runs: the environment has only what the service and its tests need.
+# uv installs this tool when it runs. The tool is not in the environment, which has only what the
+# service and its tests need.
 SBOM_TOOL = [BIN / "uv", "tool", "run", "--quiet", "--from", "cyclonedx-bom==7.5.0", "cyclonedx-py"]
 
 
@@ -84,7 +86,7 @@ def _build_packages(out: Path) -> None:
 
 
 def _compare_baseline(out: Path, version: str) -> None:
-    """Raises ReleaseError unless tests/releases has this wheel, for the tests of later versions."""
+    """Raises ReleaseError unless tests/releases, for tests of later versions, has this wheel."""
     name = f"evershell-{version}-py3-none-any.whl"
     baseline = ROOT / "tests" / "releases" / name
     if not baseline.exists() or baseline.read_bytes() != (out / name).read_bytes():
@@ -97,7 +99,7 @@ def _describe_packages(out: Path, version: str) -> None:
         python = Path(folder, "env", "bin", "python")
         _run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, python.parents[1])
         lock = ["--require-hashes", "-r", ROOT / "requirements.txt"]
-        # uv leaves lock files of packages that it builds.
+        # Sets TMPDIR, because uv leaves lock files of the packages that it builds.
         _run(BIN / "uv", "pip", "install", "--quiet", "--python", python, *lock, TMPDIR=folder)
         form = [
             "--output-reproducible",
@@ -106,12 +108,12 @@ def _describe_packages(out: Path, version: str) -> None:
             "-o",
             out / f"evershell-{version}.cdx.json",
         ]
-        # The tool cannot read a dynamic version.
+        # SBOM_TOOL cannot read a dynamic version.
         project = Path(folder, "pyproject.toml")
         static = (ROOT / "pyproject.toml").read_text()
         project.write_text(static.replace('dynamic = ["version"]', f'version = "{version}"'))
         _run(*SBOM_TOOL, "environment", python, "--pyproject", project, *form)
-        # The wheel has its own license, and the licenses of the packages in the console.
+        # Installs the wheel, too. It contains its own license and the licenses of the console.
         (wheel,) = out.glob("*.whl")
         _run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
         (out / "LICENSES.txt").write_text(_run(python, ROOT / ".make" / "licenses.py"))
@@ -121,7 +123,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
     tag = f"evershell:{version}"
     architecture = platform.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as context:
-        # The archive has only what is committed.
+        # The archive contains only what is committed.
         _run("git", "archive", "--output", f"{context}/source.tar", "HEAD")
         with tarfile.open(f"{context}/source.tar") as source:
             source.extractall(context, filter="data")
@@ -134,7 +136,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
         _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
     with tempfile.TemporaryDirectory() as folder:
         _run("podman", "save", "--quiet", "--format", "oci-dir", "--output", f"{folder}/image", tag)
-        # An archive written by podman would contain the modification times of its files.
+        # Writes the archive itself: podman would put modification times of files into it.
         with tarfile.open(out / f"evershell-{version}-{architecture}.oci.tar", "w") as archive:
             for path in sorted(Path(folder, "image").rglob("*")):
                 name = path.relative_to(f"{folder}/image")
@@ -151,7 +153,7 @@ def _dpkg_status(tag: str, file: Path) -> str:
 
 
 def _describe_image(out: Path, version: str, architecture: str, dpkg_status: str) -> None:
-    """Writes the SBOM (CycloneDX) of the image: its packages of Python and of Debian."""
+    """Writes the SBOM (CycloneDX) of the image, with its Python packages and Debian packages."""
     sbom = json.loads((out / f"evershell-{version}.cdx.json").read_text())
     sbom["metadata"]["component"]["type"] = "container"
     for paragraph in filter(None, dpkg_status.split("\n\n")):
@@ -177,7 +179,7 @@ def _package_chart(out: Path, version: str) -> None:
     with (
         target.open("wb") as file,
         gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
-        # The alerts and the dashboard are behind a link.
+        # `dereference`: the alerts and the dashboard are reached through a symbolic link.
         tarfile.open(fileobj=packed, mode="w", dereference=True) as archive,
     ):
         archive.add(ROOT / "deploy" / "chart", "evershell", filter=_without_owner)

@@ -62,7 +62,7 @@ well-behaved credential is known to use of one worker.
 
 @dataclass(frozen=True)
 class Row:
-    """A shared thing."""
+    """A row of the table: something that callers share."""
 
     thing: str
     total: str

@@ -4,8 +4,8 @@
     python .make/width.py COMMIT
     python .make/width.py COMMIT --about 'parent_not_running|ParentNotRunning'
 
-Leaves out the files that `make gen` writes (`linguist-generated` in .gitattributes), and files of
-which only the parts that it writes have changed (MARKED).
+Leaves out the files that `make gen` writes (`linguist-generated` in .gitattributes). Also leaves
+out a file if only the parts that `make gen` writes have changed (MARKED).
 """
 
 import argparse
@@ -22,7 +22,7 @@ MARKED = re.compile(
 
 
 def git(*arguments: str) -> str:
-    """What git prints; empty for a file that a commit does not have."""
+    """The output of git; empty if git fails, as for a file that a commit does not have."""
     return subprocess.run(
         ["git", *arguments],  # noqa: S607 - the reader's own git
         cwd=ROOT,
@@ -33,7 +33,7 @@ def git(*arguments: str) -> str:
 
 
 def by_hand(before: str, after: str, about: str | None) -> list[str]:
-    """The files with changed lines that match `about`."""
+    """The files that are written by hand and have changed lines that match `about`."""
     only = [f"-G{about}"] if about else []
     names = git("diff", "--name-only", "--no-renames", *only, before, after).splitlines()
     attributes = git("check-attr", "linguist-generated", "--", *names).splitlines()

@@ -3,7 +3,8 @@
     python issue.py                      makes a key, and jwks.json with its public half
     python issue.py ORG USER SCOPE...    prints a session token that is valid for a day
 
-Both work in the current folder. provider.jwk is the private key: anyone who has it can be any user.
+Both commands use the current folder. The private key is in provider.jwk. Anyone who has this file
+can act as any user.
 """
 
 import json
@@ -22,7 +23,7 @@ _PARAMETERS: KeyParameters = {"kid": "trial", "use": "sig", "alg": "ES256"}
 
 
 def provider_key() -> ECKey:
-    """The key in provider.jwk, which the first call makes."""
+    """The key in provider.jwk. Makes the key if the file does not exist."""
     path = Path("provider.jwk")
     if not path.exists():
         key = ECKey.generate_key("P-256", _PARAMETERS)
