@@ -25,7 +25,7 @@ OWN = {
     *("DATABASE_URL", "DATABASE_SESSION_URL", "MIGRATION_DATABASE_URL", "OPENAI_API_KEY"),
     *("REST_PORT", "GRPC_PORT", "SERVER_PORT"),
 }
-# Turns the migration's hook off: only Helm runs hooks.
+# Turns off the hook of the migration, because only Helm runs hooks.
 VALUES = {"migrate": {"hook": False}}
 HEADER = "# Written by `make gen` from deploy/chart. Do not edit.\n"
 

@@ -9,7 +9,7 @@ import sys
 
 
 def main(command):
-    """Exits with a message if this Python cannot be used. The user has started it as `command`."""
+    """Exits with a message if this Python, started as `command`, cannot be used."""
     if sys.version_info < (3, 11):
         version = ".".join(str(part) for part in sys.version_info[:3])
         sys.exit(

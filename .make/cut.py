@@ -37,7 +37,7 @@ def main() -> None:
     if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")
         _replace(CHANGELOG, r"^## \[Unreleased\]", f"{heading} - {today}")
-    # Removes the lines, so that `make gen` no longer changes the list, which now is this release's.
+    # The list now belongs to this release. Without the lines, `make gen` no longer changes it.
     CHANGELOG.write_text(re.sub(MARK, "", CHANGELOG.read_text(), flags=re.MULTILINE))
     for name, before in VERSIONS.items():
         _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")

@@ -47,7 +47,7 @@ def _names(package: metadata.Distribution) -> str:
         for each in fields.get_all("Classifier", [])
         if each.startswith("License ::")
     ]
-    # Takes the first line, because some packages put the whole text of the license into this field.
+    # Some packages put the whole text of the license into this field, so takes only its first line.
     declared = str(fields.get("License", "")).partition("\n")[0]
     return ", ".join(classified or [declared])
 

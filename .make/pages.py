@@ -216,8 +216,9 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def main() -> None:
-    """Writes the pages. With --check, prints the pages that have drifted, and exits with 1 if there
-    are any.
+    """Writes the pages.
+
+    With --check, prints the pages that have drifted, and exits with 1 if there are any.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; compare")

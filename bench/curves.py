@@ -16,7 +16,7 @@ _SIZES = {"few": "few events", f"{size.EVENTS:,}": f"{size.EVENTS:,} events"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A line of a picture and of its table."""
+    """A line in a picture. The picture's table has its values, too."""
 
     label: str
     unit: str

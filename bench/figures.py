@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Figures has the figures of one window by name. Round has the Figures of each window in a round.
+# `Figures` maps names to the figures of one window. `Round` maps windows to their Figures.
 Figures = Mapping[str, float]
 Round = Mapping[str, Figures]
 

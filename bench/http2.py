@@ -17,7 +17,7 @@ from hpack import Decoder, Encoder
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
-# Length (in two parts), type, flags and stream of a frame.
+# The header of a frame: its length (in two parts), type, flags and stream.
 _FRAME = struct.Struct(">HBBBI")
 _HEADER_TABLE_SIZE, _INITIAL_WINDOW_SIZE = 1, 4
 _MAX_WINDOW = 2**31 - 1

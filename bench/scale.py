@@ -1,7 +1,8 @@
-"""`make scale`: draws the pictures of docs/scale.md from bench.json, and writes its tables and the
-table of targets in docs/hot-path.md.
+"""`make scale`: draws the pictures of docs/scale.md from bench.json.
 
     python -m bench.scale
+
+Also writes the tables of docs/scale.md, and the table of targets in docs/hot-path.md.
 
 Rows in docs/scale/idle_fleet.jsonl, the output of `python -m bench.idle_fleet`, replace the rows of
 bench.json for idle agents. A picture is drawn even if some of its rows are missing. The document

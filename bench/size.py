@@ -105,7 +105,7 @@ def fill(database: psycopg.Connection[Any], workspaces: int) -> None:
             "events_of_task": _EVENTS_OF_TASK,
         }
         with database.transaction():
-            # Faster. If a crash loses the last transactions, the next build repeats them.
+            # Makes commits faster. If a crash loses the last ones, the next build repeats them.
             database.execute("SET LOCAL synchronous_commit = off")
             for statement in (_INSERT_WORKSPACES, _INSERT_TASKS, _INSERT_EVENTS):
                 database.execute(statement, values)

@@ -25,7 +25,7 @@ HTTP_ACCEPTED = 202
 
 
 class WrongStatusError(Exception):
-    """A call of a window had another status than the window expects."""
+    """A call of a window had a status that the window does not expect."""
 
 
 def cancel_body(workspace_id: str, *, include_descendants: bool = False) -> bytes:

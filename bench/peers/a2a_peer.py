@@ -40,7 +40,7 @@ class A2aPeer(Peer):
             with ThreadPoolExecutor(_ARM_CALLERS) as pool:
                 task_ids = list(pool.map(start, range(count)))
         with psycopg.connect(self._database_url) as connection:
-            # Until now, query plans were made for an empty table.
+            # Updates the statistics: the query plans so far are for an empty table.
             connection.execute("ANALYZE")
         return [self._request("CancelTask", {"id": task_id}, task_id) for task_id in task_ids]
 

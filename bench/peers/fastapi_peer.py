@@ -54,7 +54,7 @@ class FastApiPeer(Peer):
         with psycopg.connect(self._database_url) as connection:
             for statement in _ARM:
                 connection.execute(statement, [names])
-            # Until now, query plans were made for empty tables.
+            # Updates the statistics: the query plans so far are for empty tables.
             connection.execute("ANALYZE")
         return [
             HttpRequest(f"/v1/workspaces/ws_{name}/task/cancel", headers, b"", f"task_{name}")

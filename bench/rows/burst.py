@@ -52,7 +52,7 @@ def _around_a_burst(seconds: float) -> Measure:
 
 
 def _create(side: Side, address: str) -> None:
-    """Creates the workspaces at once. No controller starts their agents."""
+    """Creates the workspaces at the same time. No controller starts their agents."""
     request = workspace_service_pb2.CreateWorkspaceRequest(name="bench")
     connection = side.connect("CreateWorkspace", address=address)
     try:

@@ -44,7 +44,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _memory(setting: Setting, side: Side) -> Figures:
-    """Measures a new worker, because earlier windows have increased the memory of the others."""
+    """Measures a new worker, because earlier windows have increased the memory of other workers."""
     with (
         _agents(setting, _MANY) as many,
         side.second_worker(setting.folder / "signalling-worker.log") as (address, pid),

@@ -75,7 +75,7 @@ def _watched(measured: Measure, count: int = _WATCHERS) -> Measure:
 
 
 def _memory(method: str) -> Measure:
-    """Measures a new worker, because earlier windows have increased the memory of the others."""
+    """Measures a new worker, because earlier windows have increased the memory of other workers."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with side.second_worker(setting.folder / "watched-worker.log") as (address, pid):
@@ -112,7 +112,7 @@ def _watching(
 
 
 def _subscribe(connection: Connection, workspace_ids: list[str]) -> None:
-    """Watches each workspace after event 2, and waits until each stream has sent event 3."""
+    """Watches each workspace with `after` 2, and waits until each stream has sent event 3."""
     waiting = []
     for workspace_id in workspace_ids:
         # For StreamEvents, too: its request has the same fields.

@@ -1,4 +1,4 @@
-"""A real browser, for tests of pages, and of scripts on one site that call another site."""
+"""A real browser, for tests of pages and for tests of calls from one site to another."""
 
 import shutil
 from collections.abc import Iterator

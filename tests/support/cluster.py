@@ -1,6 +1,6 @@
 """A cluster of the embedded PostgreSQL, which is made once and then copied for each stack.
 
-Making a cluster takes a second. For most of it, initdb waits for the disk.
+It takes a second to make a cluster. For most of this time, initdb waits for the disk.
 """
 
 import fcntl

@@ -75,7 +75,7 @@ class Node:
         self._kill_at: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Acts until this call is cancelled."""
+        """Plays its part until this call is cancelled."""
         while True:
             with suppress(ApiError, UnreachableError):
                 pods, _ = await self._api.list("pods", LIMIT_SECONDS)

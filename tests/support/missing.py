@@ -1,4 +1,4 @@
-"""Makes a test that is skipped fail in CI, because CI installs every tool."""
+"""In CI, turns the skip of a test into a failure, because CI installs every tool."""
 
 import os
 from collections.abc import Generator
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
-# May be skipped in CI, too: a test whose reason begins with this text, because the case does not
-# exist for these parameters.
+# A skip whose reason begins with this text is allowed in CI, too: the case does not exist for some
+# parameters.
 NOT_APPLICABLE = "not applicable: "
 
 

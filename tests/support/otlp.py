@@ -29,7 +29,7 @@ class Receiver:
         return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
 
     def of(self, trace_id: str) -> list[tuple[str, Span]]:
-        """Returns the spans of a trace, each after the name of its service."""
+        """Returns pairs for the spans of a trace: the name of the service, and the span."""
         return [each for each in self._spans if each[1].trace_id.hex() == trace_id]
 
     def names(self, trace_id: str = "") -> list[tuple[str, str]]:

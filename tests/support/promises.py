@@ -215,7 +215,7 @@ def requests_are_recorded_once(history: History) -> Iterator[str]:
 
 
 def one_iteration_follows_a_request(history: History) -> Iterator[str]:
-    """After a cancellation, at most the current iteration completes, if the task has started."""
+    """After a cancellation, at most one iteration completes; none if the task has not started."""
     for task, log in history.logs_by_task():
         types = [event.type for event in log]
         if "task_cancel_requested" not in types:

@@ -1,4 +1,4 @@
-"""Searches what stacks leave behind for credentials.
+"""Searches for credentials in what stacks leave behind.
 
 When a stack of a test run stops, its output, its logs and the files of its state folder are
 searched. The run fails if a credential is found. tests/faults/long/secrets searches everything else

@@ -28,7 +28,7 @@ STOP_SECONDS = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 # The folders of a checkout that contain the packages.
 _SOURCES = ("server", "client", "gen", "envoy")
-# Not the generator of the random module, because other code may seed it.
+# Other code may seed the shared generator of the random module, so this is a separate one.
 _random = random.SystemRandom()
 
 
@@ -422,7 +422,7 @@ def _kill(state_dir: Path) -> None:
 
 
 def unique_seconds() -> str:
-    """Returns an argument for `sleep` of about a day, by which a test can find the process."""
+    """Returns a time for `sleep`: about a day, and unique, so that a test can find the process."""
     return f"86400.{_random.randrange(10**9):09}"
 
 

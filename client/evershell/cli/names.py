@@ -49,7 +49,7 @@ def _listed(workspaces: list[Workspace]) -> str:
 
 
 def unique_names(workspaces: Iterable[Workspace]) -> dict[str, Workspace]:
-    """By name, the workspaces that share their name with no other workspace."""
+    """Maps names to workspaces. Leaves out names that several workspaces have."""
     found: dict[str, list[Workspace]] = {}
     for each in workspaces:
         found.setdefault(each.name, []).append(each)

@@ -15,7 +15,7 @@ from evershell.cli.exit_codes import ExitCode
 from evershell.cli.terminal import OutputError, printable, say_lines, width, wrapped
 from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 
-# Longer words may be broken. Words of up to this length, such as ids, are never broken.
+# Words of up to this length, such as ids, are never broken. Longer words may be broken.
 _LONGEST_WORD = 31
 _UNLIMITED = 10_000
 # If no service has answered, these texts are printed before gRPC's own error text.

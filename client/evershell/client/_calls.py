@@ -106,8 +106,9 @@ def cancel_tasks(
     force_after: Seconds | None,
     dry_run: bool,
 ) -> Call[CancelTasksResult]:
-    """The call of CancelTasks. Raises ValidationError unless there is exactly one of a filter and
-    `everything`.
+    """The call of CancelTasks.
+
+    Raises ValidationError unless exactly one of `wanted` and `everything` is given.
     """
     if wanted is None and not everything:
         raise invalid("filter", "is missing; all=True cancels every task")
@@ -125,7 +126,7 @@ def cancel_tasks(
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
-    """Refuses empty fields: to the service, an empty list is the same as no list."""
+    """The message of the filter. Refuses empty fields: to the service, an empty list is no list."""
     fields = {each.name: getattr(wanted, each.name) for each in dataclasses.fields(wanted)}
     present = {name: value for name, value in fields.items() if value is not None}
     if not present:
@@ -172,7 +173,7 @@ def page(name: str, kind: type[R]) -> Callable[[Any, str], Page[R]]:
 
 
 def request(kind: type[M], **fields: Any) -> M:
-    """The request. Raises ValidationError, which names the field, if a value does not fit."""
+    """The request. Raises ValidationError with the name of the field if a value does not fit."""
     try:
         return kind(**fields)
     except ValueError:

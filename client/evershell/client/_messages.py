@@ -142,7 +142,7 @@ def _enum_reader(field: Any, kind: type[Enum], *, optional: bool) -> Reader:
 
 
 def _members(field: Any, kind: type[Enum]) -> dict[int, Enum]:
-    """The members by number, without zero and without values that this client does not know."""
+    """Maps the numbers of the enum to its members, without zero."""
     return {value.number: kind(value.name) for value in field.enum_type.values if value.number}
 
 

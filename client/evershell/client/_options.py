@@ -125,7 +125,7 @@ def check_token(token: str) -> str:
 
 
 def _trace_headers(traceparent: str | None) -> list[tuple[str, str]]:
-    """The headers of `traceparent`; if None, of OpenTelemetry's current span if there is one."""
+    """The headers of `traceparent`; without it, of OpenTelemetry's current span, if any."""
     if traceparent:
         return [("traceparent", traceparent)]
     # Does not import the module itself: a program that creates spans has already imported it.

@@ -13,7 +13,8 @@ from grpc_status import rpc_status
 from evershell.client.errors import BY_CODE, RULES, CallError
 
 T = TypeVar("T")
-# Over gRPC, the service sends all details as text. These are converted to the types that REST has.
+# Over gRPC, the service sends all details as text. The client converts the text to the types that
+# REST has.
 _BOOLEANS = {"true": True, "false": False}
 _LISTS = ("required",)
 
@@ -46,7 +47,7 @@ OnAnswer = Callable[[Answer], None]
 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:
-    """The error that the details of the status describe; without details, by the gRPC code."""
+    """The error that the status details describe; without details, the error for the code."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     # `from_call` raises ValueError if a proxy has replaced the code or the text of the status.
     try:
