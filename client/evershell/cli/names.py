@@ -49,7 +49,7 @@ def _listed(workspaces: list[Workspace]) -> str:
 
 
 def unique_names(workspaces: Iterable[Workspace]) -> dict[str, Workspace]:
-    """Maps names to workspaces. Leaves out names that several workspaces have."""
+    """Maps names to workspaces. Leaves out shared names, and names that look like ids."""
     found: dict[str, list[Workspace]] = {}
     for each in workspaces:
         found.setdefault(each.name, []).append(each)

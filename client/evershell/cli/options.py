@@ -24,7 +24,7 @@ class Call:
     client: Client
     target: Target
     as_json: bool
-    # The limit of each call, in seconds.
+    # The time limit of each call, in seconds.
     timeout: float
 
 

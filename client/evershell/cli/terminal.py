@@ -15,10 +15,11 @@ _LEAST_WIDTH = 20
 
 
 def printable(text: str, *, block: bool = False) -> str:
-    r"""The text, with visible escapes (`\x1b`, `\u202e`) for all characters that are not visible.
+    r"""The text with an escape (`\x1b`, `\u202e`) in place of each character that is not visible.
 
-    These are control and format characters (including bidirectional overrides), line separators,
-    and unassigned code points. `block` keeps newlines and tabs, for texts of several lines.
+    Such characters are control and format characters (including bidirectional overrides), line
+    separators, and unassigned code points. `block` keeps newlines and tabs, for texts of several
+    lines.
     """
     if text.isprintable():
         return text

@@ -63,7 +63,7 @@ class Verdict(IntEnum):
 
 
 class _Verify(click.Command):
-    """A command that exits with 2 after an error of click."""
+    """A command that exits with 2 if click raises an error."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

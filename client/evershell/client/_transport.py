@@ -23,8 +23,8 @@ from evershell.client.answers import from_rpc_error
 from evershell.client.endpoint import Endpoint, channel_options
 from evershell.client.errors import ClientClosedError, UnavailableError
 
-# If nothing arrives for this time, the stream is broken: without events, the service sends a heartbeat
-# every 15 s.
+# If nothing arrives for this time, the stream is broken: without events, the service sends a
+# heartbeat every 15 s.
 IDLE_SECONDS = 45.0
 _IDLE_CHECKS = 3
 

@@ -1,8 +1,8 @@
-"""Judges a history, which is what callers saw of the service, without knowledge of its code.
+"""Judges a history, which records what callers saw of the service.
 
-`python -m evershell.histories FILE…` reads files that a Recorder has written, and imports nothing
-of the service. Each line is a JSON object. `at` is the monotonic clock of the machine, in seconds,
-so the files of several processes of one machine are one history.
+`python -m evershell.histories FILE…` reads files that a Recorder has written. It does not import
+code of the service. Each line is a JSON object. `at` is the monotonic clock of the machine, in
+seconds, so the files of several processes on the same machine are one history.
 
     {"id": "7.1", "at": 1.0, "caller": "REST", "org": "", "call": "GetTask", "arguments": {…}}
     {"id": "7.1", "at": 1.2, "request_id": "…", "answer": {…}}  or "error": slug, "details": {…}

@@ -1,5 +1,6 @@
-"""`python -m evershell.histories FILE…`: judges files as one history. Exits with 1 if the history
-is wrong.
+"""`python -m evershell.histories FILE…`: judges files as one history.
+
+Exits with 1 if the history is wrong.
 """
 
 import sys

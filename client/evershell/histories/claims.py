@@ -60,7 +60,7 @@ class Claims:
     limited: set[str] = field(default_factory=set)
     # By task, the `seq` of its `task_submitted` event.
     seqs: dict[str, int] = field(default_factory=dict)
-    # The submission of each child task, and the id of its parent.
+    # For each child task: its submission, and the id of its parent.
     children: list[tuple[Operation, str]] = field(default_factory=list)
 
 

@@ -1,4 +1,4 @@
-"""Writes a history, line by line, so that it survives the end of its process."""
+"""Writes a history line by line, so that it is not lost if the process is killed."""
 
 import itertools
 import json

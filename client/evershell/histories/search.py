@@ -226,7 +226,7 @@ def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
 
 
 def _without(begun: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
-    """The operations, in which calls whose answer is not in `kept` have no answer."""
+    """The operations of `begun`. Those that are not in `kept` lose their answer."""
     wanted = {id(each) for each in kept}
     return [
         each
