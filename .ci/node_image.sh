@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images that the tests of pods and of the Compose file need, and writes them to a docker archive. Needs
-# no registry:
+# Builds the images that the tests of pods and of the Compose file need, and writes them to a docker
+# archive. Needs no registry:
 #   .ci/node_image.sh ARCHIVE
 # - evershell:1, from deploy/Containerfile, on Debian's Python
 # - own-agent:1, from the Containerfile in docs/your-agent.md
@@ -23,8 +23,8 @@ images() {
   podman --root "$work/images" --runroot "$work/run" --storage-driver overlay --cgroup-manager cgroupfs "$@"
 }
 build() {
-  # Podman would ask for more processes and files than this machine may allow. The certificate of the package index
-  # may be issued by an authority that only this machine knows.
+  # Podman would ask for more processes and files than this machine may allow. The certificate of
+  # the package index may be issued by an authority that only this machine knows.
   images build --quiet --isolation chroot --pull=never --ulimit "nproc=$(ulimit -Hu)" --ulimit "nofile=$(ulimit -Hn)" \
     --volume /etc/ssl/certs:/etc/ssl/certs:ro "$@" >/dev/null
 }

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Runs a command on the node of one_node.sh. First adds what other clusters have, but this node lacks: addresses of
-# Services (kube-proxy), their names (dnsmasq), a route from pods to the API server, and volumes.
+# Runs a command on the node of one_node.sh. First adds what other clusters have, but this node
+# lacks: addresses of Services (kube-proxy), their names (dnsmasq), a route from pods to the API
+# server, and volumes.
 #   one_node.sh .ci/node_services.sh COMMAND...
-# Needs kube-proxy on PATH, dnsmasq, iptables and kubectl. Everything lives in the namespaces of one_node.sh.
-# /run/kubelet.pid has the process id of the kubelet.
+# Needs kube-proxy on PATH, dnsmasq, iptables and kubectl. Everything lives in the namespaces of
+# one_node.sh. /run/kubelet.pid has the process id of the kubelet.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 state=$(dirname "$KUBECONFIG")
@@ -33,7 +34,8 @@ limited() {
   done
 }
 
-# Gives pods a default route, so that they reach more than their own bridge. containerd notices the new file.
+# Gives pods a default route, so that they reach more than their own bridge. containerd notices the
+# new file.
 cat >"$state/cni/10-test.conflist" <<C
 {"cniVersion": "0.4.0", "name": "test", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": {"type": "host-local",
@@ -48,8 +50,8 @@ start kube-proxy --kubeconfig "$KUBECONFIG" --hostname-override node1 --proxy-mo
   --healthz-bind-address 127.0.0.1:10256 --metrics-bind-address 127.0.0.1:10249 --conntrack-max-per-core 0 \
   --conntrack-tcp-timeout-established 0 --conntrack-tcp-timeout-close-wait 0
 
-# Adds the certificate of the API server's authority to the tokens of service accounts. It is the last certificate in
-# the chain.
+# Adds the certificate of the API server's authority to the tokens of service accounts. It is the
+# last certificate in the chain.
 awk '/BEGIN/ {pem = ""} {pem = pem $0 "\n"} END {printf "%s", pem}' "$state/certs/apiserver.crt" >"$state/ca.crt"
 start kube-controller-manager --controllers=serviceaccount-token --kubeconfig "$KUBECONFIG" --leader-elect=false \
   --root-ca-file "$state/ca.crt" --service-account-private-key-file "$state/sa.key" --port 0 --secure-port 0
@@ -64,14 +66,15 @@ python=$here/../.venv/bin/python
 start "$python" "$here/cluster_names.py" "$state/names" "$(<"$state/dnsmasq.pid")" $cache_seconds
 start "$python" "$here/pod_sandboxes.py" /run/containerd/containerd.sock
 
-# Starts the kubelet again, with the name server, and at an address at which the API server reaches it.
+# Starts the kubelet again, with the name server, and at an address at which the API server reaches
+# it.
 cp /etc/hosts "$state/hosts"
 echo "$address node1" >>"$state/hosts"
 mount --bind "$state/hosts" /etc/hosts
 sed -i 's/^address: .*/address: 0.0.0.0/' "$state/kubelet.yaml"
 printf 'clusterDNS: [%s]\nclusterDomain: cluster.local\n' "$address" >>"$state/kubelet.yaml"
-# Lets the kubelet make more calls. It checks each pod every second. With the default of 5 calls a second, its reports
-# would be late.
+# Lets the kubelet make more calls. It checks each pod every second. With the default of 5 calls a
+# second, its reports would be late.
 printf 'kubeAPIQPS: 500\nkubeAPIBurst: 500\n' >>"$state/kubelet.yaml"
 mapfile -d '' -t kubelet <"/proc/$P_kubelet/cmdline"
 kill "$P_kubelet"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs a command with its own Kubernetes API server, which has no nodes, and sets KUBECONFIG:
 #   .ci/with_api_server.sh FOLDER COMMAND...
-# FOLDER contains the programs etcd and kube-apiserver. Everything listens on loopback. Needs the environment .venv.
-# If API_AUDIT_LOG names a file, the API server writes a line to it for each call.
+# FOLDER contains the programs etcd and kube-apiserver. Everything listens on loopback. Needs the
+# environment .venv. If API_AUDIT_LOG names a file, the API server writes a line to it for each
+# call.
 set -euo pipefail
 programs=$1
 python=$(dirname "$0")/../.venv/bin/python

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs a command with its own Docker Engine, which has the images of an archive and needs no registry:
+# Runs a command with its own Docker Engine, which has the images of an archive and needs no
+# registry:
 #   IMAGES=ARCHIVE .ci/with_docker.sh COMMAND...
-# The engine and the command have their own mount and network namespaces, and the engine's files are in memory. So
-# nothing stays on the machine. Needs root, and from Debian iproute2, docker.io, docker-cli and docker-compose.
+# The engine and the command have their own mount and network namespaces, and the engine's files are
+# in memory. So nothing stays on the machine. Needs root, and from Debian iproute2, docker.io,
+# docker-cli and docker-compose.
 set -euo pipefail
 if [[ -z ${OWN_NAMESPACES:-} ]]; then
   OWN_NAMESPACES=1 exec unshare --mount --net --propagation private "$(realpath "$0")" "$@"
