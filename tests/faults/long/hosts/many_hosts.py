@@ -136,7 +136,7 @@ class ManyHosts(Stack):
         return max(map(abs, codes), default=0)
 
     def kill_if_running(self) -> None:
-        """Stops the stack after a failed test."""
+        """Stops the stack if it is still running."""
         if self._programs:
             self.network.heal()
             self.stop()
