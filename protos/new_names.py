@@ -19,7 +19,7 @@ _Type = Descriptor | EnumDescriptor
 
 
 def with_new_names(changelog: str, names: str) -> str:
-    """The changelog with these lines in its section Unreleased, which is added if it is missing."""
+    """The changelog with `names` in its Unreleased section, which is added if it is missing."""
     if BEGIN not in changelog:
         if not names:
             return changelog

@@ -96,7 +96,7 @@ def _running_children() -> Iterator[str]:
 
 
 def _another_run_is_active() -> bool:
-    """Whether another test run is active on this machine."""
+    """Whether pytest runs in a process that is neither this one nor one of its ancestors."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     return any(
         process.pid not in own and any("pytest" in word for word in process.info["cmdline"] or [])

@@ -118,7 +118,7 @@ def verify(
     history: Path | None,
     beside_others: bool,
 ) -> None:
-    """Prints the verdict, and exits with its code."""
+    """Runs the load, prints the verdict, and exits with its code or with INTERRUPTED."""
     if history and history.exists():
         raise click.BadParameter(f"{history} exists already.", param_hint="--history")
     folder = Path(tempfile.mkdtemp(prefix="evershell-verify-"))

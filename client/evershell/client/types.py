@@ -205,8 +205,8 @@ class Task(TaskProperties, Result):
     cancel_reason: str = ""
     """The reason that the first requester gave."""
     cancel_force_at: datetime | None = None
-    """The time at which the cancellation interrupts an iteration that is still running. If None, it
-    does not interrupt the iteration."""
+    """When the cancellation interrupts an iteration that is still running. If None, the
+    cancellation interrupts no iteration."""
     forced: bool = False
     """True if the last iteration of the task was interrupted."""
     end_reason: str = field(default="", metadata=named("reason"))

@@ -48,7 +48,7 @@ class Effect(Enum):
     ASK = "ask"
     # Cancels the task like ASK, but does nothing if the task has ended. The task must exist.
     SWEEP = "sweep"
-    # Records the cancellation of the task that runs, if there is one.
+    # Records the cancellation of the running task. Does nothing if no task is running.
     STOP = "stop"
     DELETE = "delete"
     HOLD = "hold"

@@ -36,9 +36,9 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 async def in_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls the function in its own process, which is killed if this call is cancelled.
 
-    The function, its arguments and its result are pickled, so the function must be defined in a
-    module. Raises what the function raises, and ChildProcessError if the process ends without a
-    result.
+    The function, its arguments and its result are pickled, so the function must be defined at
+    the top level of a module. Raises what the function raises, RuntimeError if the outcome cannot
+    be pickled, and ChildProcessError if the process ends without a result.
     """
     # Imported here, because most agents do not need it.
     import pickle

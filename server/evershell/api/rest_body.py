@@ -204,5 +204,5 @@ def _is_ours(field: FieldDescriptor) -> bool:
 
 @cache
 def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
-    """The fields by their names in JSON, in both spellings."""
+    """Each field by both names that JSON may use: lowerCamelCase, and the one in the proto."""
     return {field.json_name: field for field in message.fields} | dict(message.fields_by_name)

@@ -1,4 +1,7 @@
-"""RuntimeService, which agents call. Each method decodes, calls the core, encodes."""
+"""RuntimeService, which agents call.
+
+Each method decodes the request, calls the core, and encodes the response.
+"""
 
 import json
 from collections.abc import AsyncIterator, Callable

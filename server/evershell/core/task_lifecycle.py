@@ -77,7 +77,7 @@ def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> C
 
 
 def end_unstarted(locked: Locked, now: datetime) -> Change:
-    """Ends a cancelled task whose agent has not registered, so no part of the task is running."""
+    """Ends a cancelled task that has not begun because its agent has not registered."""
     task = locked.task
     if not locked.workspace.is_waking or task is None or task.cancel is None:
         return unchanged(locked)

@@ -39,7 +39,7 @@ def _ends_as_errors() -> Iterator[None]:
 
 
 class SignalStream:
-    """A stream of signals to one agent. Any number of signals can wait at the same time."""
+    """A stream of signals to one agent. Any number of signals can await acknowledgement."""
 
     def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
         """`token` is the signal token with which the stream is opened."""

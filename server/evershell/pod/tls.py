@@ -28,7 +28,7 @@ _LIVENESS: Options = (
 
 
 def agent_name(workspace_id: str, epoch: int) -> str:
-    """The name in the certificate of the agent of a workspace in one epoch."""
+    """The name in an agent's certificate. It differs for each epoch of a workspace."""
     return f"{epoch}.{workspace_id}.agent.evershell.internal"
 
 

@@ -288,7 +288,8 @@ class ServiceClock:
             return base
         database = base + received
         if self._boot_id and row.boot_id == self._boot_id:
-            # The last leader ran on this machine, so it is certain how much time has passed.
+            # The last leader ran on this machine, during the same boot. The time since the boot
+            # therefore shows exactly how much time has passed.
             passed: float = self._boottime() - row.boot_seconds
             is_right = abs(database - seen - passed) <= STEP_SECONDS + _DRIFT_SHARE * passed
             return base if is_right else seen + passed - received

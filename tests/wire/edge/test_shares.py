@@ -1,4 +1,4 @@
-"""Strangers fill what all callers of the edge share, and another caller cancels."""
+"""A cancellation succeeds while other clients hold as many calls as the edge allows."""
 
 import socket
 from contextlib import closing

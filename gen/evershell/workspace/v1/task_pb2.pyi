@@ -188,8 +188,8 @@ class Task(_message.Message):
 
     @_builtins.property
     def cancel_force_at(self) -> _timestamp_pb2.Timestamp:
-        """The time at which the cancellation interrupts an iteration that is still running. If absent, it
-        does not interrupt the iteration.
+        """When the cancellation interrupts an iteration that is still running. If absent, the cancellation
+        interrupts no iteration.
         """
 
     @_builtins.property

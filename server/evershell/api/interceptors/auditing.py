@@ -24,7 +24,7 @@ from evershell.core.ports import Clock
 from evershell.core.validation import MAX_REASON_CHARACTERS, is_identifier
 from evershell.telemetry.logs import Sampler
 
-# Outcomes after which the change and its entry may still be committed.
+# Outcomes that leave open whether the change and its audit entry have been or will be committed.
 _UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
 # Anyone can make unauthenticated calls, so the rate of their entries is limited.
 _UNAUTHENTICATED_PER_SECOND = 20

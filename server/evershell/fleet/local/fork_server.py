@@ -41,7 +41,10 @@ class ForkServer:
         self.process: ProcessId | None = None
 
     def start(self) -> socket.socket:
-        """Starts the process if it does not run yet. Blocks for milliseconds. Raises OSError."""
+        """Starts the process unless it is running, and returns the socket to it.
+
+        Blocks for milliseconds. Raises OSError.
+        """
         if self._socket is None:
             own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             own.setblocking(False)

@@ -15,8 +15,8 @@ from tests.support.stack import Stack
 WORKSPACES, BUSY = 5_000, 500
 CHANGES, PAUSE_SECONDS = 50, 0.1
 SECONDS = 6
-# Scrolls without a pause. Returns the number of frames in a second, the longest time between two
-# frames, and the largest number of rows that were drawn.
+# Scrolls without a pause. Returns the frames per second, the longest time between two frames in
+# milliseconds, and the largest number of rows that were in the page at the same time.
 SCROLL = """
 (seconds) => new Promise((done) => {
   const view = document.querySelector(".rows");

@@ -27,7 +27,7 @@ _LOST_SHARE = 0.5
 _STEP_OF_OUTAGE_SECONDS = 0.1
 # How long the controllers may take to notice that an agent has ended.
 _NOTICED_SECONDS = 10.0
-# The beginnings of the reason of a workspace whose agent has not started.
+# How the reason of a failed workspace begins if its agent had not registered.
 _NOT_STARTED = (
     "its agent could not be started",
     "its agent ended before it registered",
