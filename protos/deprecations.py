@@ -44,7 +44,7 @@ def with_deprecation(protos: Protos, element: Any, schema: dict[str, Any]) -> di
 
 
 def _days(protos: Protos, element: Any) -> tuple[datetime, datetime] | None:
-    """Since when an RPC or a field is deprecated, and until when it works."""
+    """When a deprecated RPC or field was deprecated, and until when it works."""
     name = "field" if isinstance(element, FieldDescriptor) else "edge"
     options = element.GetOptions()
     rule = protos.option(options, f"{PACKAGE}.{name}").deprecation

@@ -110,7 +110,7 @@ class ServiceClock:
         self._base: float | None = None
         # UTC minus the monotonic clock.
         self._utc_base = 0.0
-        # Since when both other clocks have been ahead of this UTC, or both behind it, by more than
+        # When both other clocks began to be ahead of this UTC, or both behind it, by more than
         # STEP_SECONDS; None while they are not.
         self._utc_stepped_at: float | None = None
         # The recorded time in the first answer.

@@ -71,7 +71,7 @@ class Agent:
         self.fault: Fault | None = None
         # Whether a fault outside the agent may have let the agent's lease expire.
         self.was_disturbed = False
-        # Since when every call has succeeded, in seconds of the monotonic clock.
+        # The time after which every call has succeeded, in seconds of the monotonic clock.
         self.mended_at = shared.clock.monotonic()
         # Set unless the process is frozen.
         self.thawed = asyncio.Event()
