@@ -217,7 +217,7 @@ class Batch(Generic[Item, Result]):
 
     async def _run(self, number: int, group: list[_Waiting[Item, Result]]) -> None:
         try:
-            await self._handle_group(group)
+            await self._handle_group(group, is_last=self._is_ending)
         finally:
             for waiting in group:
                 # Has an effect only if this asyncio task was cancelled, at the end of the process.
@@ -225,32 +225,33 @@ class Batch(Generic[Item, Result]):
                     waiting.result.cancel()
             self._end(number)
 
-    async def _handle_group(self, group: list[_Waiting[Item, Result]]) -> None:
+    async def _handle_group(self, group: list[_Waiting[Item, Result]], *, is_last: bool) -> None:
+        """Handles the group. If `is_last`, an outage drops the group and all items that wait."""
         try:
             results = await self._handle([waiting.item for waiting in group])
         except Exception as error:  # noqa: BLE001 - raised in the callers, or logged
             if len(group) == 1 or not _is_caused_by_item(error):
                 for waiting in group:
-                    self._fail(waiting, error)
+                    self._fail(waiting, error, is_last=is_last)
                 return
             for waiting in group:
                 # Skips an item whose caller has given up, because it could take effect much later.
                 if waiting.result is None or not waiting.result.done():
-                    await self._handle_group([waiting])
+                    await self._handle_group([waiting], is_last=is_last)
             return
         if results is not None:
             for waiting, result in zip(group, results, strict=True):
                 if waiting.result is not None and not waiting.result.done():
                     waiting.result.set_result(result)
 
-    def _fail(self, waiting: _Waiting[Item, Result], error: Exception) -> None:
+    def _fail(self, waiting: _Waiting[Item, Result], error: Exception, *, is_last: bool) -> None:
         if waiting.result is not None:
             if not waiting.result.done():
                 waiting.result.set_exception(error)
         elif not isinstance(error, UnavailableError):
             _log.error("batch_item_refused", exc_info=error)
             self._dropped(waiting.item)
-        elif self._is_ending:
+        elif is_last:
             for each in (waiting, *self._waiting.values()):
                 self._dropped(each.item)
             self._waiting.clear()

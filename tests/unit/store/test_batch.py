@@ -331,6 +331,29 @@ async def test_items_beyond_the_capacity_are_dropped(table: Table) -> None:
     assert dropped == [4]
 
 
+async def test_a_drain_makes_an_attempt_of_its_own() -> None:
+    """A group that was in flight when the drain began may have failed with its connection."""
+    statements: list[Sequence[int]] = []
+    dropped: list[int] = []
+    may_fail = asyncio.Event()
+
+    async def commit(items: Sequence[int]) -> list[int]:
+        statements.append(items)
+        if len(statements) == 1:
+            await may_fail.wait()
+            raise UnavailableError("the connection is lost")
+        return [0 for _ in items]
+
+    batch = Batch(commit, at_most=2, dropped=dropped.append)
+    await put(batch, 1)
+    await put(batch, 2, 3)
+    draining = asyncio.create_task(batch.drained())
+    await settle()
+    may_fail.set()
+    await asyncio.wait_for(draining, 10)
+    assert (statements, dropped) == ([[1], [2, 3], [1]], [])
+
+
 async def test_a_drain_waits_for_nothing_and_gives_up_after_one_failure(table: Table) -> None:
     table.may_end.set()
     dropped: list[int] = []
