@@ -368,11 +368,11 @@ def _fleet() -> Iterator[Row]:
         tests=controlled + "test_few_workspaces_are_removed_at_once_and_the_pods_of_others_end",
     )
     yield Row(
-        "rows of a kind of work that a scan reads",
-        f"{due.PAGE_SIZE}, each second",
-        next_one="is read by the next scan",
+        "work of a kind that is done or waits for its share",
+        f"{due.PAGE_SIZE}, {work.STEPS:,} steps",
+        next_one="is read by a later scan",
         tests="tests/unit/fleet/test_due.py::test_rows_that_stay_due_hide_no_others "
-        "tests/unit/fleet/test_starvation.py::test_many_of_a_kind_delay_no_other",
+        "tests/unit/fleet/long/test_starvation.py::test_many_of_a_kind_delay_no_other",
     )
 
 

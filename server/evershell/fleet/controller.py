@@ -22,7 +22,7 @@ from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNDELIVERED
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.fleet.due import PAGE_SIZE, SCAN_SECONDS, SWEEP_SECONDS, DueReader, Overdue, Sweep
+from evershell.fleet.due import SCAN_SECONDS, SWEEP_SECONDS, DueReader, Overdue, Sweep
 from evershell.fleet.limits import Limits
 from evershell.fleet.parts import Parts
 from evershell.fleet.pods import Changes
@@ -99,8 +99,19 @@ class Controller:
                 self._backlog.clear()
 
     async def _scan(self) -> None:
-        # Skips each kind that already has a page of work in hand.
-        kinds = [kind for kind in Kind if self._has_room(kind) and kind is not Kind.CHECK]
+        kinds = [kind for kind in Kind if kind is not Kind.CHECK]
+        while kinds := [kind for kind in kinds if self._has_room(kind)]:
+            await self._begin_page(kinds)
+            kinds = [kind for kind in kinds if not self._reader.is_round_over(kind)]
+        again, self._again = self._again, set()
+        await self._reconcile_ids(again)
+        if self._has_room(Kind.CHECK):
+            async for page in self._sweep.due_pages():
+                for workspace in page:
+                    self._begin_step(workspace)
+
+    async def _begin_page(self, kinds: Sequence[Kind]) -> None:
+        """Begins the work on the next page of each of these kinds."""
         found = await self._reader.read(kinds)
         if self._backlog is not None:
             self._backlog.set_open_cancellations(
@@ -113,12 +124,6 @@ class Controller:
                 rows = list(self._redelivery.due(rows, is_last=is_last))
             for due in rows:
                 self._begin(due)
-        again, self._again = self._again, set()
-        await self._reconcile_ids(again)
-        if self._has_room(Kind.CHECK):
-            async for page in self._sweep.due_pages():
-                for workspace in page:
-                    self._begin_step(workspace)
 
     async def _reconcile_changes(self, changes: Changes) -> None:
         """Until the next scan is due, reconciles each workspace when its change is published."""
@@ -168,7 +173,7 @@ class Controller:
         self._begin(Due(kind, workspace.updated_at, workspace))
 
     def _has_room(self, kind: Kind) -> bool:
-        return self._numbers[kind] < PAGE_SIZE
+        return self._numbers[kind] < self._work[kind].room
 
     def _begin(self, due: Due) -> None:
         """Begins the work, unless work with the same key is in hand.

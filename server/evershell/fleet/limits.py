@@ -38,9 +38,9 @@ class Limits:
             self._signal(change.workspace, change.task)
 
     async def cancel_tree(self, due: Due) -> None:
-        """Cancels the tree if it has reached a limit.
+        """Cancels the tree if it has reached a limit, and signals the root.
 
-        The store publishes that the tree's tasks must be signalled.
+        The store publishes that the descendants must be signalled.
         """
         root, workspace = due.task, due.workspace
         reached = None if root is None else task_limits.reached(root, self._clock())
@@ -55,6 +55,10 @@ class Limits:
             # A workspace with a task of the tree is locked. A later scan finds the tree again.
             log.warning("limit_of_tree_not_applied", task_id=root.id)
             return
+        if recorded.outcome in ("accepted", "already_requested"):
+            assert recorded.workspace is not None
+            assert recorded.task is not None
+            self._signal(recorded.workspace, recorded.task)
         count = recorded.recorded + recorded.descendants_cancelled
         reason = reached.intent.reason
         log.info("limit_of_tree_reached", task_id=root.id, reason=reason, cancelled=count)

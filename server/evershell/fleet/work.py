@@ -14,8 +14,9 @@ from evershell.fleet.steps import Steps
 FEW = 4
 # How many agents are signalled at once. A signal to an agent that does not answer takes 1.5 s.
 SIGNALS = 200
-# How many steps of a kind run at once. Steps spend most of their time waiting for pods.
-STEPS = PAGE_SIZE
+# How many steps of a kind run at once. Steps spend most of their time waiting for pods: the end of
+# a pod on a lost node takes 21 s, and many nodes may be lost at once.
+STEPS = 4 * PAGE_SIZE
 
 
 def _of_workspace(due: Due) -> Hashable:
@@ -36,6 +37,11 @@ class Work:
     share: int
     # At most one piece of work with the same key runs or waits.
     key: Callable[[Due], Hashable] = _of_place
+
+    @property
+    def room(self) -> int:
+        """How many pieces of this work may run or wait for their share."""
+        return max(self.share, PAGE_SIZE)
 
     @property
     def is_step(self) -> bool:

@@ -325,7 +325,7 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "no kind of work delays another one",
-        "tests/unit/fleet/test_starvation.py tests/unit/fleet/test_due.py "
+        "tests/unit/fleet/long/test_starvation.py tests/unit/fleet/test_due.py "
         "tests/contracts/test_store_due.py",
         (f"{_FLEET}work.py", "FEW = 4", "FEW = 10_000"),
         (f"{_STORE}due.sql", "        LIMIT %(limit)s\n", ""),

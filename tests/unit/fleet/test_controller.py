@@ -13,13 +13,16 @@ import pytest
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.change import Change, Locked
+from evershell.core.due import Kind
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.task import Task, TaskLimits, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet import work
+from evershell.fleet.limits import Limits
 from evershell.fleet.steps import END_GRACE_SECONDS
 from evershell.telemetry.metrics import Metrics
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
+from tests.support.store.due import due
 from tests.support.waiting import settle
 from tests.support.world import NOW, USER, caller, intent, task
 
@@ -521,15 +524,35 @@ async def test_the_task_of_a_frozen_agent_ends_cancelled(fleet: Fleet) -> None:
     )
 
 
-async def test_a_tree_is_cancelled_and_signalled_at_its_limit_after_the_end_of_its_root(
-    fleet: Fleet,
-) -> None:
+async def limited_tree(fleet: Fleet) -> tuple[tuple[Workspace, Task], tuple[Workspace, Task]]:
+    """A root and its child, both running. They reach their limit after 60 s."""
     limits = TaskLimits(max_duration_seconds=60, include_descendants=True)
     (at, root), (below, child) = await fleet.add_busy(), await fleet.add_busy()
     limited_root = replace(root, limits=limits, in_limited_tree=True)
     limited_child = replace(child, ancestor_ids=(root.id,), in_limited_tree=True)
     await fleet.world.change(at.id, lambda locked: Change(locked.workspace, limited_root))
     await fleet.world.change(below.id, lambda locked: Change(locked.workspace, limited_child))
+    return (at, root), (below, child)
+
+
+async def test_a_root_is_signalled_at_the_limit_of_its_tree_after_the_end_of_its_child(
+    fleet: Fleet,
+) -> None:
+    """The store publishes nothing for a tree without open descendants."""
+    world, signalled = fleet.world, list[str]()
+    (_, root), (below, child) = await limited_tree(fleet)
+    await world.end(below.id, child.id)
+    world.clock.advance(60)
+    limits = Limits(world.store, world.clock, lambda _, task: signalled.append(task.id))
+    (tree,) = await due(world.store, Kind.TREE_LIMIT, now=world.clock())
+    await limits.cancel_tree(tree)
+    assert signalled == [root.id]
+
+
+async def test_a_tree_is_cancelled_and_signalled_at_its_limit_after_the_end_of_its_root(
+    fleet: Fleet,
+) -> None:
+    (at, root), (below, child) = await limited_tree(fleet)
     await fleet.world.end(at.id, root.id)
     async with fleet.running():
         fleet.world.clock.advance(59)

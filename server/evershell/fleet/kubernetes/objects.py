@@ -61,6 +61,15 @@ class PodSettings(BaseSettings):
     of the pods, in YAML. The controller reads it when it starts. If empty, the defaults."""
 
 
+_DEFAULTS: Object = {
+    "resources": {
+        "requests": {"cpu": "100m", "memory": "256Mi"},
+        "limits": {"cpu": "1", "memory": "2Gi"},
+    },
+    "volume": {"resources": {"requests": {"storage": "1Gi"}}},
+}
+
+
 class PodTemplate(BaseModel, frozen=True, extra="forbid"):
     """What all pods have in common: the image, the command, and what POD_TEMPLATE_FILE sets."""
 
@@ -68,14 +77,11 @@ class PodTemplate(BaseModel, frozen=True, extra="forbid"):
     # The program of the agent, with its arguments.
     command: Sequence[str]
     # The resources of the container.
-    resources: Object = {
-        "requests": {"cpu": "100m", "memory": "256Mi"},
-        "limits": {"cpu": "1", "memory": "2Gi"},
-    }
+    resources: Object = _DEFAULTS["resources"]
     # Further fields of the pod's spec, such as `nodeSelector`.
     pod: Object = {}
     # Fields of the claim's spec.
-    volume: Object = {"resources": {"requests": {"storage": "1Gi"}}}
+    volume: Object = _DEFAULTS["volume"]
 
     @field_validator("pod")
     @classmethod
@@ -93,9 +99,20 @@ class PodTemplate(BaseModel, frozen=True, extra="forbid"):
         path = settings.pod_template_file
         try:
             fields = yaml.safe_load(path.read_text()) if path is not None else {}
-            return cls(image=settings.pod_image, command=command, **(fields or {}))
+            return cls(
+                image=settings.pod_image, command=command, **_merged(_DEFAULTS, fields or {})
+            )
         except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise OperatorError(f"POD_TEMPLATE_FILE cannot be used: {error}") from error
+
+
+def _merged(defaults: Object, given: Object) -> Object:
+    """`given`, with the fields of `defaults` that it lacks. A null removes a field."""
+    merged = {**defaults, **given}
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(merged[name], dict):
+            merged[name] = _merged(default, merged[name])
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def pod_name(workspace_id: str, epoch: int) -> str:

@@ -162,19 +162,22 @@ def test_a_pod_and_its_volume_have_what_the_template_says(tmp_path: Path) -> Non
     assert template_of(tmp_path, "") == TEMPLATE
     template = template_of(
         tmp_path,
-        "resources: {limits: {memory: 4Gi}}\n"
+        "resources: {limits: {memory: 4Gi, cpu: null}}\n"
         "pod: {imagePullSecrets: [{name: registry}], nodeSelector: {pool: agents}}\n"
-        "volume: {storageClassName: fast, resources: {requests: {storage: 5Gi}}}\n",
+        "volume: {storageClassName: fast}\n",
     )
     plain, spec = (objects.pod(workspace, each)["spec"] for each in (TEMPLATE, template))
-    assert spec["containers"][0].pop("resources") == {"limits": {"memory": "4Gi"}}
+    assert spec["containers"][0].pop("resources") == {
+        "requests": {"cpu": "100m", "memory": "256Mi"},
+        "limits": {"memory": "4Gi"},
+    }
     assert plain["containers"][0].pop("resources")["limits"] == {"cpu": "1", "memory": "2Gi"}
     more = {"imagePullSecrets": [{"name": "registry"}], "nodeSelector": {"pool": "agents"}}
     assert spec == plain | more
     assert objects.claim(workspace, template)["spec"] == {
         "accessModes": ["ReadWriteOnce"],
         "storageClassName": "fast",
-        "resources": {"requests": {"storage": "5Gi"}},
+        "resources": {"requests": {"storage": "1Gi"}},
     }
 
 
