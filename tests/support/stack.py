@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from evershell.app.settings import RUNTIME_PORT_OFFSET, Settings
+from evershell.app.settings import Settings
 from evershell.stack import postgres
 from tests.support import pod_processes, secrets
 from tests.support.cluster import copy_cluster
@@ -50,9 +50,7 @@ class Stack(Service):
         super().__init__()
         self.state_dir = state_dir
         workers = int(environment.get("WORKERS", "2"))
-        # With AGENT_TLS, agents have ports above those of the workers.
-        in_a_row = workers + (RUNTIME_PORT_OFFSET if environment.get("AGENT_TLS") == "on" else 0)
-        ports = free_ports(2 + in_a_row, in_a_row)
+        ports = free_ports(2 + 2 * workers, in_a_row=2 * workers)
         self._environment = {
             **{
                 name: value
@@ -65,6 +63,7 @@ class Stack(Service):
             "REST_PORT": str(ports[0]),
             "GRPC_PORT": str(ports[1]),
             "SERVER_PORT": str(ports[2]),
+            "RUNTIME_PORT": str(ports[2 + workers]),
             "WORKERS": "2",
             # Off, because tests share credentials and make more calls than the limits allow.
             "RATE_LIMIT": "off",
@@ -217,9 +216,7 @@ class Stack(Service):
 
     def runtime_addresses(self) -> list[str]:
         """Returns the addresses at which agents call the workers if AGENT_TLS is on."""
-        return self._addresses_of_workers(
-            int(self._environment["SERVER_PORT"]) + RUNTIME_PORT_OFFSET
-        )
+        return self._addresses_of_workers(int(self._environment["RUNTIME_PORT"]))
 
     def _addresses_of_workers(self, first_port: int) -> list[str]:
         workers = int(self._environment["WORKERS"])

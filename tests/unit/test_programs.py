@@ -39,14 +39,14 @@ def test_a_removed_setting_is_refused_with_what_to_do_instead(
 ) -> None:
     monkeypatch.setenv("TOOL_PROCESSES", "")
     read_settings()
-    monkeypatch.setenv("RUNTIME_PORT", "50151")
+    monkeypatch.setenv("POD_END_SECONDS", "5")
     monkeypatch.setenv("pod_namespace", "agents")
     with pytest.raises(ClickException) as refused:
         read_settings()
     assert refused.value.message == (
-        "Some settings no longer exist. POD_NAMESPACE: Pods are in the namespace of the service "
-        "account, or of the kubeconfig. RUNTIME_PORT: Choose SERVER_PORT: the port for agents is "
-        "100 above it."
+        "Some settings no longer exist. POD_END_SECONDS: Unset it: only tests used it. The time is "
+        "20 s. POD_NAMESPACE: Pods are in the namespace of the service account, or of the "
+        "kubeconfig."
     )
     # `up` starts the program, perhaps an `up` of the version that has these settings.
     monkeypatch.setenv("RUN_ID", "run_1")
@@ -79,7 +79,7 @@ async def test_an_invalid_url_of_the_database_is_not_printed(
     monkeypatch.setenv("DATABASE_URL", "postgresql:///nowhere")
     monkeypatch.setenv(name, "postgresql://user:pass word@host")
     with pytest.raises(OperatorError) as raised:
-        async with worker(Settings.read(), Metrics(), 0):
+        async with worker(Settings.read(), Metrics()):
             pass
     assert str(raised.value) == f"{name} is not a valid URL of PostgreSQL."
 

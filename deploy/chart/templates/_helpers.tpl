@@ -15,6 +15,7 @@ POD_IMAGE: {{ .Values.agentImage | default (include "evershell.image" .) | quote
 POD_TEMPLATE_FILE: /etc/evershell-agents/agents.yaml
 # Agents have their own port, which accepts only agents with their certificates.
 AGENT_TLS: "on"
+RUNTIME_PORT: "50151"
 RUNTIME_SERVICE: workers:50151
 EDGE_WORKERS: edge-workers:50051
 LISTEN_HOST: 0.0.0.0

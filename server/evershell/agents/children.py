@@ -85,7 +85,7 @@ class Child:
         child, looks = self, 0
         while not child.status.is_terminal:
             looks += 1
-            await asyncio.sleep(backoff(looks, first=0.1, longest=1.0))
+            await asyncio.sleep(backoff(looks, first=0.1, longest=1.0, spread=0.0))
             child = await child.read()
         return child
 

@@ -21,8 +21,6 @@ from evershell.fleet.kubernetes.objects import PodSettings
 
 # The longest timeout or lease.
 _DAY_SECONDS = 86_400
-# With AGENT_TLS, a worker serves agents on the port that is this much above its other port.
-RUNTIME_PORT_OFFSET = 100
 
 
 def _program_memory_mb() -> int:
@@ -70,7 +68,7 @@ class ServerSettings(PodSettings):
     """The port for REST, through Envoy."""
     grpc_port: int = Field(8081, ge=1, le=65535)
     """The port for gRPC, through Envoy."""
-    server_port: int = Field(50051, ge=1, le=65_400)
+    server_port: int = Field(50051, ge=1, le=65535)
     """The port of the first worker of the control plane. The other workers use the next ports."""
     workers: int = Field(2, ge=1, le=64)
     """The number of workers."""
@@ -90,8 +88,10 @@ class ServerSettings(PodSettings):
     """If set, callers of gRPC need a certificate that one of these authorities has signed."""
     agent_tls: bool = False
     """TLS between the control plane and its agents, in both directions. Its certificates need no
-    settings. Each worker then serves agents on a port of its own, which is 100 above its other
-    port: 50151 for `SERVER_PORT` 50051."""
+    settings."""
+    runtime_port: int = Field(50151, ge=1, le=65535)
+    """With `AGENT_TLS`, the port on which the first worker serves agents. The other workers use the
+    next ports."""
 
     jwt_issuer: str = "https://auth.evershell.ai"
     """The issuer of session tokens."""
@@ -312,8 +312,7 @@ class ServerSettings(PodSettings):
             return [each.strip() for each in self.runtime_service.split(",")]
         if not self.agent_tls:
             return self.worker_addresses
-        first = self.server_port + RUNTIME_PORT_OFFSET
-        return [f"{self.listen_host}:{first + index}" for index in range(self.workers)]
+        return [f"{self.listen_host}:{self.runtime_port + index}" for index in range(self.workers)]
 
     @property
     def logs_dir(self) -> Path:

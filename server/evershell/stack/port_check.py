@@ -3,7 +3,7 @@
 import errno
 import socket
 
-from evershell.app.settings import RUNTIME_PORT_OFFSET, Settings
+from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
 from evershell.stack.environments import service_settings
 
@@ -15,17 +15,15 @@ def check_ports(settings: Settings) -> None:
     for index in range(settings.workers):
         addresses[f"SERVER_PORT + {index}"] = workers, settings.server_port + index
         if settings.agent_tls:
-            port = settings.server_port + RUNTIME_PORT_OFFSET + index
-            addresses[f"SERVER_PORT + {RUNTIME_PORT_OFFSET + index}"] = workers, port
+            addresses[f"RUNTIME_PORT + {index}"] = workers, settings.runtime_port + index
     if settings.metrics_port:
         for index in range(settings.workers + 3):
             port = settings.metrics_port + index
             addresses[f"METRICS_PORT + {index}"] = settings.metrics_host, port
     if len({port for _, port in addresses.values()}) < len(addresses):
         message = (
-            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on, with AGENT_TLS those "
-            f"{RUNTIME_PORT_OFFSET} above them, and the WORKERS + 3 from METRICS_PORT on must "
-            "differ."
+            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on, with AGENT_TLS the "
+            "WORKERS from RUNTIME_PORT on, and the WORKERS + 3 from METRICS_PORT on must differ."
         )
         raise OperatorError(message)
     for name, (host, port) in addresses.items():
