@@ -79,8 +79,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         WORKERS="1",
         POOL_SIZE=str(_POOL_SIZE),
         LEASE_SECONDS=str(_LEASE_SECONDS),
-        **clocks.environment,
-        **with_constants(folder / "clocks", SMALL_LOGS),
+        **clocks.environment | with_constants(folder / "clocks", SMALL_LOGS),
     )
     targets = dict(zip(("worker", "controller", "edge", "standby"), ports, strict=True))
     with ExitStack() as running:
@@ -99,10 +98,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
     """A new leader counts these values at once. A running leader counts them once a minute."""
-    held = stage.stack.rest("other_org")
+    workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
         created = _webhook(stage, url)
+        workspace.await_end(workspace.submit("true"))
         with stage.stack.database() as connection:
             connection.execute(
                 "UPDATE webhook_deliveries SET pending_since = pending_since - interval '12h 1min' "
