@@ -16,12 +16,14 @@ _SCHEMA = f"{_STORE}migrations/0001_initial.sql"
 # A mutant in which a controller forgets the limits that were reached before it led.
 _FORGETS_LIMITS = (
     f"{_FLEET}controller.py",
-    "            for due in rows:\n                self._begin(due)\n        again",
+    "            for due in rows:\n                self._begin(due)\n\n"
+    "    async def _reconcile_changes(",
     "            if kind is Kind.TASK_LIMIT:\n"
     "                ids = {each.workspace.id for each in rows}\n"
     '                before = self.__dict__.setdefault("before", ids)\n'
     "                rows = [each for each in rows if each.workspace.id not in before]\n"
-    "            for due in rows:\n                self._begin(due)\n        again",
+    "            for due in rows:\n                self._begin(due)\n\n"
+    "    async def _reconcile_changes(",
 )
 
 CANCELLING: tuple[Rule, ...] = (
