@@ -97,6 +97,8 @@ class DueReader:
         wanted = {kind: self._places.get(kind) for kind in kinds}
         if not await self._may_leases_be_over():
             wanted.pop(Kind.LEASE, None)
+            # Their round is over, even if an earlier read ended with a full page.
+            self._places.pop(Kind.LEASE, None)
         found = await self._page(wanted)
         for kind in wanted:
             rows = found.rows.get(kind, ())

@@ -145,6 +145,23 @@ async def test_rows_that_stay_due_hide_no_others(
     assert pages == [ids[:2], ids[2:4], ids[4:], ids[:2]]
 
 
+async def test_a_round_of_leases_ends_if_no_lease_is_over_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a scan would never end."""
+    monkeypatch.setattr(due, "PAGE_SIZE", 2)
+    for _ in range(2):
+        await lease(world, await world.add(), 1)
+    scans = scans_of(world)
+    world.clock.advance(2)
+    assert len((await scans.read([Kind.LEASE])).rows[Kind.LEASE]) == 2
+    assert not scans.is_round_over(Kind.LEASE)
+    for workspace in list(world.store.workspaces.values()):
+        await lease(world, workspace, 60)
+    await scans.read([Kind.LEASE])
+    assert scans.is_round_over(Kind.LEASE)
+
+
 async def test_the_first_sweep_reads_everything_and_later_ones_a_page_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
