@@ -10,7 +10,7 @@ from evershell.core.workspace import Workspace
 
 
 class Kind(StrEnum):
-    """The kinds of work. A scan begins them in this order (fleet/work.py)."""
+    """The kinds of work. Each page of a scan begins them in this order (fleet/controller.py)."""
 
     # The agent may have exceeded a bound (core/bounds.py). An outage can postpone the bound.
     OVERDUE = "overdue"
@@ -46,8 +46,8 @@ class Due:
     """A workspace that is due, and the task that makes it due, if there is one."""
 
     kind: Kind
-    # When the workspace or the task became due. For a tree, this is the start of the root, because
-    # the time at which the tree reached its limit is not recorded.
+    # When the workspace or the task became due. For a tree, this is when the root began (or else
+    # ended, or was submitted), because it is not recorded when the tree reached its limit.
     since: datetime
     workspace: Workspace
     task: Task | None = None
@@ -59,9 +59,9 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """What was due at a scan."""
+    """What one read has found."""
 
-    # The rows of each kind. The row that has been due longest comes first.
+    # A page of each wanted kind, in the order in which the rows became due.
     rows: Mapping[Kind, Sequence[Due]] = field(default_factory=dict)
     # The number of cancelled tasks that have not ended, and the time of the oldest of their
     # cancellations.

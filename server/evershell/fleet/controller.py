@@ -1,7 +1,7 @@
 """The controller finds the work that is due, and does it.
 
 due.py reads what is due, and work.py says how each kind of work is done. Each kind has its own
-limit on how much runs at once, so that no kind delays another.
+share (how much of it runs at once), so that no kind delays another.
 
 One controller leads, and any number of controllers stand by.
 """

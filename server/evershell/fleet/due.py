@@ -1,8 +1,9 @@
 """Decides what is due, and when the controller reads it.
 
-Every second, the controller reads a page of each kind of due work (core/due.py) through an index.
-Once a minute, it also compares all pods with their workspaces, a page at a time. Notifications only
-make a step happen earlier: the reads find all work without them.
+Every second, the controller reads what is due (core/due.py) through indexes: pages of each kind,
+while there is room for its work. At least once a minute, it also compares every workspace that
+should have a pod with the pod, a page at a time. Notifications only make a step happen earlier: the
+reads find all work without them.
 """
 
 import time
@@ -22,9 +23,10 @@ log = structlog.get_logger()
 
 # How often the controller reads what is due.
 SCAN_SECONDS = 1.0
-# How long a sweep takes to read every workspace with a pod.
+# The longest time that a sweep takes to read every workspace with a pod. It takes less if
+# workspaces are suspended sooner.
 SWEEP_SECONDS = 60.0
-# How many rows of each kind a scan reads.
+# How many rows of a kind one read returns. Also the size of a page of the sweep.
 PAGE_SIZE = 500
 
 

@@ -60,6 +60,7 @@ class Redelivery:
 
         With `at_once`, new cancellations are due immediately: some have not been signalled at all.
         After the last page of all cancellations (`is_last`), forgets deliveries that no page had.
+        The caller must read the iterator to its end.
         """
         now = self._clock()
         for each in cancellations:

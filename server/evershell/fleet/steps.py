@@ -1,7 +1,8 @@
 """The steps that start, check, end and remove the pod of a workspace.
 
-A step compares what the database wants with what runs, and makes one change. A controller may
-therefore die between any two steps, and the next leader continues.
+A step compares what the database wants with what runs, and acts on the difference. It ends or
+starts a pod and commits in such an order that a controller may die at any point: the next leader
+continues.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,8 @@ class NotLeadingError(Exception):
 class Steps:
     """The steps of one term of leadership.
 
-    Each step may raise UnavailableError. After the end of the term, it raises NotLeadingError.
+    Each step may raise UnavailableError. After the end of the term, a step raises NotLeadingError
+    before it starts, ends or removes a pod.
     """
 
     def __init__(
@@ -192,8 +194,8 @@ class Steps:
     async def _fail(self, workspace: Workspace, reason: str, overdue: Task | None = None) -> None:
         """Ends everything that runs in the pod, and then the task.
 
-        What happens next depends on the state of the workspace in the database. If the pod is ended
-        because its task is overdue, `overdue` is this task.
+        What happens next depends on the state of the workspace in the database. For an
+        overdue agent, `overdue` is its task as it was before the pod was ended.
         """
         stopped = await self._end_pod(workspace, 0)
         await self._apply(

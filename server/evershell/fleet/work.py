@@ -40,7 +40,7 @@ class Work:
 
     @property
     def room(self) -> int:
-        """How many pieces of this work may run or wait for their share."""
+        """While this many pieces run or wait for their share, a scan reads no more of this kind."""
         return max(self.share, PAGE_SIZE)
 
     @property

@@ -64,17 +64,20 @@ class Batch(Generic[Item, Result]):
 
     - Groups: `handle` gets the items of a group. It returns their results, in the same order, or
       None if no caller waits for them. A `handle` that executes a statement returns after the
-      commit. A group has at most `at_most` items. At most `at_once` groups are in flight.
+      commit. A group has at most `at_most` items. At most `at_once` groups are in flight,
+      not counting slow ones.
     - Start: the first item of a group waits for `gather_seconds`, and then until a group may start.
       The other items that wait by then join the group. If `gather_seconds` is 0 and a group may
       start, `batch(item)` handles its item at once, alone and in the asyncio task of the caller.
     - Errors: if one item makes its group fail, each item of the group is handled alone, so that
-      only this item fails. A caller gets the error of its item. If the database does not answer,
-      items that were `put` are handled again after `gather_seconds`, but not before 0.25 s have
-      passed. After any other error they are dropped.
-    - Slow groups: a slow group does not delay the callers after it.
+      only this item fails. A caller gets the error of its item. After an UnavailableError, items
+      that were `put` are handled again after `gather_seconds`, but not before 0.25 s have passed.
+      After any other error they are dropped.
+    - Slow groups: if callers wait longer than 0.1 s, the oldest group no longer counts as in
+      flight, so the next one starts. There are at most three slow groups at a time.
     - Cancellation: if a caller is cancelled while its item waits, the item is dropped. If the group
-      of the item is in flight by then, the item is handled nevertheless.
+      of the item is in flight by then, the item is handled nevertheless. If the item is handled
+      alone, the cancellation interrupts `handle`.
     - End: `drained` handles everything that waits.
     """
 
@@ -151,10 +154,11 @@ class Batch(Generic[Item, Result]):
             self._dropped(item)
 
     async def drained(self) -> None:
-        """Handles all items that wait, and returns when no group is in flight.
+        """Handles all items that wait, and returns when the groups in the background have ended.
 
-        That includes groups whose callers were all cancelled. If the database does not answer, the
-        items that were `put` are dropped.
+        That includes groups whose callers were all cancelled. Does not wait for items that are
+        handled in the tasks of their callers. If the database does not answer, the items that were
+        `put` are dropped.
         """
         self._is_ending = True
         self._start()

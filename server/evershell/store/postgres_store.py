@@ -37,5 +37,5 @@ class PostgresStore(
     """Implements core.ports.Store. No two parts define the same method."""
 
     async def drained(self) -> None:
-        """Waits for all shared statements in flight, even if their callers were cancelled."""
+        """Waits for shared statements in the background, even if their callers were cancelled."""
         await asyncio.gather(self._cancellation_group.drained(), self._lease_group.drained())

@@ -29,7 +29,7 @@ def due(
     limit: int,
     bounds: Bounds,
 ) -> DueWork:
-    """See core.ports.Fleet.due."""
+    """See core.ports.Fleet.due. `since` of an overdue workspace is the time of its last change."""
     every = [*_of_workspaces(workspaces, tasks, now, bounds), *_trees(workspaces, tasks, now)]
     rows: dict[Kind, Sequence[Due]] = {}
     for kind, after in wanted.items():

@@ -21,7 +21,8 @@ _Item = TypeVar("_Item", bound=HasId)
 class State:
     """The rows, by id. Each part of MemoryStore inherits this class.
 
-    No method awaits anything, so each call is one transaction.
+    Methods await only each other, so no other call runs in between: each call is one transaction.
+    Nothing is rolled back, so a method refuses before it changes anything.
     """
 
     def __init__(self, clock: Clock, publish: Publish = publish_to_nobody) -> None:
