@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import LiteralString
 
+import psutil
 import pytest
 from standardwebhooks import Webhook
 
@@ -24,6 +25,7 @@ from tests.faults.long.webhooks.ends import (
     has_all,
     webhook_ids,
 )
+from tests.support.alive import is_alive
 from tests.support.receivers import (
     Behaviour,
     Receiver,
@@ -201,7 +203,10 @@ def test_deliveries_of_a_killed_worker_are_taken_over(
     # More events than a worker claims at once.
     ended = end(stack, 3 * CLAIMED)
     eventually(lambda: len(pending(stack).keys() - {None}) == len(stack.pids("serve")))
+    (delivering,) = psutil.Process(stack.pids("serve")[0]).children()
     stack.kill(stack.pids("serve")[0])
+    # Until it ends, the process that delivers for the killed worker may record results.
+    eventually(lambda: not is_alive(delivering))
     receiver.behaviour = accept
     receivers.end_connections()
 
