@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from evershell.core.task import Task
-from evershell.core.workspace import Workspace
+from evershell.core.workspace import Workspace, WorkspaceStatus
 
 
 class Kind(StrEnum):
@@ -35,6 +35,21 @@ class Kind(StrEnum):
     REMOVAL = "removal"
     # The workspace must be compared with its pod. Only the controller knows when this is due.
     CHECK = "check"
+
+
+_OF_STATUS = {
+    WorkspaceStatus.PROVISIONING: Kind.START,
+    WorkspaceStatus.STOPPING: Kind.STOP,
+    WorkspaceStatus.SUSPENDED: Kind.SUSPENSION,
+    WorkspaceStatus.DELETING: Kind.STOP,
+}
+
+
+def next_step(workspace: Workspace) -> Kind:
+    """The kind of the next step of the workspace."""
+    if workspace.awaits_removal:
+        return Kind.REMOVAL
+    return _OF_STATUS.get(workspace.status, Kind.CHECK)
 
 
 # The position of a row within its kind.

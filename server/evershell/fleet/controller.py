@@ -17,11 +17,11 @@ from typing import Any
 import structlog
 
 from evershell.core.bounds import LATE_SECONDS
-from evershell.core.due import Due, Kind
+from evershell.core.due import Due, Kind, next_step
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNDELIVERED
 from evershell.core.task import Task
-from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from evershell.core.workspace import WANTS_POD, Workspace
 from evershell.fleet.due import SCAN_SECONDS, SWEEP_SECONDS, DueReader, Overdue, Sweep
 from evershell.fleet.limits import Limits
 from evershell.fleet.parts import Parts
@@ -31,12 +31,6 @@ from evershell.fleet.steps import NotLeadingError, Steps
 from evershell.fleet.work import table
 
 log = structlog.get_logger()
-_KIND_OF_STATUS = {
-    WorkspaceStatus.PROVISIONING: Kind.START,
-    WorkspaceStatus.STOPPING: Kind.STOP,
-    WorkspaceStatus.SUSPENDED: Kind.SUSPENSION,
-    WorkspaceStatus.DELETING: Kind.STOP,
-}
 
 
 class Controller:
@@ -167,10 +161,7 @@ class Controller:
 
     def _begin_step(self, workspace: Workspace) -> None:
         """Begins the next step of the workspace."""
-        kind = _KIND_OF_STATUS.get(workspace.status, Kind.CHECK)
-        if workspace.awaits_removal:
-            kind = Kind.REMOVAL
-        self._begin(Due(kind, workspace.updated_at, workspace))
+        self._begin(Due(next_step(workspace), workspace.updated_at, workspace))
 
     def _has_room(self, kind: Kind) -> bool:
         return self._numbers[kind] < self._work[kind].room

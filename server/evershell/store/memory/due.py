@@ -7,18 +7,12 @@ from datetime import UTC, datetime, timedelta
 from evershell.core import task_lifecycle, task_limits
 from evershell.core.bounds import Bounds
 from evershell.core.change import Locked
-from evershell.core.due import Due, DueWork, Kind, Place
+from evershell.core.due import Due, DueWork, Kind, Place, next_step
 from evershell.core.task import Task
-from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from evershell.core.workspace import WANTS_POD, Workspace
 from evershell.store.memory.cancellations import would_change
 
 _NO_OUTAGE = datetime.min.replace(tzinfo=UTC)
-_OF_STATUS = {
-    WorkspaceStatus.PROVISIONING: Kind.START,
-    WorkspaceStatus.STOPPING: Kind.STOP,
-    WorkspaceStatus.SUSPENDED: Kind.SUSPENSION,
-    WorkspaceStatus.DELETING: Kind.STOP,
-}
 
 
 def due(
@@ -49,10 +43,8 @@ def _of_workspaces(
             yield Due(Kind.OVERDUE, since, each, task if task and task.cancel else None)
         if each.status in WANTS_POD and lease is not None and lease < now:
             yield Due(Kind.LEASE, lease, each)
-        if each.awaits_removal:
-            yield Due(Kind.REMOVAL, since, each)
-        elif each.awaits_controller:
-            yield Due(_OF_STATUS[each.status], since, each)
+        if each.awaits_controller:
+            yield Due(next_step(each), since, each)
         if task is not None and task.cancel is not None:
             yield Due(Kind.CANCELLATION, task.cancel.requested_at, each, task)
             if each.is_waking:
