@@ -201,8 +201,8 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     for rule in rules:
         if not rule.edge_only:
             by_status[rule.grpc].append(rule)
-    # A worker that shuts down cancels calls that it has not accepted yet. A caller that cancels
-    # does not wait for an answer.
+    # gRPC cancels a call that the worker has not begun after a while, or when the worker shuts
+    # down. A caller that cancels does not wait for an answer.
     by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
     # The edge has routes for the methods of an optional service, even if the workers do not run it.
     by_status[code_pb2.UNIMPLEMENTED] = [rule for rule in rules if rule.slug == "not_found"]

@@ -72,6 +72,19 @@ def test_errors_pass_unchanged(channel: grpc.Channel, stub: Stub) -> None:
     assert "x-evershell-error" not in trailing
 
 
+def test_a_call_that_the_library_of_a_worker_has_reset_is_unavailable(
+    channel: grpc.Channel, stub: Stub
+) -> None:
+    client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as raised:
+        client.GetTask(workspace_service_pb2.GetTaskRequest(workspace_id="bare_1"), timeout=10)
+    refused = read_failure(raised.value)
+    assert (refused.status, refused.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
+    assert refused.details["RetryInfo"] == {"retry_delay": "1s"}
+    assert refused.request_id == stub.seen[-1][1]["x-request-id"]
+    assert "library" not in refused.message
+
+
 @pytest.mark.parametrize(
     ("method", "limit"),
     [("CancelTask", 16_384), ("SubmitTask", 1_048_576), ("WatchEvents", 1_048_576)],
