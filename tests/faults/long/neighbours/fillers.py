@@ -30,8 +30,8 @@ _PAUSE_SECONDS = 0.5
 # repeated, and a high rate of them would be another kind of load.
 _MOST_MORE = 100
 _FILL_SECONDS = 120.0
-# In a real service, the filler would run on other machines. So it gets only the processor time that
-# the service leaves.
+# In a real service, the filler would run on other machines. So once it has filled the share, it
+# gets only the processor time that the service leaves.
 _NICE = 19
 _CALLS_OF_A_CONNECTION = 900
 _REPORT_SECONDS = 0.2
@@ -130,10 +130,21 @@ async def filled(
 async def _count(lines: asyncio.StreamReader, ends: Counter[str], is_filled: asyncio.Event) -> None:
     async for line in lines:
         ends.update(json.loads(line))
-        # On a busy machine, a worker that is behind may refuse calls before the filler has had the
-        # time to fill the share.
-        if ends["rate_limited"] or ends["unavailable"]:
+        if _shows_full(ends):
             is_filled.set()
+
+
+def _shows_full(ends: Counter[str]) -> bool:
+    # On a busy machine, a worker that is behind may refuse calls before the filler has had the time
+    # to fill the share.
+    return bool(ends["rate_limited"] or ends["unavailable"])
+
+
+def _lower_priority() -> None:
+    os.nice(_NICE)
+    # Linux divides the processor between sessions before it applies nice values.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(_NICE))
 
 
 async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> None:
@@ -142,10 +153,6 @@ async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> Non
     Prints the slugs of the calls that end.
     """
     keys = sys.stdin.read().split()
-    os.nice(_NICE)
-    # Linux divides the processor between sessions before it applies nice values.
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(_NICE))
     options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
     channels = [
         grpc.aio.insecure_channel(address, options)
@@ -164,8 +171,12 @@ async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> Non
         )
         for number in range(int(calls))
     ]
+    is_polite = False
     while not any(caller.done() for caller in callers):
         await asyncio.sleep(_REPORT_SECONDS)
+        if not is_polite and _shows_full(ends):
+            is_polite = True
+            _lower_priority()
         print(json.dumps(ends), flush=True)
         ends.clear()
     await asyncio.gather(*callers)
