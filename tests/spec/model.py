@@ -100,7 +100,8 @@ class Checker:
         Raises AssertionError if the search fails.
         """
         fair = ("-f",) if wanted.is_liveness else ()
-        output = _run(self._folder, "./pan", "-m200000", "-a", *fair, "-N", wanted.name)
+        # -w20: a small hash table, since the models are small.
+        output = _run(self._folder, "./pan", "-m200000", "-w20", "-a", *fair, "-N", wanted.name)
         errors = re.search(r"errors: (\d+)", output)
         states = re.search(r"(\d+) states, stored", output)
         holds = errors is not None and errors[1] == "0"

@@ -77,7 +77,8 @@ _REJECTED = frozenset(
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.FAILED_PRECONDITION,
         grpc.StatusCode.OUT_OF_RANGE,
-        # The message exceeds the size limit of the worker's gRPC library.
+        # The message exceeds the size limit of the worker's gRPC library. The service answers
+        # `rate_limited` with this code too, and then a retry helps.
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
@@ -357,7 +358,7 @@ class RuntimeClient:
             if code in _UNAUTHORIZED:
                 self._renew_token(error)
                 raise
-            if code in _REJECTED:
+            if code in _REJECTED and _trailer(error, SLUG_TRAILER) != "rate_limited":
                 raise RejectedError(error.details() or code.name) from None
             self._log.warning(
                 "rpc_failed", worker=self._addresses[used], code=code.name, details=error.details()

@@ -60,6 +60,7 @@ def failing(code: grpc.StatusCode, slug: str = "") -> Answer:
 
 gone = failing(grpc.StatusCode.UNAVAILABLE)
 busy = failing(grpc.StatusCode.UNAVAILABLE, "unavailable")
+limited = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited")
 slow = failing(grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -240,7 +241,12 @@ def after(count: int, failure: Answer) -> Answer:
 
 @pytest.mark.parametrize(
     ("failure", "first"),
-    [(gone, FIRST_BACKOFF_SECONDS), (busy, BUSY_BACKOFF_SECONDS), (slow, BUSY_BACKOFF_SECONDS)],
+    [
+        (gone, FIRST_BACKOFF_SECONDS),
+        (busy, BUSY_BACKOFF_SECONDS),
+        (limited, BUSY_BACKOFF_SECONDS),
+        (slow, BUSY_BACKOFF_SECONDS),
+    ],
 )
 async def test_repeats_back_off(pauses: list[float], failure: Answer, first: float) -> None:
     """The agent leaves a worker that is gone at once, but calls a busy worker less often."""
