@@ -173,6 +173,7 @@ def test_a_cancelled_tree_includes_the_child_for_which_a_tool_waits(
     below = Workspace(stack)
     task_id = workspace.submit(f"child {below.id} process sleep 600", "process echo never")
     child_id = below.await_event("task_started")["task_id"]
+    below.await_phase(child_id, "tool_call")
     answer = workspace.cancel(task_id=task_id, include_descendants=True, force_after="30s")
     assert (answer["outcome"], answer["descendants_cancelled"]) == ("accepted", 1)
     assert below.cancel(task_id=child_id, force_after="0s")["outcome"] == "already_requested"
