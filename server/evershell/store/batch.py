@@ -256,9 +256,11 @@ class Batch(Generic[Item, Result]):
             _log.error("batch_item_refused", exc_info=error)
             self._dropped(waiting.item)
         elif is_last:
-            for each in (waiting, *self._waiting.values()):
-                self._dropped(each.item)
-            self._waiting.clear()
+            self._dropped(waiting.item)
+            if not _is_caused_by_item(error):
+                for each in self._waiting.values():
+                    self._dropped(each.item)
+                self._waiting.clear()
         else:
             pause = max(self._gather_seconds, _RETRY_SECONDS)
             self._resume_at = asyncio.get_running_loop().time() + pause

@@ -367,3 +367,14 @@ async def test_a_drain_waits_for_nothing_and_gives_up_after_one_failure(table: T
     await asyncio.wait_for(batch.drained(), 10)
     assert table.statements[2:] == [[4, 5]]
     assert sorted(dropped) == [4, 5, 6, 7]
+
+
+async def test_at_the_end_an_item_that_cannot_get_its_lock_is_dropped_alone(table: Table) -> None:
+    table.may_end.set()
+    dropped: list[int] = []
+    batch = Batch(table.commit, at_most=2, gather_seconds=60, dropped=dropped.append)
+    table.errors[1] = UnavailableError("another transaction has the lock")
+    table.errors[1].__cause__ = psycopg.errors.LockNotAvailable()
+    await put(batch, 1, 2, 3)
+    await asyncio.wait_for(batch.drained(), 10)
+    assert (table.committed, dropped) == ([2, 3], [1])
