@@ -61,10 +61,9 @@ def end(stack: Stack, count: int) -> set[EventKey]:
         calls = {each: commit(*each) for each in left}
         left = []
         for each, call in calls.items():
-            # A busy worker has refused the call, which an agent would repeat too. gRPC's own
-            # retries are off: with them, on a busy machine, calls that a worker had served ended
-            # with CANCELLED.
-            if call.code() is grpc.StatusCode.UNAVAILABLE:
+            # A busy worker has refused the call, or its gRPC library has cancelled the call before
+            # the worker could begin it. An agent would repeat such a call too.
+            if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 left.append(each)
             else:
                 call.result()
