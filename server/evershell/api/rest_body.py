@@ -151,7 +151,7 @@ def _set(
         problems.add(path, "must not be empty; leave the field out")
     in_path = getattr(message, field.name)
     if isinstance(in_path, str) and in_path and in_path != value:
-        problems.add(path, "has another value than in the path")
+        problems.add(path, "differs from the value in the path")
     message.MergeFrom(parsed)
 
 

@@ -86,7 +86,7 @@ class PodTokens:
             raise errors.unauthenticated("The runtime token is not authentic.")
         now = self._clock()
         if minute not in accepted_minutes(now):
-            message = "The runtime token is expired or not yet valid. Make one of this minute."
+            message = "The runtime token is expired or not yet valid. Make one for this minute."
             raise Failure("unauthenticated", message, unix_seconds=int(now))
         return AgentIdentity(workspace_id, epoch, signing_key)
 

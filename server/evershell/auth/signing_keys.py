@@ -31,7 +31,7 @@ def read_signing_keys(path: Path) -> str:
         raise OperatorError(f"{path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError:
         # The cause is not shown, because it contains a part of the file.
-        raise OperatorError(f"{path} is not valid: it is not a text.") from None
+        raise OperatorError(f"{path} is not valid: it is not text.") from None
     except ValueError as error:
         raise OperatorError(f"{path} is not valid: {error}.") from None
     return text

@@ -343,7 +343,7 @@ def _shorten(arrival: asyncio.Timeout) -> None:
 
 
 def _not_in_time() -> Failure:
-    text = "The request did not arrive in time. Send it faster, or fewer at the same time."
+    text = "The request did not arrive in time. Send it faster, or send fewer at once."
     return Failure("deadline_exceeded", text)
 
 
