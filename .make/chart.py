@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; compare")
     parser.add_argument("--without-manifests", action="store_true")
     options = parser.parse_args()
-    # The manifests are rendered from the other files, so those must be written first.
+    # The manifests are rendered from the other files, so the other files must be written first.
     steps = [lambda: {CHART / "Chart.yaml": chart_yaml(), CHART / "values.schema.json": schema()}]
     if not options.without_manifests:
         steps.append(manifests)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Exits with a message while a stack runs."""
+    """Removes the folders, or exits with a message while a stack runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("environment", type=Path)
     parser.add_argument("state", type=Path)

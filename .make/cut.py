@@ -32,7 +32,7 @@ def main() -> None:
     (current,) = re.findall(r'^VERSION = "(.*)"', (ROOT / PYTHON).read_text(), re.MULTILINE)
     # Checks the version before any file is changed.
     if not re.fullmatch(r"\d+\.\d+\.\d+", version) or _numbers(version) < _numbers(current):
-        sys.exit(f"VERSION is {version!r}. It has to be three numbers, such as {current} or later.")
+        sys.exit(f"VERSION is {version!r}. It must be three numbers, such as {current} or later.")
     heading = f"## [{version}]"
     if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")

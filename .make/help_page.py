@@ -27,7 +27,7 @@ def page() -> str:
 
 
 def _helps(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
-    """Each command with its help. A group comes before its commands."""
+    """Yields the path and the help of each command. A group comes before its commands."""
     yield context.command_path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

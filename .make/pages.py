@@ -205,7 +205,7 @@ def _box(name: str, x: int, y: int, width: int) -> list[str]:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each page with its text."""
+    """Yields the path and the text of each page."""
     yield DOCS / "configuration.md", configuration()
     yield DOCS / "commands.md", help_page.page()
     yield DOCS / "operating.md", operating()

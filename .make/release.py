@@ -25,8 +25,8 @@ from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-# uv installs this tool when it runs. The tool is not in the environment, which has only what the
-# service and its tests need.
+# uv installs this tool at its first use. The tool is not in the environment, which has only what
+# the service and its tests need.
 SBOM_TOOL = [BIN / "uv", "tool", "run", "--quiet", "--from", "cyclonedx-bom==7.5.0", "cyclonedx-py"]
 
 
@@ -86,7 +86,10 @@ def _build_packages(out: Path) -> None:
 
 
 def _compare_baseline(out: Path, version: str) -> None:
-    """Raises ReleaseError unless tests/releases, for tests of later versions, has this wheel."""
+    """Raises ReleaseError unless tests/releases has this wheel.
+
+    The tests of later versions use the wheel.
+    """
     name = f"evershell-{version}-py3-none-any.whl"
     baseline = ROOT / "tests" / "releases" / name
     if not baseline.exists() or baseline.read_bytes() != (out / name).read_bytes():
@@ -99,7 +102,7 @@ def _describe_packages(out: Path, version: str) -> None:
         python = Path(folder, "env", "bin", "python")
         _run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, python.parents[1])
         lock = ["--require-hashes", "-r", ROOT / "requirements.txt"]
-        # Sets TMPDIR, because uv leaves lock files of the packages that it builds.
+        # Sets TMPDIR, because uv leaves lock files there for the packages that it builds.
         _run(BIN / "uv", "pip", "install", "--quiet", "--python", python, *lock, TMPDIR=folder)
         form = [
             "--output-reproducible",
@@ -136,7 +139,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
         _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
     with tempfile.TemporaryDirectory() as folder:
         _run("podman", "save", "--quiet", "--format", "oci-dir", "--output", f"{folder}/image", tag)
-        # Writes the archive itself: podman would put modification times of files into it.
+        # Podman does not write the archive, because it would store modification times in it.
         with tarfile.open(out / f"evershell-{version}-{architecture}.oci.tar", "w") as archive:
             for path in sorted(Path(folder, "image").rglob("*")):
                 name = path.relative_to(f"{folder}/image")
@@ -145,7 +148,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
 
 
 def _dpkg_status(tag: str, file: Path) -> str:
-    """The packages of Debian in the image, as dpkg describes them."""
+    """The Debian packages in the image, as dpkg describes them."""
     container = _run("podman", "create", tag).strip()
     _run("podman", "cp", f"{container}:/var/lib/dpkg/status", file)
     _run("podman", "rm", container)
@@ -174,7 +177,7 @@ def _without_time(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _package_chart(out: Path, version: str) -> None:
-    """Writes the archive of the chart. `helm package` would put the current time into it."""
+    """Writes the archive of the chart. `helm package` would store the current time in it."""
     target = out / f"evershell-{version}.tgz"
     with (
         target.open("wb") as file,

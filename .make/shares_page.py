@@ -37,7 +37,7 @@ _BUSIEST = {
     Kind.FIRST: "64 callers (bench)",
     Kind.READS: "11 (A2A client that polls 15 workspaces)",
     Kind.STREAMS: "1,000 watchers (bench)",
-    Kind.WAITS: "one a workspace that works (A2A client: 15 of 15)",
+    Kind.WAITS: "one for each busy workspace (A2A client: 15 for 15)",
     Kind.OTHERS: "64 callers (bench)",
     Kind.FIRST_BODIES: "0: they arrive within 100 ms",
     Kind.BODIES: "3 (A2A client, 20 kB)",
@@ -52,7 +52,7 @@ beyond a share at once. A call that needs a connection to the database waits, fo
 table says. A refusal says when to repeat the call, unless the call is a CancelTask without a task
 id. In addition, each credential has [limits on its rate of calls](configuration.md#rate-limits).
 
-Cancellations, stops, holds, and reads of one task (GetTask) have places of their own, which no
+Cancellations, stops, holds, and reads of one task (GetTask) have their own places, which no
 other call can use. Each worker counts separately, so with several workers an organization has this
 number on each. "No limit" means that nothing bounds what one caller takes of it, except what the
 row says. A credential "is not needed" for what anybody may call. "Busiest" is the most that a
@@ -167,7 +167,7 @@ def _edge() -> Iterator[Row]:
     yield Row(
         "buffers",
         f"{config._HEAP_SHARE:.0%} of `PROGRAM_MEMORY_MB`",
-        other=f"{buffer} KiB a connection, beside the body that is translated",
+        other=f"{buffer} KiB a connection, in addition to the body that is translated",
         next_one="the largest are reset, then 503",
         tests=_OVERLOAD + "test_answers_that_nobody_reads_are_given_up_when_memory_runs_out",
     )

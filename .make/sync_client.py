@@ -52,7 +52,7 @@ def modules() -> dict[str, str]:
         texts = {path.name: path.read_text() for path in sorted(Path(temporary).iterdir())}
     unused = [text for text in TEXTS if not any(text in each for each in texts.values())]
     if unused:
-        sys.exit(f"{WRITTEN} no longer has {unused[0]!r}; mend .make/sync_client.py")
+        sys.exit(f"{WRITTEN} no longer has {unused[0]!r}; update .make/sync_client.py")
     return {name: _finished(name, text) for name, text in texts.items()}
 
 

@@ -68,7 +68,10 @@ def descriptors() -> bytes:
 
 
 def grpc_classes(first: frozenset[str]) -> dict[str, dict[str, Any]]:
-    """The routes of methods over gRPC; the last one is the default. For `first`, see class_of."""
+    """The routes of methods over gRPC. The last route is for all other methods.
+
+    For `first`, see class_of.
+    """
     return {
         **{
             f"/{_SERVICE}/{method.name}": route
@@ -145,7 +148,7 @@ def _descriptors() -> descriptor_pb2.FileDescriptorSet:
 
 
 def _add(file: FileDescriptor, files: dict[str, descriptor_pb2.FileDescriptorProto]) -> None:
-    """Adds a file after those that it imports."""
+    """Adds a file after the files that it imports."""
     if file.name not in files:
         for each in file.dependencies:
             _add(each, files)
@@ -167,7 +170,7 @@ def _match(paths: set[str]) -> dict[str, Any]:
 
 
 def _refusals() -> list[dict[str, Any]]:
-    """Refuses content types, queries and versions that would not be read as the caller means."""
+    """Refuses content types, queries and versions that the service would misread."""
 
     def having(name: str, regex: str, *, invert: bool = False) -> dict[str, Any]:
         value = {"name": name, "string_match": {"safe_regex": {"regex": regex}}}

@@ -129,7 +129,7 @@ def workplace(folder: Path) -> Path:
 
 
 def node(arguments: list[str | Path], folder: Path) -> None:
-    """Runs a program of JavaScript. Raises BuildError with its output if it fails."""
+    """Runs a JavaScript program. Raises BuildError with its output if it fails."""
     run([_NODE / "bin" / "node", *arguments], folder)
 
 

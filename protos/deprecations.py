@@ -1,4 +1,4 @@
-"""Marks what is deprecated: with headers of an RPC, and with texts in the OpenAPI document.
+"""Marks what is deprecated: with headers of answers, and with texts in the OpenAPI document.
 
 Both come from the `deprecation` in the options of RPCs and fields.
 """
@@ -44,7 +44,7 @@ def with_deprecation(protos: Protos, element: Any, schema: dict[str, Any]) -> di
 
 
 def _days(protos: Protos, element: Any) -> tuple[datetime, datetime] | None:
-    """When a deprecated RPC or field was deprecated, and until when it works."""
+    """Since when an RPC or a field is deprecated, and until when it works; None if it is not."""
     name = "field" if isinstance(element, FieldDescriptor) else "edge"
     options = element.GetOptions()
     rule = protos.option(options, f"{PACKAGE}.{name}").deprecation

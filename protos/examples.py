@@ -91,7 +91,7 @@ WEBHOOK = {
 }
 # Has the form of a webhook's secret, but no webhook uses it.
 WEBHOOK_SECRET = "whsec_bm90IGEgc2VjcmV0IG9mIGFueSB3ZWJob29r"  # noqa: S105
-# By the name of the message. A message that is not here gets the usual values of its fields.
+# By the name of the message. The examples of all other messages are made by `_usual`.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "CancelTaskResponse": {
         "workspace_id": WORKSPACE_ID,
@@ -178,7 +178,11 @@ def _example(message: Descriptor) -> dict[str, Any]:
 
 
 def _usual(message: Descriptor) -> dict[str, Any]:
-    """An example with the values that fields of the same name have in EXAMPLES, without maps."""
+    """An example of a message that is not in EXAMPLES.
+
+    A text has the value of the field with the same name in WORKSPACE, TASK or AUDIT_ENTRY. Maps are
+    left out.
+    """
     known = {"id": WORKSPACE_ID, **AUDIT_ENTRY, **TASK, **WORKSPACE}
     example: dict[str, Any] = {}
     for field in message.fields:

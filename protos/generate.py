@@ -44,7 +44,7 @@ TYPESCRIPT = PROTOS.parent / "clients" / "typescript" / "src" / "index.ts"
 # What the TypeScript client does not export: `Error` would hide JavaScript's own `Error`, and the
 # options of fields are only for the service.
 NOT_EXPORTED = ("error", "field")
-# The wheel of the last release. Callers have generated code from its descriptor set.
+# Has the wheel of the last release. Callers have generated code from its descriptor set.
 RELEASES = PROTOS.parent / "tests" / "releases"
 VENDORED = PROTOS / "googleapis"
 GOOGLEAPIS = (
@@ -65,7 +65,7 @@ OPENAPI = "evershell/edge/openapi.yaml"
 SLUGS = "evershell/workspace/v1/error_slugs.py"
 LIMITS = "evershell/workspace/v1/field_limits.py"
 EVENT_TYPES = "evershell/workspace/v1/event_types.py"
-# Tell type checkers that the packages have types.
+# These files tell type checkers that the packages have types.
 TYPED = ("evershell/agent/py.typed", "evershell/workspace/py.typed")
 
 
@@ -94,7 +94,7 @@ def write_googleapis() -> None:
 
 
 def typescript_exports() -> str:
-    """The lines that export the messages of the files of the API, except NOT_EXPORTED."""
+    """The lines that export the messages of the API's protos, except NOT_EXPORTED."""
     names = [Path(each).stem for each in proto_files() if each.startswith("evershell/workspace/")]
     return "".join(
         f'export * from "./gen/evershell/workspace/v1/{name}_pb.js";\n'
@@ -134,9 +134,9 @@ def protoc(*arguments: str) -> None:
 
 
 def write(out: Path) -> None:
-    """Replaces the files of `out` by newly generated ones.
+    """Replaces the files of `out` with newly generated ones.
 
-    If something fails, nothing is changed. Raises what generate raises.
+    If the generation fails, nothing is changed. Raises what generate raises.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     # Next to `out`, because a rename works only within a file system.
@@ -212,9 +212,10 @@ def generated_files(directory: Path) -> dict[str, bytes]:
 
 
 def check() -> list[str]:
-    """Compares gen/ with a fresh generation and runs buf.
+    """Compares all generated files with a fresh generation, and the API with the last release.
 
-    Returns the problems as lines to print: drift of gen/, lint errors, changes that break callers.
+    Returns the problems as lines to print: files that have drifted, lint errors of buf, and changes
+    that break callers.
     """
     with tempfile.TemporaryDirectory() as temporary:
         fresh_directory = Path(temporary)

@@ -54,7 +54,8 @@ def route(
 
 
 def local_reply(mapper: dict[str, Any]) -> dict[str, Any]:
-    """Turns a mapper of the gRPC listener, for an answer of Envoy's own, into one for gRPC-Web.
+    """Turns a mapper of the gRPC listener, which makes one of Envoy's own answers, into one for
+    gRPC-Web.
 
     Envoy does not know that the call is gRPC-Web, so the mapper itself makes the answer: a status
     in the headers and no body.

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from source import PACKAGE, Protos
 
-# What an id may contain, for FieldRule.is_id.
+# The characters and the maximum length of an id, for FieldRule.is_id.
 ID_CHARACTERS = "[A-Za-z0-9_-]"
 ID_MAX = 128
 _DURATION = "google.protobuf.Duration"

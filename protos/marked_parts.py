@@ -10,8 +10,9 @@ _PART = re.compile(rf"(^[^\n]*{BEGIN}[^\n]*\n)(.*?)(^[^\n]*{END})", re.MULTILINE
 
 
 def replaced(text: str, *parts: str) -> str:
-    """The text with these contents in its parts. Raises ValueError if it has another number of
-    parts.
+    """The text with these contents in its parts, in order.
+
+    Raises ValueError if the number of parts in the text is not the number of contents.
     """
     left = list(parts)
     new, count = _PART.subn(lambda match: match[1] + (left.pop(0) if left else "") + match[3], text)

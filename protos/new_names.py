@@ -72,7 +72,7 @@ def _calls(protos: Protos, released: Protos) -> Iterator[tuple[str, str]]:
 
 
 def _types(protos: Protos, released: Protos) -> Iterator[tuple[str, str]]:
-    """The new fields and values of the types that the release has."""
+    """Yields an entry for each new field or value of a type that the release already has."""
     old = _reachable(released)
     for name, found in _reachable(protos).items():
         # An event type has the name of its payload, which is already listed as a field.

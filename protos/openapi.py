@@ -57,7 +57,7 @@ def document(protos: Protos) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as a block, and no YAML aliases."""
+    """Writes a text of several lines as a block, and does not use YAML aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -84,8 +84,8 @@ class _Document:
         paths: dict[str, Any] = {}
         named: set[str] = set()
         bindings = self._protos.bindings()
-        # The operations have the order of the protos. The first binding of an RPC has its name; the
-        # others have a suffix.
+        # The operations have the order of the protos. The first binding of an RPC has the name of
+        # the RPC. Its other bindings also have a suffix.
         order = [rpc.name for rpc in self._protos.service.methods]
         for binding in sorted(bindings, key=lambda binding: order.index(binding.rpc.name)):
             name = binding.rpc.name
@@ -154,7 +154,7 @@ class _Document:
             operation["parameters"] += [self._parameter(field, "query") for field in others]
         elif others:
             operation["requestBody"] = self._body(binding, name, others)
-        # Calls that can be repeated with a key can fail because of another call with that key.
+        # Only calls that accept an idempotency key can fail with this error.
         if "idempotency_conflict" in {rule.slug for rule in self._protos.errors(binding)}:
             operation["parameters"].append(headers.IDEMPOTENCY_KEY)
         operation["responses"] = self._successes(binding) | self._failures(binding)

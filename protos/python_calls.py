@@ -63,8 +63,8 @@ _WEBHOOKS = '''
 class AsyncWebhooks:
     """The webhooks of the caller's organization: `client.webhooks`.
 
-    All calls except `list` and `deliveries` need the scope `webhooks:write`. With
-    `workspace:read:own` alone, they change only webhooks that the caller created.
+    All calls except `list` and `deliveries` need the scope `webhooks:write`. With only
+    `workspace:read:own`, they change only webhooks that the caller created.
     """
 
     def __init__(self, caller: AsyncCaller) -> None:
@@ -78,7 +78,7 @@ class _Argument:
 
     name: str
     annotation: str
-    # The default as an expression; empty if the argument is needed.
+    # The default as an expression; empty if the argument is required.
     default: str
     value: str
     text: str
@@ -116,7 +116,7 @@ class Calls:
         return "".join(parts)
 
     def _imports(self, methods: list[MethodDescriptor]) -> Iterator[str]:
-        """The imports of the results and of the classes that arguments have."""
+        """Yields the imports of the classes of results and of arguments."""
         for method in methods:
             kinds: list[Descriptor | EnumDescriptor] = [self._result(method)]
             kinds += [
@@ -179,7 +179,7 @@ class Calls:
         return self._protos.repeat(method) == "with_idempotency_key"
 
     def _arguments(self, method: MethodDescriptor) -> Iterator[_Argument]:
-        """The arguments; the positional arguments come first."""
+        """Yields the arguments. The positional arguments come first."""
         http = self._protos.option(method.GetOptions(), "google.api.http")
         rules = [each for each in (http, *http.additional_bindings) if each.WhichOneof("pattern")]
         paths = [getattr(each, each.WhichOneof("pattern")) for each in rules]

@@ -39,8 +39,8 @@ _NAMES = {
     "ToolResult.Status": "ToolStatus",
     "WebhookDelivery.Status": "DeliveryStatus",
 }
-# The first fields of some classes, whose order differs from the order in the message. Callers rely
-# on this order, because they may pass positional arguments.
+# By class: its first fields, if their order differs from the order in the message. Callers rely on
+# this order, because they may pass positional arguments.
 _ORDER = {
     "Task": [
         "id",
@@ -183,7 +183,7 @@ class Results:
             inner = each.message_type
             if inner is None or inner.file.package != PACKAGE or inner.GetOptions().map_entry:
                 continue
-            # Messages of a stream that the client itself reads.
+            # The client itself reads these messages of a stream, so they need no class.
             if inner.full_name in self._taken or inner.name in ("Error", "Heartbeat"):
                 continue
             if is_made:
@@ -206,12 +206,12 @@ class Results:
         return is_answer and (is_stream or (len(many) == 1 and rest <= {"next_page_token"}))
 
     def name(self, described: Descriptor | EnumDescriptor) -> str:
-        """The class of a message or an enum."""
+        """The name of the class of a message or an enum."""
         path = described.full_name.removeprefix(f"{PACKAGE}.")
         return _NAMES.get(path) or path.replace(".", "")
 
     def module(self, described: Descriptor | EnumDescriptor) -> str:
-        """The module of its class."""
+        """The module with the class of a message or an enum."""
         if "Webhook" in described.full_name:
             return "webhooks"
         return "events" if Path(described.file.name).stem == "event" else "types"
@@ -221,7 +221,7 @@ class Results:
         return f"{Path(described.file.name).stem}_pb2"
 
     def answers(self, message: Descriptor) -> bool:
-        """Whether its class has the request id of the call."""
+        """Whether the class of the message has the request id of the call."""
         return message.name.endswith("Response")
 
     def text(self, module: str) -> str:
@@ -251,7 +251,7 @@ class Results:
         return "".join(parts)
 
     def _import(self, module: str, mine: list[Any]) -> str:
-        """The import of the classes of another module that fields of these messages have."""
+        """The import of the classes of another module that fields of these messages use."""
         used = {
             self.name(kind)
             for each in mine

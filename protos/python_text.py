@@ -35,12 +35,12 @@ def method_name(rpc: str) -> str:
 
 
 def snake_case(name: str) -> str:
-    """GetTask as get_task."""
+    """Converts GetTask to get_task."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def camel_case(name: str) -> str:
-    """get_task as GetTask."""
+    """Converts get_task to GetTask."""
     return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
@@ -149,7 +149,7 @@ def section(title: str, entries: list[tuple[str, str]]) -> str:
 
 
 def formatted(path: Path, text: str) -> str:
-    """The text of a module as ruff writes it: imports that are used, and its format."""
+    """The text of a module, formatted by ruff and without the imports that it does not use."""
     for command in (
         ["check", "--quiet", "--fix", "--select", "F401,I"],
         ["format", "--quiet"],

@@ -15,8 +15,8 @@ from source import Rule
 DOMAIN = "evershell.ai"
 # Does not mention a deadline, because the caller may have set none.
 SLOW = "The service did not answer in time. The call may have had its effect."
-# These messages hold facts of the request. All others are the first sentence of the code's comment.
-# %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
+# These messages contain facts about the request. All other messages are the first sentence of the
+# code's comment. %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
 MESSAGES_WITH_FACTS = {
     "deadline_exceeded": SLOW,
     "validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%",
@@ -25,7 +25,7 @@ MESSAGES_WITH_FACTS = {
         "this method."
     ),
 }
-# For answers to which Envoy adds no text.
+# The messages of answers to which Envoy adds no text.
 MESSAGES_WITHOUT_FACTS = {"validation_error": "The request cannot be read."}
 # The only one of the edge's own errors after which a retry can succeed.
 RETRYABLE = "unavailable"
@@ -40,7 +40,7 @@ REQUEST_ID = {
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 # The HTTP statuses of requests that could not be read.
 UNREAD_STATUSES = (426, 431)
-# The status with which the routes of gRPC and worker_headers.lua refuse a header.
+# The status with which worker_headers.lua and the routes of the gRPC listener refuse a header.
 UNPRINTABLE_STATUS = 422
 
 # Envoy's own answers to gRPC calls: the comparison and the HTTP status that select an answer, the
@@ -269,7 +269,7 @@ def _grpc_mapper(
 
 
 def _rich_status(rule: Rule, text: str, is_repeatable: bool) -> str:
-    """The value of grpc-status-details-bin. It has no RequestInfo, because it is constant."""
+    """The value of grpc-status-details-bin. It is the same for all calls, so has no RequestInfo."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.slug.upper(), domain=DOMAIN)]
     if is_repeatable:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)

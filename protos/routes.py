@@ -24,8 +24,8 @@ WITHOUT_BODY_FILTERS = {
 }
 # Turns on a filter that envoy.yaml has turned off.
 FILTER_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
-# Routes to the workers. Circuit breakers belong to a cluster and a priority, so each class of calls
-# has its own (see envoy.yaml).
+# Routes to the workers. A circuit breaker belongs to a cluster and a priority, so each class of
+# calls has its own combination of the two (see envoy.yaml).
 FIRST_ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
 SMALL_ROUTE = {"cluster": "control_plane", "priority": "DEFAULT"}
 LONG_ROUTE = {"cluster": "control_plane_long", "priority": "HIGH"}
@@ -35,7 +35,8 @@ WAITING_METHODS = frozenset({"SendMessage"})
 # Tells a worker that the route has the circuit breaker for large bodies.
 LARGE_BODY_HEADER = "x-evershell-large-body"
 
-# The routes of this method can come first: no path of another method matches them.
+# The routes of this method come first, because Envoy tries routes in turn. No path of another
+# method matches them.
 HOT_METHOD = "CancelTask"
 
 # A call may wait 30 s for a task, so it has been answered within 35 s. 0 turns the limit off,
@@ -56,8 +57,9 @@ ACCEPTED_CONTENT = (
     r"|text/plain.*\|0"
 )
 GRPC_CONTENT = r"(?i)application/grpc.*"
-# The headers of callers that a worker reads. The worker's gRPC library logs a value that it cannot
-# decode, and the value may be a credential.
+# The headers of callers that a worker reads. The edge refuses values that are not printable ASCII:
+# the worker's gRPC library would log a value that it cannot decode, and the value may be a
+# credential.
 READ_HEADERS = (
     "authorization",
     "idempotency-key",
@@ -76,7 +78,7 @@ SMALL_METHOD_MAX_BYTES = 16_384
 # few calls at a time, each for at most 5 s. Health and reflection have a circuit breaker each, by
 # their priority. A call of health counts once its message has arrived: otherwise, callers who send
 # none could hold all places. Health/Watch is not served for the same reason: its streams stay open.
-# A client whose Watch is UNIMPLEMENTED calls without it.
+# A client that gets UNIMPLEMENTED for Watch makes its calls without health checks.
 REFLECTION = {
     "cluster": "introspection",
     "timeout": "5s",
@@ -188,7 +190,7 @@ def _grpc_routes(
     headers: Mapping[str, dict[str, Any]],
     classes: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The routes of the gRPC listener, by method. The edge answers UNIMPLEMENTED to all others."""
+    """The routes of the gRPC listener. The edge answers UNIMPLEMENTED to all other methods."""
     refusals = [
         {"match": match, "direct_response": {"status": UNPRINTABLE_STATUS}}
         for match, _ in _unprintable_headers()
@@ -214,8 +216,8 @@ def _grpc_routes(
 
 def answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
     """A route that the edge answers itself, regardless of the body."""
-    # Envoy turns the answer to an application/grpc request into a gRPC one. The Lua filter restores
-    # the HTTP status from this header.
+    # Envoy turns the answer to an application/grpc request into a gRPC answer. The Lua filter
+    # restores the HTTP status from this header.
     headers = headers | {"x-evershell-status": str(status)}
     return {
         "match": match,
@@ -300,8 +302,8 @@ def _several_hosts() -> dict[str, Any]:
 
 
 def _unprintable_headers() -> Iterator[tuple[dict[str, Any], str]]:
-    """The matches of requests with a value that is not printable ASCII, by header, and what to
-    answer.
+    """For each header, yields the match of requests whose value is not printable ASCII, and the
+    text of the answer.
     """
     for name in READ_HEADERS:
         printable = {"name": name, "string_match": {"safe_regex": {"regex": PRINTABLE_ASCII}}}
@@ -376,6 +378,6 @@ def _call(
         metadata["envoy.filters.http.lua"] = for_lua
     route["metadata"] = {"filter_metadata": metadata}
     if binding.names_task:
-        # A worker can fail before it has read the request.
+        # Tells workers that the call names its task. A call can fail before its request is read.
         route["request_headers_to_add"] = [header("x-evershell-task", "named")]
     return route

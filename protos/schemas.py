@@ -22,7 +22,7 @@ WELL_KNOWN: dict[str, dict[str, Any]] = {
         "examples": ["10s"],
     },
 }
-# Fields of the type Struct whose fields the message describes.
+# Maps a field of the type Struct to the message that describes its content.
 STRUCTS = {f"{PACKAGE}.Error.details": f"{PACKAGE}.ErrorDetails"}
 
 
@@ -81,7 +81,7 @@ class Schemas:
         schema = self._object(list(message.fields), required)
         # Exactly one field of a oneof is set. A schema with `oneOf` would say so, but generators
         # drop such a message or make a type of each choice.
-        # The oneof of an optional field is named after it, with an underscore.
+        # The oneof of an optional field has the field's name, preceded by an underscore.
         if any(not oneof.name.startswith("_") for oneof in message.oneofs):
             schema["minProperties"] = len(required) + 1
         return self._described(message.full_name, schema)
@@ -107,7 +107,10 @@ class Schemas:
         return schema | ({"required": required} if required else {})
 
     def _enum(self, enum: EnumDescriptor) -> dict[str, Any]:
-        """The values with their comments. Leaves out a zero without a comment: it is never sent."""
+        """The schema of an enum. Its description has the comments of the values.
+
+        Leaves out the value 0 if it has no comment, because it is never sent.
+        """
         comments = {
             value.name: " ".join(self._protos.comment(f"{enum.full_name}.{value.name}").split())
             for value in enum.values
@@ -163,10 +166,10 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 def component_name(full_name: str) -> str:
-    """The name of a schema: without dots, which are not allowed in the names of most languages.
+    """The name of a schema: without dots, which most languages do not allow in names.
 
-    A nested type follows the name of its message, unless one name repeats the other: `TaskStatus`,
-    but `ErrorCode` and `EventType`.
+    The name of a nested type begins with the name of its message, unless one of the two names
+    contains the other: `TaskStatus`, but `ErrorCode` and `EventType`.
     """
     outer, _, inner = (
         full_name.removeprefix(f"{PACKAGE}.").removeprefix("google.type.").rpartition(".")

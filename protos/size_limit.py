@@ -1,7 +1,7 @@
 """The size limit of a route.
 
-The filter that enforces the limit cannot be configured for single routes. A filter chain can, so it
-contains the filter.
+The filter that enforces the limit cannot be configured for single routes. A filter chain can, so a
+filter chain contains the filter.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _GRPC_PREFIX_BYTES = 5
 def of(max_request_bytes: int, *, waits_for_body: bool = False) -> dict[str, Any]:
     """The configuration of a route whose bodies have at most this size.
 
-    With `waits_for_body`, a call reaches the worker with its whole body.
+    With `waits_for_body`, a call reaches the worker only when its whole body has arrived.
     """
     limit: dict[str, Any] = {
         "name": "envoy.filters.http.body_size_limit",

@@ -1,4 +1,4 @@
-"""Samples of code for calls that generated clients do not make well.
+"""Code samples for the calls that generated clients cannot make.
 
 A generated client reads the whole answer before it returns, and a stream of events never ends.
 """

@@ -69,7 +69,7 @@ class Rule:
     no_retry: bool
     # What a caller should do.
     action: str
-    # The names of the RPCs that answer with it, and whether every call can be answered with it.
+    # The names of the RPCs that can return the error, and whether every call can return it.
     rpcs: tuple[str, ...]
     every_call: bool
 
@@ -222,11 +222,11 @@ class Protos:
         return all_rules
 
     def errors(self, binding: Binding) -> list[Rule]:
-        """The errors of this RPC over REST, in the order of the enum."""
+        """The errors that the binding's RPC can return, in the order of ErrorCode."""
         return [rule for rule in self.rules() if rule.every_call or binding.rpc.name in rule.rpcs]
 
     def own_errors(self, method: Any) -> list[str]:
-        """The slugs of this RPC that not every RPC has, in the order of the enum."""
+        """The slugs that this RPC, but not every RPC, can return, in the order of ErrorCode."""
         return [rule.slug for rule in self.rules() if method.name in rule.rpcs]
 
 

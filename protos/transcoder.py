@@ -1,6 +1,6 @@
 """The descriptor set that Envoy's transcoder reads: the edge passes JSON bodies on as they are.
 
-Envoy's parser drops unknown fields, takes null for absent and keeps the last of repeated names. In
+Envoy's parser drops unknown fields, treats null as absent and keeps the last of repeated names. In
 this descriptor set, the body of each binding is therefore a `google.api.HttpBody`, which Envoy does
 not parse: docs/decisions/0036-unknown-fields.md.
 """

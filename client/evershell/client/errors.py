@@ -186,8 +186,8 @@ class TaskNotFoundError(CallError):
 class WorkspaceStoppedError(CallError):
     """The workspace is stopped or stopping.
 
-    There is nothing to cancel: its task has ended, or ends `cancelled` when it has stopped. To run
-    tasks again, call `resume_workspace` once it is `stopped`.
+    There is nothing to cancel: the task of the workspace has ended, or ends `cancelled`. To run
+    tasks again, call `resume_workspace` once the workspace is `stopped`.
     """
 
     code = "workspace_stopped"
@@ -196,8 +196,8 @@ class WorkspaceStoppedError(CallError):
 class WorkspaceFailedError(CallError):
     """The workspace's agent died or could not start.
 
-    There is nothing to cancel or stop: its task has ended. To run tasks again, read `status_reason`
-    of the workspace, then call `resume_workspace`.
+    There is nothing to cancel or stop: the task of the workspace has ended. To run tasks again,
+    read `status_reason` of the workspace, then call `resume_workspace`.
     """
 
     code = "workspace_failed"
@@ -206,7 +206,8 @@ class WorkspaceFailedError(CallError):
 class WorkspaceDeletingError(CallError):
     """The workspace is being deleted.
 
-    There is nothing to cancel: its task has ended, or ends `cancelled`. Use another workspace.
+    There is nothing to cancel: the task of the workspace has ended, or ends `cancelled`. Use
+    another workspace.
     """
 
     code = "workspace_deleting"
@@ -273,7 +274,7 @@ class UnavailableError(CallError):
 class DeadlineExceededError(CallError, TimeoutError):
     """The caller's deadline has passed.
 
-    Look whether the call had an effect, or repeat it as after `unavailable`.
+    Check whether the call had an effect, or repeat it as after `unavailable`.
     """
 
     code = "deadline_exceeded"
@@ -312,7 +313,7 @@ class IdempotencyConflictError(CallError):
 class OrgOnHoldError(CallError):
     """The organization is on hold, so it gets no new task and no new agent.
 
-    Ask who put it on hold, or wait for `release`. Cancelling, stopping and reading work.
+    Ask whoever put it on hold, or wait for `release`. Cancelling, stopping and reading work.
     """
 
     code = "org_on_hold"
@@ -348,7 +349,7 @@ class ParentNotRunningError(CallError):
 class TreeLimitReachedError(CallError):
     """The tree already has the maximum number of levels, or of tasks that have not ended.
 
-    Nothing was submitted. Wait until tasks of the tree have ended, or submit to a task of a higher
+    Nothing was submitted. Wait until tasks of the tree have ended, or choose a parent on a higher
     level.
     """
 

@@ -108,7 +108,7 @@ class WorkspaceResumed(Result):
 
 @dataclass(frozen=True, slots=True)
 class TaskSubmitted(Result):
-    """`submit_task` has recorded the task."""
+    """The task was submitted and is recorded."""
 
     _message_type: ClassVar[type[Message]] = event_pb2.TaskSubmitted
 
@@ -191,7 +191,7 @@ class ToolCall(Result):
 
 @dataclass(frozen=True, slots=True)
 class IterationCompleted(IterationCompletedProperties, Result):
-    """A model call and the tool calls that it asked for have ended.
+    """A model call and the tool calls that the model asked for have ended.
 
     A tool call is never recorded without its result. An iteration whose model call was interrupted
     has no tool calls and is the last iteration of its task.
@@ -222,10 +222,10 @@ class CancelIntent(Result):
     requested_at: datetime | None = None
     reason: str = ""
     force_at: datetime | None = None
-    """The time at which the cancellation interrupts an iteration that is still running. If None, it
-    does not interrupt the iteration."""
+    """The time at which the cancellation interrupts an iteration that is still running. If None,
+    the cancellation does not interrupt the iteration."""
     force_requested_by: str | None = None
-    """Who set `force_at`, possibly in a later call. It has the form of `requested_by`."""
+    """Who set `force_at`, possibly in a later call, in the form of `requested_by`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +272,8 @@ class TaskLimitApproached(Result):
     limit: str
     """The name of the field in TaskLimits: `max_total_tokens` or `max_cost`."""
     used: str
-    """How much the task has used, as a decimal number: of tokens, or of USD. `maximum` has the
-    limit, in the same unit."""
+    """How much the task has used, as a decimal number of tokens or of USD. `maximum` has the limit,
+    in the same unit."""
     maximum: str
 
 

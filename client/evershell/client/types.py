@@ -112,8 +112,11 @@ class TaskOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLimits(Result):
-    """When the service itself cancels a task, as `cancel` does: `requested_by` is `system:limit`,
-    `credential_kind` is `system`, and the reason names the limit and its value."""
+    """The limits at which the service itself cancels a task, as `cancel` does.
+
+    `requested_by` of such a cancellation is `system:limit`, `credential_kind` is `system`, and the
+    reason names the limit and its value.
+    """
 
     _message_type: ClassVar[type[Message]] = task_pb2.TaskLimits
 
@@ -172,8 +175,8 @@ class Usage(Result):
     model_calls: int = 0
     tool_calls: int = 0
     cost: Decimal | None = None
-    """The cost of the model calls in USD: the tokens that the agent has reported, at the prices
-    that the service has. None if the cost is unknown because a model had no price."""
+    """The cost of the model calls in USD, computed from the tokens that the agent has reported and
+    the prices that the service knows. None if the cost is unknown because a model had no price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,7 @@ class Task(TaskProperties, Result):
     """The reason that the first requester gave."""
     cancel_force_at: datetime | None = None
     """When the cancellation interrupts an iteration that is still running. If None, the
-    cancellation interrupts no iteration."""
+    cancellation does not interrupt the iteration."""
     forced: bool = False
     """True if the last iteration of the task was interrupted."""
     end_reason: str = field(default="", metadata=named("reason"))

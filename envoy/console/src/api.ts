@@ -47,7 +47,7 @@ export async function fetchInTurn(request: Request): Promise<Response> {
   });
 }
 
-// Makes a call that may renew the session, after those of all other tabs.
+// Makes a call that may renew the session. Only one tab makes such a call at a time.
 export async function inTurn<T>(signal: AbortSignal, call: () => Promise<T>): Promise<T> {
   return navigator.locks.request("evershell-session", { signal }, call);
 }

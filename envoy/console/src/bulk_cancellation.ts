@@ -8,7 +8,7 @@ import type { Failure } from "./failure";
 import { holdOrg } from "./hold";
 import { count } from "./text";
 
-// How many times a call that the service could not answer is repeated.
+// How many times a call is made if the service cannot answer it.
 const ATTEMPTS = 6;
 const FOLLOW_MS = 1_000;
 // The maximum number of tasks that a filter can name.
@@ -104,7 +104,7 @@ export class BulkCancellation {
     this.leave.abort();
   }
 
-  // Interrupts the iterations of these tasks. Tasks that were submitted since go on.
+  // Interrupts the iterations of these tasks. Tasks that were submitted since then go on.
   async interrupt(tasks: readonly Result[]): Promise<void> {
     try {
       for (const part of filters(tasks.map((each) => each.task_id))) {
@@ -120,7 +120,7 @@ export class BulkCancellation {
       let isFirst = true;
       await eachBatch({ ...part, ...cancelFields(this.options) }, (answer) => {
         const known = this.state.peek();
-        // Later answers count the tasks that earlier answers accepted as recorded before.
+        // In later answers, `already_requested` includes the tasks that earlier calls cancelled.
         const before = isFirst ? known.before + answer.already_requested : known.before;
         isFirst = false;
         this.change({ accepted: known.accepted + answer.accepted, before });
@@ -157,7 +157,7 @@ function filters(taskIds: readonly string[] | null): Filters {
   return parts;
 }
 
-// A call cancels at most 1,000 tasks.
+// Repeats the call until no task remains, because one call cancels at most 1,000 tasks.
 async function eachBatch(
   body: Schemas["CancelTasksRequest"],
   onAnswer: (answer: Schemas["CancelTasksResponse"]) => void,

@@ -10,7 +10,7 @@ export interface CancelOptions {
   forceAfter: number | null;
 }
 
-// The fields of CancelTask and of CancelTasks.
+// The fields that CancelTask and CancelTasks share.
 export function cancelFields({ reason, forceAfter }: CancelOptions) {
   return {
     ...(reason && { reason }),
@@ -29,7 +29,7 @@ export interface CancelCall {
 // The last call of this page.
 export const cancelCall = signal<CancelCall | null>(null);
 
-// The call names the task, so that it never cancels the next one.
+// The call names the task, so that it never cancels the next task.
 export async function cancelTask(
   workspaceId: string,
   taskId: string,

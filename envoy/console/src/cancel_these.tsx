@@ -51,7 +51,7 @@ function CancelTheseDialog({ taskIds, meant }: Asked) {
   useEffect(() => () => bulk?.close(), [bulk]);
   const close = () => (asked.value = null);
   const cancel = (options: CancelOptions) => {
-    // Exactly the tasks that this dialog shows.
+    // Cancels exactly the tasks that this dialog shows.
     const begun = new BulkCancellation(counted?.results.map((each) => each.task_id) ?? [], options);
     void begun.run();
     setBulk(begun);

@@ -1,4 +1,4 @@
-// What the credential may do. The service decides; this is what the pages offer.
+// What the credential may do. The service decides this; the pages offer only what it would allow.
 import { useEffect } from "preact/hooks";
 import { api, read } from "./api";
 import { pause } from "./connection";

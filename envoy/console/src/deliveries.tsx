@@ -17,7 +17,7 @@ export function Deliveries({ open }: { open: OpenWorkspace }) {
   const deliveries = followed.deliveries.value;
   const failure = followed.failure.value;
   if (deliveries.length === 0) return null;
-  // After a refusal, no replay of this token can succeed.
+  // After a refusal, no replay with this token can succeed.
   const mayReplay = failure?.slug !== "permission_denied";
   return (
     <section aria-labelledby="deliveries-title">

@@ -14,7 +14,7 @@ export function Dialog({ title, children, onClose }: Props) {
   useLayoutEffect(() => {
     const element = dialog.current;
     element?.showModal();
-    // The browser then gives the focus back to the element that had it.
+    // When the dialog closes, the browser gives the focus back to the element that had it.
     return () => element?.close();
   }, []);
   return (

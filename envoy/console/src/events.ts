@@ -59,7 +59,7 @@ export function intentFacts(cancel: Schemas["CancelIntent"]): string[] {
   return clauses;
 }
 
-// A single call has only the field tool_call.
+// A single tool call is only in the field `tool_call`.
 export function toolCalls(iteration: Schemas["IterationCompleted"]): Schemas["ToolCall"][] {
   const { tool_call, tool_calls } = iteration;
   if (tool_calls?.length) return tool_calls;

@@ -52,7 +52,7 @@ export function enter(isFirst: boolean): boolean {
   return row !== undefined;
 }
 
-// At once if the row is in the document, so that the next key reaches it.
+// Gives the row the focus, at once if it is in the document, so that the next key reaches it.
 function focus({ workspace }: Row): void {
   active.value = workspace.id;
   const element = document.getElementById(`row-${workspace.id}`);

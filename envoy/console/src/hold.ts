@@ -11,7 +11,8 @@ export type Hold = Schemas["Hold"];
 // The hold; null until it was read, or if the token may not read it.
 export const hold = signal<Hold | null>(null);
 
-// Counts the changes of the hold that this tab has made: a read that began before one may be old.
+// Counts the changes of the hold that this tab has made. A read that began before a change may return
+// the hold before the change.
 let changes = 0;
 
 export async function followHold(signal: AbortSignal): Promise<void> {

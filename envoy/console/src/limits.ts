@@ -1,4 +1,4 @@
-// The limits of a task, and whether one has cancelled it.
+// The limits of a task, and whether a limit has cancelled it.
 import type { Schemas, Task } from "./api";
 import { count, dollars, elapsed, number } from "./text";
 
@@ -18,7 +18,7 @@ export function limitsOf({ limits, cancel_requested_by }: Task): string[] {
   return clauses;
 }
 
-// Whether the task has reached a limit, which has cancelled it.
+// Whether a limit has cancelled the task.
 export function isOverLimit(task: Task): boolean {
   return task.cancel_requested_by === REQUESTER;
 }

@@ -39,7 +39,7 @@ export function ListPage() {
 function Bar() {
   const field = useRef<HTMLInputElement>(null);
   useKeys({ "/": () => field.current?.focus() });
-  // On a phone, the focus would open its keyboard.
+  // Not on a phone, where the focus would open the keyboard.
   useEffect(() => {
     if (matchMedia("(pointer: fine)").matches && !enter(false)) field.current?.focus();
   }, []);

@@ -9,7 +9,7 @@ import { ExpiryNote, SignIn, SignInAgain } from "./sign_in";
 import { StopPage } from "./stop_page";
 import { WorkspacePage } from "./workspace_page";
 
-// The page that is open is in the fragment of the address, which browsers send to nobody.
+// The fragment of the address names the open page. Browsers do not send the fragment to servers.
 const fragment = signal(location.hash);
 addEventListener("hashchange", () => (fragment.value = location.hash));
 

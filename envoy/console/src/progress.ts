@@ -1,4 +1,4 @@
-// How far a cancellation has come, from the event log and the task.
+// How far a cancellation has progressed, according to the event log and the task.
 import type { Schemas, Task, WorkspaceEvent } from "./api";
 import { words } from "./text";
 
@@ -6,7 +6,7 @@ export interface Progress {
   // When the cancellation was recorded; null if none was.
   requestedAt: string | null;
   cancel: Schemas["CancelIntent"] | null;
-  // When the iteration is interrupted; null if it is not to be interrupted.
+  // When the iteration is interrupted; null if the cancellation does not interrupt it.
   forceAt: string | null;
   // The iteration that was in flight, once it has ended.
   iteration: WorkspaceEvent | null;

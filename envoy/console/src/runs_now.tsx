@@ -53,7 +53,7 @@ function Call({ call, at }: { call: Schemas["RunningCall"]; at: number }) {
   );
 }
 
-// Follows the end of the text until it is scrolled away.
+// Follows the end of the text until the person scrolls away from it.
 function Output({ text }: { text: string }) {
   const box = useRef<HTMLPreElement>(null);
   const follows = useRef(true);

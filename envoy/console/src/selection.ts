@@ -14,7 +14,7 @@ export type Column =
   | "since"
   | "tokens"
   | "cost";
-// A status, or a problem.
+// All workspaces, or the workspaces with a problem or in a status.
 export type Filter = "all" | Trouble | Row["workspace"]["status"];
 
 const STATUSES = [
@@ -95,7 +95,7 @@ function matches(row: Row, wanted: Filter): boolean {
   return (troublesOf(row) as readonly Filter[]).includes(wanted);
 }
 
-// A workspace with a task comes before those without one in every order from the largest down.
+// In every order from the largest down, workspaces with a task come before workspaces without one.
 function sortKey(row: Row, column: Column): string | number {
   const { workspace, task } = row;
   switch (column) {

@@ -29,7 +29,7 @@ export function credentials(used: string): Record<string, string> {
 // Why the service no longer accepts the token.
 export const rejection = signal<Failure | null>(null);
 
-// Called after a 401. An answer to an earlier token changes nothing.
+// Called after a 401. The answer to a call with an earlier token changes nothing.
 export function rejectToken(used: string, failure: Failure): void {
   if (used && used === token.peek()) rejection.value = failure;
 }
@@ -40,7 +40,7 @@ export function signIn(accepted: string, whose: Schemas["Caller"] | null = null)
   rejection.value = null;
 }
 
-// Everything is in the memory of the document, so a reload forgets it.
+// Without a provider, everything is in the memory of the document, so a reload forgets it.
 export function signOut(): void {
   const { sign_out } = provider.peek();
   if (token.peek() === COOKIES && sign_out) return location.assign(sign_out);

@@ -29,7 +29,7 @@ export function SignIn() {
   );
 }
 
-// Says that a token expires soon. A session of a provider is renewed.
+// Says that a token expires soon. A provider's session needs no note, because it is renewed.
 export function ExpiryNote() {
   const [isAsking, setIsAsking] = useState(false);
   const expiry = caller.value?.expires_at;

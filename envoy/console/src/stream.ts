@@ -16,7 +16,7 @@ const FINAL = [400, 403, 404];
 
 export interface Follower {
   onEvents(events: WorkspaceEvent[]): void;
-  // The failure after which the stream is opened again; null when it is open.
+  // Called with the failure of the stream, and with null when the stream is open again.
   onTrouble(failure: Failure | null): void;
 }
 

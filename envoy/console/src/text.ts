@@ -67,8 +67,8 @@ export function between(from: string, to: string): number {
   return Date.parse(to) - Date.parse(from);
 }
 
-// The value with visible escapes (`\u202e`) for the characters that change the direction of a text,
-// which would make it look like another one.
+// The value with visible escapes (`\u202e`) for the characters that change the direction of a text.
+// These characters could make a text look like another text.
 export function withVisibleDirections<T>(value: T): T {
   const json = JSON.stringify(value);
   const visible = json.replace(

@@ -54,7 +54,7 @@ function groupsOf(events: readonly WorkspaceEvent[]): Group[] {
 }
 
 function GroupOfEvents({ group, isOpen }: { group: Group; isOpen: boolean }) {
-  // Whether the person has opened or closed the entry; null before the first click.
+  // Whether the person has opened or closed the group; null before the first click.
   const [chosen, setChosen] = useState<boolean | null>(null);
   const [shown, setShown] = useState(SHOWN_AT_FIRST);
   const { taskId, events } = group;

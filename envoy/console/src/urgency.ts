@@ -34,7 +34,7 @@ export function urgency(row: Row): number {
   if (trouble === "failed") return TIME - since;
   if (trouble) return TROUBLES.indexOf(trouble) * TIME + since;
   if (workspace.current_task_id) return 3 * TIME + since;
-  // Statuses that change soon come before these.
+  // All other statuses change soon, and come before these three.
   const resting = ["idle", "suspended", "stopped"].indexOf(workspace.status);
   return (resting + 6) * TIME - since;
 }

@@ -11,7 +11,7 @@ const REFRESH_MS = 1_000;
 const HIDDEN_REFRESH_MS = 10_000;
 // The least time between two readings, however fast events come.
 const LEAST_MS = 250;
-// A log may have any number of events. The oldest are dropped.
+// How many of the newest events are kept, because a log may have any number of events.
 const KEPT_EVENTS = 2_000;
 
 export class OpenWorkspace {

@@ -1,8 +1,8 @@
 // Keeps the list of all workspaces, with the tasks that run in them.
 //
 // The interface has no stream for an organization, so the lists of workspaces and of active tasks are
-// read again and again. The tokens of the pages of workspaces stay valid, so that pages can be read at
-// the same time. Pages in view are read more often.
+// read again and again. The page tokens of the list of workspaces stay valid, so several pages can be
+// read at the same time. Pages in view are read more often.
 import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { api, read, type Task, type Workspace } from "./api";
@@ -20,7 +20,7 @@ const PAGES_IN_VIEW = 4;
 const HIDDEN_REFRESH_MS = 10_000;
 // The least time between two drawings of the list.
 const PUBLISH_MS = 200;
-// The list takes at most this share of the time for its own calls.
+// The list spends at most this share of the time on its own calls.
 const SHARE = 0.5;
 
 export interface Row {
@@ -44,12 +44,12 @@ const known = new Map<string, Row>();
 let tasks: ReadonlyMap<string, Task> = new Map();
 // The token of each page that has been read.
 let tokens = [""];
-// Whether the rows will be published at the next drawing.
+// Whether `rows` will be set at the next drawing.
 let isDue = false;
 let publishedAt = 0;
 
 export function rowOf(workspaceId: string): Row | undefined {
-  // Draws again after a change.
+  // Reading `rows` makes the component draw again after a change.
   void rows.value;
   return known.get(workspaceId);
 }
@@ -143,7 +143,7 @@ function absorb(workspaces: Workspace[], page: number): void {
   if (isChanged) publishSoon();
 }
 
-// Sorting thousands of rows takes most of a frame.
+// Sets `rows` at most once in PUBLISH_MS, because sorting thousands of rows takes most of a frame.
 function publishSoon(): void {
   if (isDue) return;
   isDue = true;

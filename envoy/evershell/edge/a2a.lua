@@ -1,9 +1,9 @@
 -- Sets the HTTP status and the error of an answer on the routes of A2A. Runs after the transcoder,
 -- instead of envelope.lua.
 --
--- A2A writes an error as a google.rpc.Status (https://google.aip.dev/193). The server has put it and
--- its HTTP status into two headers, which the header_mutation filter removes. The edge's own errors
--- have an envelope, which is rewritten.
+-- A2A writes an error as a google.rpc.Status (https://google.aip.dev/193). The server has put the
+-- google.rpc.Status and the HTTP status into two headers, which the header_mutation filter removes.
+-- The edge's own errors arrive with an envelope, and this filter rewrites it.
 
 local ERROR = '{"error":{"code":%s,"status":"%s","message":"%s","details":['
   .. '{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"%s","domain":"evershell.ai"},'

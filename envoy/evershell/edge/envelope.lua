@@ -24,8 +24,8 @@ local function find_envelope(handle, headers, grpc_status, status)
   return rule.status, envelope:format(rule.code, rule.message, headers:get("x-request-id") or "")
 end
 
--- Matches an envelope with the transcoder's error about an invalid value of a query. Captures the
--- field, the error and the rest.
+-- Matches an envelope with the transcoder's error about an invalid value in a query. Captures the
+-- envelope without its closing braces, the field, and the error.
 local INVALID_VALUE =
   '^(.*"message":"[^"]-: ([%w_.]+): (invalid value .*)","request_id":"[^"]*")}}%s*$'
 
@@ -40,8 +40,9 @@ local function name_invalid_value(handle)
   end
 end
 
--- Tells the caller whether to repeat a call that failed without an answer of the service. An answer
--- of the service says so itself. The metadata of the route says whether the call can be repeated.
+-- Tells the caller whether to repeat a call that failed without an answer from the service. The
+-- service's own answers already say this. The metadata of the route says whether the call can be
+-- repeated.
 local function advise(handle, headers, status)
   local repeatable = handle:metadata():get("repeatable")
   if repeatable == false then
@@ -61,7 +62,7 @@ function envoy_on_response(handle)
     if headers:get(":status") >= "400" then
       advise(handle, headers, headers:get(":status"))
     end
-    -- An answer of Envoy's own already has its status.
+    -- Envoy's own answers already have their status.
     if headers:get(":status") == "200" then
       status = status or handle:metadata():get("success_status")
       if status ~= nil and status ~= "200" then

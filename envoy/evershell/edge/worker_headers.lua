@@ -5,7 +5,7 @@
 -- too, from every caller: Envoy's connection to the worker refers to the name by the index of the
 -- bad header. One bad grpc-timeout would make all later calls with a deadline fail.
 
--- The patterns that the values must match.
+-- The headers of gRPC that the workers read, and the patterns that their values must match.
 local READ = {
   ["grpc-timeout"] = {"^%d%d?%d?%d?%d?%d?%d?%d?[HMSmun]$"},
   ["grpc-encoding"] = {"^identity$", "^gzip$", "^deflate$"},

@@ -41,7 +41,7 @@ class Call:
 
     context: Context
     metadata: dict[str, str]
-    # The id from the edge, or one that is made here. Log lines and events of the call carry it.
+    # The id from the edge, or an id made here. Log lines and events of the call carry it.
     request_id: str
     # Whether the call came through the edge's REST listener.
     is_rest: bool

@@ -93,7 +93,7 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
         workspace_id=result.workspace_id,
         task_id=task.id if task is not None else "",
         # Contrary to its type hints, the constructor also accepts the name of an enum value, and a
-        # mapping with the fields of a message. It would copy a message by serializing and parsing
+        # mapping with the fields of a message. A message would be copied by serializing and parsing
         # it.
         outcome=cast(Any, str(result.outcome)),
         requested_at=timestamp(intent.requested_at) if intent is not None else None,
@@ -190,7 +190,7 @@ def encode_caller(caller: Caller) -> caller_pb2.Caller:
 
 
 def encode_hold(org_id: str, hold: Hold | None) -> hold_pb2.Hold:
-    """The hold of the organization. Without one, only `org_id` is set."""
+    """The hold of the organization. If `hold` is None, only `org_id` is set."""
     if hold is None:
         return hold_pb2.Hold(org_id=org_id)
     return hold_pb2.Hold(

@@ -17,7 +17,7 @@ def encode_events(events: Sequence[Event]) -> Sequence[bytes]:
 
 
 def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
-    """A message of the stream of WatchEvents."""
+    """The message of WatchEvents that carries the event."""
     # Contrary to its type hints, the constructor also accepts a mapping with the fields of a
     # message.
     event: Any = {
@@ -43,7 +43,7 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
 
 
 def encode_heartbeat(heartbeat: Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
-    """A message of the stream of WatchEvents."""
+    """The message of WatchEvents that carries the heartbeat."""
     return workspace_service_pb2.WatchEventsResponse(
         heartbeat=workspace_service_pb2.Heartbeat(time=timestamp(heartbeat.time), seq=heartbeat.seq)
     )

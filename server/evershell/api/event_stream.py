@@ -24,8 +24,8 @@ _MAX_SEQ = 2**63 - 1
 # separator would end a field there.
 _LINE_ENDS = {end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
-# The first message of a stream. It sets the content type. Like a heartbeat, it does not end with an
-# empty line, because some libraries would then report an event without data.
+# The first message of a stream. It sets the content type. Neither this message nor a heartbeat ends
+# with an empty line: at an empty line, some libraries would report an event without data.
 OPENING = HttpBody(content_type="text/event-stream", data=f"retry: {_RETRY_MS}\n".encode())
 HEARTBEAT = HttpBody(data=b": heartbeat\n")
 

@@ -46,8 +46,8 @@ class Handlers(grpc.GenericRpcHandler):
         """Composes a handler for each method. `methods` maps the path of each method to the method.
 
         The first of `interceptors` is the outermost. A method that takes a stream of messages is
-        not supported. `forms` has, by the name of the service, the error forms of services whose
-        errors have their own form.
+        not supported. `forms` maps the names of services to the forms of their errors. The errors
+        of all other services have the form ENVELOPE.
         """
         self._by_path = {
             path: _composed(path, method, interceptors, forms) for path, method in methods.items()

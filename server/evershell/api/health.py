@@ -20,7 +20,7 @@ _FORGET_SECONDS = 1.5
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has no types
-    """Remembers which peers check the health. A peer sends calls until it sees NOT_SERVING."""
+    """Remembers which peers check health, because a peer sends calls until it sees NOT_SERVING."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,8 +21,8 @@ WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 A2A_SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
 # SendMessage answers when its task has ended, so it may take as long as a stream.
 WAITS = f"/{A2A_SERVICE}/SendMessage"
-# The only public method that can be called without a credential. The call then has this header, and
-# asks for the public card.
+# The only public method that can be called without a credential. Such a call has the header
+# PUBLIC_CARD_HEADER, and asks for the public card.
 CARD = f"/{A2A_SERVICE}/GetExtendedAgentCard"
 PUBLIC_CARD_HEADER = "x-evershell-public-card"
 # The service that agents use.
@@ -50,10 +50,10 @@ _SAME = {
 
 
 def _option_sources() -> Iterator[tuple[str, MethodDescriptor]]:
-    """The path of each public method with options, and the method whose options it has.
+    """Yields the path of each public method with options, and the method whose options it has.
 
     A method of WorkspaceService has its own options. A method of A2A has the options of the method
-    in `_SAME`.
+    to which `_SAME` maps it.
     """
     own = DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
     for path, method in _METHODS.items():
@@ -69,8 +69,8 @@ _OPTIONS = {path: method.GetOptions().Extensions[edge] for path, method in _OPTI
 CANCELLATIONS = frozenset(
     path for path, options in _OPTIONS.items() if options.urgency == EdgeRule.cancellation
 )
-# The methods that stop work, or show whether it has stopped. They are served first, and have places
-# that no other call can use.
+# The methods that stop work, or show whether it has stopped. Their calls are served first, and have
+# places that other calls cannot use.
 FIRST = frozenset(
     {
         *(path for path, options in _OPTIONS.items() if options.urgency),
@@ -87,9 +87,10 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 def public_methods(
     *, with_effect: bool, services: Collection[str] = PUBLIC_SERVICES
 ) -> frozenset[str]:
-    """The paths of the public methods that change something, or of the methods that only read.
+    """The paths of the public methods that change something.
 
-    A method only reads if REST offers it with GET, or if it is a stream that REST does not offer.
+    If `with_effect` is false, the paths of the public methods that only read. These are the methods
+    that REST offers with GET, and the streams that REST does not offer.
     """
     return frozenset(
         path
@@ -138,7 +139,7 @@ def names_no_task(path: str, call: Call) -> bool:
 def repeat_advice(path: str, call: Call) -> str:
     """What a caller must do instead of repeating the call; empty if the call can be repeated.
 
-    `path` is the path of the method. A call whose request has not been read may name no task.
+    `path` is the path of the method.
     """
     rule = _RULES.get(path, EdgeRule.always)
     match rule:
@@ -157,9 +158,9 @@ def _scope_check(access: AccessRule) -> Callable[[Caller], object]:
     return methodcaller("require" if access.without_own else "permission", *access.scopes)
 
 
-# Checks the scopes of methods that change something, before a large or slow body is read. Scopes
-# that depend on the request are left to the core, which checks all scopes again. CancelTask is not
-# listed, because it must answer an invalid request before a missing scope.
+# By path: checks the scopes of a method that changes something, before a large or slow body is
+# read. Scopes that depend on the request are left to the core, which checks all scopes
+# again. CancelTask is not listed, because it must report an invalid request before a missing scope.
 SCOPE_CHECKS: Mapping[str, Callable[[Caller], object]] = {
     path: _scope_check(_OPTIONS[path].access)
     for path in public_methods(with_effect=True) & _OPTIONS.keys()

@@ -29,21 +29,21 @@ _LONGEST_SECONDS = 10.0
 class Priority(IntEnum):
     """The order in which calls are refused. The highest number is refused first."""
 
-    # Register and Heartbeat. An agent without a lease is lost, so they are never refused.
+    # Register and Heartbeat. An agent without a lease is lost, so these calls are never refused.
     LEASES = 0
-    # Cancellations, stops, and reads of one task.
+    # Cancellations, stops, holds, and reads of one task, by callers and by agents.
     FIRST = 1
-    # All other calls of agents. They end tasks, which makes room for other work.
+    # All other calls of agents. These calls end tasks, which makes room for other work.
     AGENTS = 2
     # Submissions and all other calls.
     OTHERS = 3
-    # Lists and streams.
+    # Lists, streams, and reads of current iterations.
     LAST = 4
 
 
-# If the wait is longer than this, in seconds, calls of the priority are refused, because they would
-# be served too late. An agent gives up an attempt after 3 s, and gRPC resets a call that has waited
-# for 3 s.
+# The longest wait, in seconds, at which calls of a priority are always served. After a longer wait,
+# they would be served too late: an agent gives up an attempt after 3 s, and gRPC resets a call that
+# has waited for 3 s.
 _LIMITS = {
     Priority.LEASES: math.inf,
     Priority.FIRST: 2.5,
@@ -71,8 +71,8 @@ class QueueingDelay:
         """Begins a measurement. Called when the measuring call is sent."""
         self._sent_at = self._clock()
         if self._last_seconds < _SHORT_SECONDS:
-            # The last wait was short, and nothing was measured since, so it counts as short until
-            # now.
+            # The last wait was short, and nothing has been measured since, so the wait counts as
+            # short until now.
             self._was_short_at = self._sent_at
 
     def end(self) -> None:

@@ -84,7 +84,7 @@ def _comments() -> "dict[str, descriptor_pb2.SourceCodeInfo]":
 
 
 class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the package has no types
-    """Also finds a file by the name of a method. The pool cannot do this."""
+    """Adds comments, and also finds a file by the name of a method. The pool cannot do this."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

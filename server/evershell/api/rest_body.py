@@ -1,7 +1,7 @@
 """Reads the JSON body of a REST call into its request, and refuses ambiguous values.
 
 The edge passes the body on unparsed, in the field of RestBody. Unknown fields, null, repeated names
-and values of another type are refused at any depth: docs/decisions/0036-unknown-fields.md.
+and values of the wrong type are refused at any depth: docs/decisions/0036-unknown-fields.md.
 """
 
 import json
@@ -26,7 +26,7 @@ _MAX_PATH_CHARACTERS = 200
 
 _OBJECT = "must be an object"
 # How many objects a body may have. No valid request has more than three. A body of 1 MiB could have
-# 340,000 objects, which would take 200 MB, and 1.5 s in which the worker answers no other call.
+# 340,000 objects, which would take 200 MB, and block the worker for 1.5 s.
 _MAX_OBJECTS = 100
 
 # What a value must be, by the full name of its message or by the type of its field.
@@ -132,10 +132,9 @@ def _merge(problems: _Problems, prefix: str, message: Message, value: object) ->
 def _set(
     problems: _Problems, path: str, message: Message, field: FieldDescriptor, value: Any
 ) -> None:
-    """Sets a field that is not a message of this service."""
+    """Sets a field that is not an object for `_merge`."""
     rule = field.GetOptions().Extensions[field_pb2.field]
-    # For a list of 1 MiB, ParseDict would need up to 0.4 s, in which the worker answers no other
-    # call.
+    # For a list of 1 MiB, ParseDict would block the worker for up to 0.4 s.
     if field.is_repeated and isinstance(value, list | dict) and 0 < rule.max < len(value):
         problems.add(path, f"has {len(value):,} entries; at most {rule.max:,} are allowed")
         return
@@ -152,7 +151,7 @@ def _set(
         problems.add(path, "must not be empty; leave the field out")
     in_path = getattr(message, field.name)
     if isinstance(in_path, str) and in_path and in_path != value:
-        problems.add(path, "has another value than in the path")
+        problems.add(path, "differs from the value in the path")
     message.MergeFrom(parsed)
 
 

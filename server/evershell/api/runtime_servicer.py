@@ -38,7 +38,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     # Makes the spec of an agent.
     spec_for: Callable[[AgentIdentity], PodSpec]
     children: Children
-    # The model of the agents, if it has no price.
+    # The model of the agents, if it has no price; otherwise empty.
     model_without_price: str = ""
 
     async def Bootstrap(
@@ -106,7 +106,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         return codec.encode_task(await self.children.cancel(by, decoded))
 
     async def _enter(self, parent_task_id: str) -> AgentCaller:
-        """Makes the agent the caller of the current call, which the audit log names."""
+        """Makes the agent the caller of the current call, so that the audit log names the agent."""
         by = await self.children.enter(agent(), parent_task_id)
         current().caller = by.caller
         return by

@@ -48,10 +48,10 @@ OPTIONS: Sequence[tuple[str, int]] = (
     # connection with so many pings.
     ("grpc.http2.max_ping_strikes", 0),
 )
-# The names under which the health service answers. The empty name stands for the whole server.
+# The name under which the health service answers for the whole server.
 _EVERY_SERVICE = ""
-# A draining server serves new calls until every client of the health service has seen NOT_SERVING
-# and no call has arrived for _QUIET_SECONDS, at most for _ARRIVALS_SECONDS.
+# A draining server serves new calls until every client that checks health regularly has seen
+# NOT_SERVING and no call has arrived for _QUIET_SECONDS, but for at most _ARRIVALS_SECONDS.
 _QUIET_SECONDS = 0.1
 _ARRIVALS_SECONDS = 2.0
 
@@ -65,7 +65,7 @@ class AgentListener:
 
 
 class Server:
-    """Listens on one address, from `start` until `drain` has returned."""
+    """Listens from `start` until `drain` has returned."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Server:
     ) -> None:
         """`interceptors` comes from chain.py, and contains `request_log` and `admission`.
 
-        `drain_waits` makes every waiting call answer at once, including later calls. With
+        `drain_waits` makes every call that waits, now or later, answer at once. With
         `agent_listener`, the server also listens there. `probe` measures how long calls wait.
         `services` are the services of rooms.
         """
@@ -133,7 +133,7 @@ class Server:
     async def set_serving(self, *, serving: bool) -> None:
         """Sets what the health service answers, for the server and for the public services.
 
-        While the server is not serving, public calls are answered with `unavailable`.
+        While the server is not serving, public calls fail with `unavailable`.
         """
         self._admission.is_ready = serving
         serving_status = (

@@ -25,14 +25,14 @@ RULES: dict[str, error_pb2.ErrorRule] = {
 }
 _CODES_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 GRPC_CODES = {slug: _CODES_BY_NUMBER[rule.grpc] for slug, rule in RULES.items()}
-# The trailer of the status with its details.
+# The trailer that carries the status with its details.
 DETAILS_TRAILER = "grpc-status-details-bin"
 
 
 def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
     """The status with its details (https://google.aip.dev/193).
 
-    They are ErrorInfo, RequestInfo, and the standard details of the status's code.
+    The details are ErrorInfo, RequestInfo, and the standard details of the status's code.
     """
     rule = RULES[failure.slug]
     info = error_details_pb2.ErrorInfo(
@@ -115,8 +115,8 @@ def envelope_json(failure: Failure, request_id: str) -> str:
 class ErrorForm:
     """The form of a service's errors."""
 
-    # Both functions get the failure and the request id. They make the status, and the body of a
-    # REST error.
+    # These two functions get the failure and the request id. The first makes the status, the second
+    # the body of a REST error.
     rich_status: Callable[[Failure, str], status_pb2.Status]
     body: Callable[[Failure, str], str]
     http_status: Callable[[Failure], int]

@@ -20,8 +20,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def timestamp(moment: datetime | None) -> Any:
     """The time for a Timestamp field in the constructor of a message; None for an absent field.
 
-    Contrary to its type hints, the constructor accepts a mapping with the fields of a message. It
-    would copy a message by serializing and parsing it, which takes longer.
+    Contrary to its type hints, the constructor accepts a mapping with the fields of a message. A
+    message would be copied by serializing and parsing it, which takes longer.
     """
     if moment is None:
         return None

@@ -31,7 +31,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     """The public service. workspace_service.proto has the contract of each method.
 
-    Rooms have the methods that are missing here.
+    The rooms (features/) implement the methods that are missing here.
     """
 
     store: Store
@@ -39,7 +39,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     subscriptions: Subscriptions
     feeds: EventFeeds
     clock: Clock
-    # The model of the agents, if it has no price.
+    # The model of the agents, if it has no price; otherwise empty.
     model_without_price: str = ""
 
     async def CancelTask(

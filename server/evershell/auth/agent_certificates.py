@@ -1,9 +1,10 @@
 """Issues the certificates that pod/tls.py describes.
 
-The keys of both authorities are derived from the control plane's signing key, like the secrets of
-pod_tokens.py. So nothing is stored, every program of the control plane has the same authorities,
-and a new key invalidates the certificates together with the tokens. If there are several signing
-keys, each has its own two authorities.
+There are two authorities: one for the control plane, and one for agents. Their keys are derived
+from the control plane's signing key, like the secrets of pod_tokens.py. So nothing is stored, every
+program of the control plane has the same authorities, and a new signing key invalidates the
+certificates together with the tokens. If there are several signing keys, each has its own two
+authorities.
 """
 
 from collections.abc import Sequence

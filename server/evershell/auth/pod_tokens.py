@@ -41,7 +41,7 @@ class PodTokens:
         self._private_keys = private_keys(signing_keys)
         # Minting takes 10 µs, and many signals to an agent take place in the same minute.
         self._signal_token = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_token)
-        # The signing key to use for agents that have refused the first key, by workspace id and
+        # For agents that have refused the first signing key: the key to use, by workspace id and
         # epoch.
         self._signing_keys: LRUCache[tuple[str, int], int] = LRUCache(_MAX_SIGNAL_TOKENS)
 
@@ -86,7 +86,7 @@ class PodTokens:
             raise errors.unauthenticated("The runtime token is not authentic.")
         now = self._clock()
         if minute not in accepted_minutes(now):
-            message = "The runtime token is expired or not yet valid. Make one of this minute."
+            message = "The runtime token is expired or not yet valid. Make one for this minute."
             raise Failure("unauthenticated", message, unix_seconds=int(now))
         return AgentIdentity(workspace_id, epoch, signing_key)
 

@@ -43,10 +43,10 @@ FORGERIES_PER_SECOND = 1_000
 _MAX_TIME = 253_402_300_799
 # Prefixes of the ids of other actors: the service itself, API keys, and agents.
 _RESERVED_SUBJECTS = ("system:", "key_", "agent:")
-# The shortest interval between two reads of the set. A token with an unknown `kid` causes a read,
-# and anyone can send such tokens.
+# The shortest interval between two reads of the JWK set. A token with an unknown `kid` causes a
+# read, and anyone can send such tokens.
 _REFRESH_SECONDS = 10.0
-# The set is read again when it is older than this.
+# The JWK set is read again when it is older than this.
 _MAX_AGE_SECONDS = 300.0
 
 
@@ -64,7 +64,7 @@ class JwkSet:
     async def get(self, kid: str | None) -> KeySet:
         """The set. Reads it again if it is old or lacks this key.
 
-        Raises UnavailableError if the set could never be read.
+        Raises UnavailableError if the set has never been read successfully.
         """
         # While another call reads the set, a call with a known key does not wait. A call with an
         # unknown key waits for the result.
@@ -108,7 +108,7 @@ class JwkSet:
 def _import_keys(content: bytes) -> list[Key]:
     """The supported keys of a JWK set. Other keys are ignored (RFC 7517, section 5).
 
-    Raises if the content is not a JWK set or has no supported key.
+    Raises if the content is not a JWK set, or if it has keys but no supported one.
     """
     entries = json.loads(content)["keys"]
     keys = []
@@ -144,8 +144,9 @@ class SessionTokens:
         audience: str,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """`clock` is UTC in seconds since 1970, because the provider does not use the service's
-        clock."""
+        """`clock` returns UTC in seconds since 1970. It is not the service's clock, which the
+        provider does not use.
+        """
         # The deprecated name of the algorithm is accepted on purpose.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
         self._keys = keys
@@ -159,8 +160,8 @@ class SessionTokens:
             sub={"essential": True},
             org_id={"essential": True},
         )
-        # The keys are the SHA-256 of tokens, so that long tokens take no more memory than short
-        # ones.
+        # The keys of both caches are the SHA-256 of tokens, so that long tokens take no more memory
+        # than short ones.
         self._verified: LRUCache[bytes, _Verified] = LRUCache(maxsize=_MAX_CACHED_TOKENS)
         self._forged: TTLCache[bytes, bool] = TTLCache(
             maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS
@@ -171,7 +172,10 @@ class SessionTokens:
         self._forgeries_until = 0.0
 
     async def authenticate(self, token: str) -> Caller:
-        """The token's caller. Raises Failure unauthenticated, rate_limited, or UnavailableError."""
+        """The token's caller.
+
+        Raises Failure unauthenticated or rate_limited, or UnavailableError.
+        """
         digest = hashlib.sha256(token.encode()).digest()
         known = self._verified.get(digest)
         if known is not None and self._clock() < known.until:

@@ -1,7 +1,9 @@
 """The signing keys of the control plane, in the file control-plane.jwk.
 
-The file has a JWK or, while the key is rotated, a JWK set (RFC 7517). New secrets and certificates
-are made from the first key. Secrets and certificates made from the other keys are still accepted.
+The file has a JWK or, while the key is rotated, a JWK set (RFC 7517). New secrets, and certificates
+of new agents, are made from the first key. Secrets and certificates that were made from the other
+keys are still accepted. agent_certificates.py says which key the control plane's own certificates
+are made from.
 """
 
 import json
@@ -29,7 +31,7 @@ def read_signing_keys(path: Path) -> str:
         raise OperatorError(f"{path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError:
         # The cause is not shown, because it contains a part of the file.
-        raise OperatorError(f"{path} is not valid: it is not a text.") from None
+        raise OperatorError(f"{path} is not valid: it is not text.") from None
     except ValueError as error:
         raise OperatorError(f"{path} is not valid: {error}.") from None
     return text
@@ -43,7 +45,7 @@ def new_key() -> str:
 def private_keys(text: str) -> Sequence[bytes]:
     """The 32 secret bytes of each key: `d` of its JWK (RFC 8037).
 
-    Raises ValueError if the text has no key.
+    Raises ValueError if the text has no key, or a key that is not valid.
     """
     return [_private_bytes(each) for each in _jwks(text)]
 
@@ -74,7 +76,7 @@ def _jwks(text: str) -> list[dict[str, str]]:
 def _private_bytes(jwk: dict[str, str]) -> bytes:
     encoded = jwk["d"]
     private_bytes = b64decode(encoded + "=" * (-len(encoded) % 4), altchars="-_", validate=True)
-    # Everyone could derive the secrets of agents from an empty key.
+    # Anyone could derive the secrets of agents from an empty key.
     if len(private_bytes) != _KEY_BYTES:
         raise ValueError(f"a private key has {_KEY_BYTES} bytes")
     return private_bytes

@@ -53,8 +53,8 @@ def is_loopback(address: Address) -> bool:
 def is_host(address: Address) -> bool:
     """Whether the address may belong to a pod or a receiver, in a private network or not.
 
-    False for a loopback address, for an address at which a cloud serves credentials, and for an
-    IPv6 address that contains an IPv4 address.
+    False for loopback, link-local, multicast and unspecified addresses, for addresses at which a
+    cloud serves credentials, and for IPv6 addresses that contain an IPv4 address.
     """
     if address.is_loopback or address.is_link_local or address.is_multicast:
         return False

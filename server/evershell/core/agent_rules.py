@@ -24,7 +24,7 @@ from evershell.core.task import (
 
 # The maximum number of events in one commit.
 MAX_EVENTS = 64
-# How many bytes a task may commit: TASK_BYTES, and ITERATION_BYTES for each iteration that its
+# How many bytes a task may commit: TASK_BYTES, plus ITERATION_BYTES for each iteration that its
 # `max_iterations` allows.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10

@@ -10,7 +10,7 @@ from evershell.core.validation import Page
 
 
 class AuditStore(AuditLog, Workspaces, Protocol):
-    """What `list_audit_entries` needs of the store."""
+    """What `list_audit_entries` needs from the store."""
 
 
 async def list_audit_entries(
@@ -19,7 +19,7 @@ async def list_audit_entries(
     """A page of the organization's entries, newest first, and the next page's token.
 
     With `audit:read:own`, only entries of workspaces that the caller created. Raises Failure
-    permission_denied, and workspace_not_found if the filter names a workspace that does not exist.
+    permission_denied, or workspace_not_found if the filter names a workspace that does not exist.
     """
     permission = caller.permission("audit:read")
     if wanted.workspace_id:

@@ -19,11 +19,10 @@ calling_org: ContextVar[str] = ContextVar("calling_org", default="")
 
 
 def is_valid_name(value: object) -> TypeGuard[str]:
-    """Whether the value is a text of 1 to 255 bytes in UTF-8, all of it printable.
+    """Whether the value is a text of 1 to 255 bytes in UTF-8 with only printable characters.
 
-    The names of organizations, users, workspaces and scopes in a credential must be valid. The rule
-    excludes what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control
-    and format characters).
+    This is the rule for the ids and scopes in a session token. It excludes what PostgreSQL cannot
+    store (NUL, lone surrogates) and what people cannot see (control and format characters).
     """
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_BYTES:
         return False
@@ -58,7 +57,7 @@ class Caller:
 
     @property
     def user_id(self) -> str | None:
-        """The user's id; None for an API key or an agent, which belong to no user."""
+        """The user's id; None unless the caller is a user."""
         return self.actor_id if self.credential_kind is CredentialKind.SESSION else None
 
     @property

@@ -108,7 +108,7 @@ class CancelResult:
 
 
 class CancelTaskStore(Cancellations, Workspaces, Protocol):
-    """What `cancel_task` needs of the store."""
+    """What `cancel_task` needs from the store."""
 
 
 async def cancel_task(
@@ -239,7 +239,7 @@ async def await_end(
 ) -> Task:
     """Waits for the end of the task, and returns the latest known state of the task.
 
-    Returns earlier when `wait_seconds` are over, when this process is about to end, or when the
+    Also returns when `wait_seconds` are over, when this process is about to end, or when the
     workspace has been deleted. `has_ended` may define another state to wait for.
     """
     until = time.monotonic() + wait_seconds

@@ -182,7 +182,10 @@ async def _one_by_one(
 async def _in_stopping_workspaces(
     permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Cancellations
 ) -> dict[str, TaskOutcome | None]:
-    """Reports tasks that have not ended as already requested: StopWorkspace recorded the intent."""
+    """Finds which tasks have not ended. Their outcome is ALREADY_REQUESTED.
+
+    StopWorkspace or DeleteWorkspace has recorded their intents.
+    """
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
     matches = await store.match_tasks(permission, named, intent.force_at, len(tasks))
     open_ids = {each.task_id for each in matches.tasks if not each.is_pending}
@@ -224,7 +227,10 @@ async def cancel_until_done(
     store: Cancellations,
     limit_seconds: float,
 ) -> CancelTasksResult:
-    """Repeats `cancel_matching` until it has no tasks left to cancel or the time is over."""
+    """Repeats `cancel_matching` until no task is left or the time is over.
+
+    Also stops when a call has cancelled no further task.
+    """
     until = time.monotonic() + deadline.bounded(limit_seconds)
     accepted = 0
     while True:

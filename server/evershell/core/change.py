@@ -1,8 +1,8 @@
 """What the store locks, and what it commits.
 
 The store locks a workspace with its current task (`Locked`), calls a function of task_lifecycle.py
-or workspace_lifecycle.py, and commits the `Change` that it returns in the same transaction:
-workspace, task and events, or nothing.
+or workspace_lifecycle.py, and commits the `Change` that the function returns. All of this is one
+transaction, which commits workspace, task and events, or nothing.
 
 These functions are pure. A function that has nothing to do returns `unchanged`, which makes repeats
 harmless. A function that raises Failure commits nothing.
@@ -58,7 +58,7 @@ class Hold:
 
 
 class KeyTakenError(Exception):
-    """An earlier call has stored the key. This call has committed nothing."""
+    """An earlier call has stored the idempotency key. This call has committed nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class FirstCall:
 
     @property
     def unowned_key(self) -> str:
-        """The key as the previous version stores it: without the caller, for the organization."""
+        """The key as the previous version stores it: without the caller, so for all callers."""
         return self.key.partition("\n")[2]
 
     @property

@@ -36,7 +36,7 @@ class AgentCaller:
 
 
 class ChildrenStore(SubmitTaskStore, CancelTaskStore, Protocol):
-    """What Children needs of the store."""
+    """What Children needs from the store."""
 
 
 @dataclass(frozen=True, slots=True)

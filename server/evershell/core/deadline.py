@@ -23,7 +23,11 @@ def begin(left_seconds: float | None, waited_seconds: float = 0.0) -> None:
 
 
 def bounded(limit_seconds: float) -> float:
-    """The smaller of `limit_seconds` and the time left until the deadline."""
+    """How long to wait: `limit_seconds`, or less if the deadline comes earlier.
+
+    Before the deadline, reserves _ANSWER_SECONDS for the response. The result is at least
+    _LEAST_SECONDS, unless `limit_seconds` is less.
+    """
     until = _until.get()
     if until is None:
         return limit_seconds

@@ -10,7 +10,10 @@ from evershell.core.workspace import Workspace, WorkspaceStatus
 
 
 class Kind(StrEnum):
-    """The kinds of work. Each page of a scan begins them in this order (fleet/controller.py)."""
+    """The kinds of work, in the order in which the controller begins them.
+
+    Each page of a scan has work of several kinds (fleet/controller.py).
+    """
 
     # The agent may have exceeded a bound (core/bounds.py). An outage can postpone the bound.
     OVERDUE = "overdue"
@@ -61,8 +64,8 @@ class Due:
     """A workspace that is due, and the task that makes it due, if there is one."""
 
     kind: Kind
-    # When the workspace or the task became due. For a tree, this is when the root began (or else
-    # ended, or was submitted), because it is not recorded when the tree reached its limit.
+    # When the workspace or the task became due. The time at which a tree reached its limit is not
+    # recorded. For a tree, this is when the root began (or else ended, or was submitted).
     since: datetime
     workspace: Workspace
     task: Task | None = None

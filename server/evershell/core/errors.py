@@ -53,7 +53,10 @@ def unauthenticated(problem: str) -> Failure:
 
 
 def permission_denied(message: str, required: Sequence[str]) -> Failure:
-    """The credential is valid, but has none of the scopes in `required`."""
+    """The credential is valid, but does not permit the call.
+
+    Any one of the scopes in `required` would permit it. `required` is empty if no scope would.
+    """
     return Failure("permission_denied", message, required=list(required))
 
 

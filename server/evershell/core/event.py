@@ -56,8 +56,8 @@ class AuditEntry:
     # The ids that the caller named. They need not exist.
     workspace_id: str
     task_id: str
-    # An outcome of CancelTask, `dry_run` for a dry run of CancelTasks, `ok`, or the slug of an
-    # error.
+    # An outcome of CancelTask, `dry_run` for a dry run of CancelTasks, `ok`, the slug of an error,
+    # or `caller_gone`.
     outcome: str
     reason: str
     request_id: str
@@ -96,6 +96,7 @@ class AuditFilter:
 class Origin:
     """The call that caused an event. All fields are empty if no call caused it."""
 
+    # Empty for the calls of agents that commit events.
     request_id: str = ""
     # The trace that the call belongs to, if any.
     trace_id: str = ""

@@ -40,7 +40,7 @@ class HoldOrg:
 
 
 class HoldStore(Holds, Cancellations, Protocol):
-    """What `hold_org` needs of the store."""
+    """What `hold_org` needs from the store."""
 
 
 async def hold_org(

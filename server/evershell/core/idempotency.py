@@ -33,8 +33,9 @@ async def earlier_call(
     """The first call with the key of `call`, after `call` was refused.
 
     The effect of the first call may be the reason for the refusal: for example, the workspace is
-    busy with the task that the first call submitted. Raises `refusal` if there was no earlier call,
-    and Failure idempotency_conflict if the earlier call had another request.
+    busy with the task that the first call submitted. If there was no earlier call, raises
+    `refusal`, or Failure unavailable in place of a KeyTakenError. Raises Failure
+    idempotency_conflict if the earlier call had another request.
     """
     if call is None or (isinstance(refusal, Failure) and refusal.slug in _NO_ACCESS):
         raise refusal

@@ -70,7 +70,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A provider and its models. The clause matches the names of all of them."""
+    """A provider and its models. Its clause matches the names of all its models."""
 
     clause: Sequence[Any]
     models: Sequence[Model]

@@ -1,4 +1,7 @@
-"""Use cases of agents: register, heartbeat, commit events. Every reply carries a directive."""
+"""Use cases of agents: bootstrap, register, heartbeat, commit events.
+
+Every reply except the reply to Bootstrap carries a directive.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +48,7 @@ _WAIT_BELOW_SHARE = 0.5
 
 
 class RuntimeStore(Transitions, Workspaces, Protocol):
-    """What Runtime needs of the store."""
+    """What Runtime needs from the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,10 @@ class Runtime:
     prices: PriceList = field(default_factory=PriceList)
 
     async def begin_bootstrap(self, agent: AgentIdentity) -> None:
-        """Checks that the agent has not registered yet. Raises Failure unauthenticated.
+        """Checks that the agent has not registered yet and that its epoch is not over.
 
         The registration uses up the bootstrap token. Until then, no tool runs in the agent's pod.
+        Raises Failure unauthenticated.
         """
         workspace = await self.store.get_workspace(agent.workspace_id)
         if (

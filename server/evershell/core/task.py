@@ -95,7 +95,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenIteration:
-    """The agent's report about the current iteration, sent before the tool calls begin."""
+    """What the agent reports about the current iteration before its tool calls begin."""
 
     # One more than the number of committed iterations.
     number: int

@@ -87,8 +87,8 @@ def end_unstarted(locked: Locked, now: datetime) -> Change:
 def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
     """Records the intent to cancel the current task.
 
-    An intent that is already recorded stays. Only its `force_at` and who requested it are replaced,
-    if the new `force_at` is earlier. CancelTask does the same in one SQL statement
+    An intent that is already recorded stays, except that an earlier `force_at` replaces its
+    `force_at` and `force_requested_by`. CancelTask does the same in one SQL statement
     (store/functions). The contract suite of the store compares the two.
     """
     task = locked.task
@@ -131,7 +131,7 @@ def commit(
     now: datetime,
     prices: PriceList = _NO_PRICES,
 ) -> Change:
-    """Commits what the agent of the epoch reports about its task. `prices` gives the model prices.
+    """Commits what the agent of the epoch reports about its task. `prices` has the models' prices.
 
     Events have no effect if they are committed already, if their task has ended, or if the agent is
     fenced. The limits of the task are applied before each event and after the last one. Raises

@@ -1,6 +1,6 @@
 """Trees of tasks: when a task may get a child, and what a child stores about its ancestors.
 
-docs/trees.md describes them. Submitting a child and cancelling a tree both lock the tree
+docs/trees.md describes trees of tasks. Submitting a child and cancelling a tree both lock the tree
 (Store.transition, Store.cancel_tree). So a cancellation of the tree either includes the new child,
 or has already cancelled the parent, and then the child is refused.
 """

@@ -125,7 +125,7 @@ def _check_limits(limits: TaskLimits, model_without_price: str, fields: Fields) 
 
 
 class SubmitTaskStore(Transitions, IdempotencyKeys, Workspaces, Protocol):
-    """What `submit_task` needs of the store."""
+    """What `submit_task` needs from the store."""
 
 
 async def submit_task(
@@ -355,7 +355,7 @@ async def count_tasks(
 
 
 def _characters(task: Task) -> int:
-    """The total size of the fields that a caller or an agent can make long."""
+    """The total length of the texts that a caller or an agent can make long."""
     texts = [task.description, task.result, task.reason, *task.metadata, *task.metadata.values()]
     if task.cancel is not None:
         texts.append(task.cancel.reason)

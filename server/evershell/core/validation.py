@@ -50,7 +50,7 @@ class Fields:
                 field, f"has {len(value):,} characters; at most {max_characters:,} are allowed"
             )
         elif "\0" in value:
-            self.reject(field, "must not hold the character NUL")
+            self.reject(field, "must not contain the character NUL")
 
     def between(self, field: str, value: int, low: int, high: int) -> None:
         if not low <= value <= high:

@@ -87,8 +87,8 @@ class Workspace:
     agent_address: str | None = None
     # When the lease of this epoch's agent ends. Afterwards, the agent counts as lost.
     lease_expires_at: datetime | None = None
-    # The time since which the agent's heartbeats have not named the current task. None while they
-    # name it, or if there is no task.
+    # Since when the agent's heartbeats have not named the current task. None while they name it, or
+    # if there is no task.
     task_unnamed_since: datetime | None = None
     # How the agent of this epoch broke a rule, as a clause; None if there is no breach.
     agent_breach: str | None = None

@@ -82,7 +82,8 @@ def resume(locked: Locked, now: datetime) -> Change:
 def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
     """Assigns the epoch's pod to a run of the stack.
 
-    If the pod belongs to another run, it has ended, so the workspace gets a new epoch.
+    If the pod belongs to another run, the pod has ended. The workspace then gets a new epoch or, if
+    it is stopping or being deleted, its stop is finished.
     """
     workspace = locked.workspace
     if workspace.is_over(epoch) or workspace.run_id == run_id:
@@ -189,7 +190,7 @@ def _is_force_over(task: Task | None, now: datetime) -> bool:
 
 
 def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool) -> Change:
-    """Records that the pod of a workspace that is stopping or deleting has ended.
+    """Records that the pod of a workspace that is stopping or being deleted has ended.
 
     Ends the task if it is still open.
     """

@@ -26,7 +26,7 @@ DELETE_REASON = "workspace deleted"
 
 
 class WorkspaceStore(Workspaces, Transitions, IdempotencyKeys, AuditLog, Protocol):
-    """What creating and deleting workspaces need of the store."""
+    """What creating and deleting workspaces needs from the store."""
 
 
 async def create_workspace(
@@ -110,7 +110,7 @@ async def stop_workspace(
     agents: Agents,
     clock: Clock,
 ) -> Workspace:
-    """Starts to stop a workspace.
+    """Begins to stop a workspace.
 
     Raises Failure: permission_denied, workspace_not_found, workspace_failed, workspace_deleting.
     """
@@ -135,7 +135,7 @@ async def delete_workspace(
     agents: Agents,
     clock: Clock,
 ) -> Workspace:
-    """Starts to delete a workspace. The fleet controller then removes it.
+    """Begins to delete a workspace. The fleet controller then removes it.
 
     A repeat gives the same answer, even after the workspace is gone. Raises Failure:
     permission_denied, workspace_not_found.

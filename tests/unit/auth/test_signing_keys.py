@@ -48,7 +48,7 @@ NESTED = b"[" * 100_000
     [
         (NESTED, "is not valid: it is neither a private JWK nor a set of them."),
         (b'{"keys": []}', "is not valid: the set has no key."),
-        (b"\xff\xfe", "is not valid: it is not a text."),
+        (b"\xff\xfe", "is not valid: it is not text."),
         (None, "cannot be read (Is a directory)."),
     ],
     ids=["nested", "no key", "binary", "directory"],

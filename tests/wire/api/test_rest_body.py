@@ -71,7 +71,7 @@ def test_the_path_stands_beside_the_body() -> None:
     for name in ("workspace_id", "workspaceId"):
         with pytest.raises(Failure) as raised:
             merged(CancelTaskRequest(workspace_id="ws_1"), json.dumps({name: "ws_2"}).encode())
-        assert raised.value.details["fields"] == {name: "has another value than in the path"}
+        assert raised.value.details["fields"] == {name: "differs from the value in the path"}
 
 
 # tests/wire/api/test_field_table.py tests what every field refuses.

@@ -28,8 +28,8 @@ from evershell.client.webhooks import (
 class Webhooks:
     """The webhooks of the caller's organization: `client.webhooks`.
 
-    All calls except `list` and `deliveries` need the scope `webhooks:write`. With
-    `workspace:read:own` alone, they change only webhooks that the caller created.
+    All calls except `list` and `deliveries` need the scope `webhooks:write`. With only
+    `workspace:read:own`, they change only webhooks that the caller created.
     """
 
     def __init__(self, caller: Caller) -> None:

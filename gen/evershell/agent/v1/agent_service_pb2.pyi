@@ -42,8 +42,8 @@ class Signal(_message.Message):
 
     @_builtins.property
     def cancel_task(self) -> Global___CancelTask:
-        """The task to cancel, whose cancellation is recorded. The agent starts no further iteration of
-        it.
+        """The task to cancel. Its cancellation is recorded. The agent starts no further iteration of
+        the task.
         """
 
     def __init__(

@@ -26,11 +26,11 @@ if _version_not_supported:
 
 
 class AgentServiceStub:
-    """Served by the agent in the pod of each workspace.
+    """The service of the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
-    signals are therefore harmless.
+    agent receives it as a Directive in the replies to its own calls. Lost, late and repeated signals
+    are therefore harmless.
     """
 
     def __init__(self, channel):
@@ -52,11 +52,11 @@ class AgentServiceStub:
 
 
 class AgentServiceServicer:
-    """Served by the agent in the pod of each workspace.
+    """The service of the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
-    signals are therefore harmless.
+    agent receives it as a Directive in the replies to its own calls. Lost, late and repeated signals
+    are therefore harmless.
     """
 
     def Signals(self, request_iterator, context):
@@ -64,7 +64,7 @@ class AgentServiceServicer:
 
         A worker opens the stream with its first signal to the agent and keeps it open. If the stream
         ends, the worker opens a new one. Several workers can each have a stream.
-        Effect: of each signal, as described at its field.
+        Effect: each signal has the effect that its field describes.
         Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
         deadline applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
@@ -106,11 +106,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentService:
-    """Served by the agent in the pod of each workspace.
+    """The service of the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
-    signals are therefore harmless.
+    agent receives it as a Directive in the replies to its own calls. Lost, late and repeated signals
+    are therefore harmless.
     """
 
     @staticmethod

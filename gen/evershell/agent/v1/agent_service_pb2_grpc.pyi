@@ -27,11 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentServiceStub:
-    """Served by the agent in the pod of each workspace.
+    """The service of the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
-    signals are therefore harmless.
+    agent receives it as a Directive in the replies to its own calls. Lost, late and repeated signals
+    are therefore harmless.
     """
 
     @_typing.overload
@@ -43,7 +43,7 @@ class AgentServiceStub:
 
     A worker opens the stream with its first signal to the agent and keeps it open. If the stream
     ends, the worker opens a new one. Several workers can each have a stream.
-    Effect: of each signal, as described at its field.
+    Effect: each signal has the effect that its field describes.
     Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
     deadline applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
@@ -58,11 +58,11 @@ class AgentServiceStub:
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
-    """Served by the agent in the pod of each workspace.
+    """The service of the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
-    signals are therefore harmless.
+    agent receives it as a Directive in the replies to its own calls. Lost, late and repeated signals
+    are therefore harmless.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,7 +71,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
 
     A worker opens the stream with its first signal to the agent and keeps it open. If the stream
     ends, the worker opens a new one. Several workers can each have a stream.
-    Effect: of each signal, as described at its field.
+    Effect: each signal has the effect that its field describes.
     Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
     deadline applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
@@ -85,11 +85,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the agent in the pod of each workspace.
+    """The service of the agent in the pod of each workspace.
 
     Every signal is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. Lost, late and repeated
-    signals are therefore harmless.
+    agent receives it as a Directive in the replies to its own calls. Lost, late and repeated signals
+    are therefore harmless.
     """
 
     @_abc_1.abstractmethod
@@ -102,7 +102,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A worker opens the stream with its first signal to the agent and keeps it open. If the stream
         ends, the worker opens a new one. Several workers can each have a stream.
-        Effect: of each signal, as described at its field.
+        Effect: each signal has the effect that its field describes.
         Idempotency: by task id. If a task gets several cancellations with deadlines, the earliest
         deadline applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.

@@ -43,12 +43,12 @@ class Directive(_message.Message):
     """
     lease_length_ms: _builtins.int
     """The full length of a lease, from its renewal on. The agent sends several heartbeats within this
-    time. 0 from an earlier version of the control plane, which has this length in `lease_ms`.
+    time. 0 if the control plane has an earlier version, which sends this length in `lease_ms`.
     """
     @_builtins.property
     def task(self) -> _agent_service_pb2.Assignment:
         """The current task; absent if there is none. An agent that is working on another task abandons
-        it.
+        that task.
         """
 
     def __init__(
@@ -88,7 +88,7 @@ class BootstrapResponse(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     spec: _builtins.str
-    """The spec, as a JSON object: docs/agents.md has its fields."""
+    """The spec, as a JSON object. docs/agents.md describes its fields."""
     def __init__(
         self,
         *,
@@ -241,7 +241,7 @@ class OpenIteration(_message.Message):
 
     @_builtins.property
     def started_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartedCall]:
-        """All tool calls of the iteration so far, even those that have ended."""
+        """All tool calls of the iteration so far, including the ones that have ended."""
 
     def __init__(
         self,
@@ -335,8 +335,8 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class TaskEnded(_message.Message):
-    """The end that the agent proposes. The control plane decides the final status from it and the
-    recorded intent.
+    """The end that the agent proposes. The control plane decides the final status from the proposal and
+    the recorded intent.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -420,7 +420,7 @@ class SubmitChildRequest(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     parent_task_id: _builtins.str
     idempotency_key: _builtins.str
-    """1 to 64 characters. A repeated call has the same key."""
+    """1 to 64 characters. A repeat of the call has the same key."""
     workspace_id: _builtins.str
     """The workspace of the child."""
     description: _builtins.str

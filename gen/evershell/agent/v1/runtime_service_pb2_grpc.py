@@ -27,28 +27,28 @@ if _version_not_supported:
 
 
 class RuntimeServiceStub:
-    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
-    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
-    gets when it starts.
+    """The service of the control plane that agents call. Bootstrap needs a bootstrap token, every other
+    call a runtime token. A runtime token is valid for one workspace, one epoch and a few minutes.
+    The agent makes its runtime tokens itself, from a secret that it gets when it starts.
 
-    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it.
+    The replies to Register, Heartbeat and CommitEvents carry a Directive, which tells the agent what
+    to do. After an error, the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
     calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
-    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
-    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
-    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
-    the slug of the error in error.proto.
+    If the agent's epoch is over, Register, Heartbeat and CommitEvents succeed, and the directive in
+    the reply is `fenced`. A message that breaks a rule of docs/agents.md is a validation_error, and
+    ends the epoch. Every error has the trailer `x-evershell-slug`: the slug of the error in
+    error.proto. If a token is authentic but expired or not yet valid, `unauthenticated` also has the
+    trailer `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then
+    repeats the call with a token made for that time.
 
     SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
     the same organization as its parent, in a workspace with the same creator: either the same user
-    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
-    addition to the errors that every call can return, they return parent_not_running if the parent
-    is not the agent's current task or the epoch is over, and workspace_not_found and
-    permission_denied for the workspace of the child.
+    created both workspaces, or both were created with API keys. docs/trees.md describes trees of
+    tasks. In addition to the errors that every call can return, these three calls return
+    parent_not_running if the parent is not the agent's current task or the epoch is over, and
+    workspace_not_found and permission_denied for the workspace of the child.
     """
 
     def __init__(self, channel):
@@ -95,28 +95,28 @@ class RuntimeServiceStub:
 
 
 class RuntimeServiceServicer:
-    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
-    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
-    gets when it starts.
+    """The service of the control plane that agents call. Bootstrap needs a bootstrap token, every other
+    call a runtime token. A runtime token is valid for one workspace, one epoch and a few minutes.
+    The agent makes its runtime tokens itself, from a secret that it gets when it starts.
 
-    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it.
+    The replies to Register, Heartbeat and CommitEvents carry a Directive, which tells the agent what
+    to do. After an error, the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
     calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
-    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
-    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
-    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
-    the slug of the error in error.proto.
+    If the agent's epoch is over, Register, Heartbeat and CommitEvents succeed, and the directive in
+    the reply is `fenced`. A message that breaks a rule of docs/agents.md is a validation_error, and
+    ends the epoch. Every error has the trailer `x-evershell-slug`: the slug of the error in
+    error.proto. If a token is authentic but expired or not yet valid, `unauthenticated` also has the
+    trailer `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then
+    repeats the call with a token made for that time.
 
     SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
     the same organization as its parent, in a workspace with the same creator: either the same user
-    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
-    addition to the errors that every call can return, they return parent_not_running if the parent
-    is not the agent's current task or the epoch is over, and workspace_not_found and
-    permission_denied for the workspace of the child.
+    created both workspaces, or both were created with API keys. docs/trees.md describes trees of
+    tasks. In addition to the errors that every call can return, these three calls return
+    parent_not_running if the parent is not the agent's current task or the epoch is over, and
+    workspace_not_found and permission_denied for the workspace of the child.
     """
 
     def Bootstrap(self, request, context):
@@ -135,9 +135,9 @@ class RuntimeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Register(self, request, context):
-        """Announces that the agent is ready, and at which address.
+        """Announces that the agent is ready, and the address at which it listens.
 
-        Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
+        Effect: the workspace becomes `idle`, or `busy` if it has a task, and the agent's lease begins.
         Idempotency: an agent can register again in the same epoch.
         Errors: only the ones that every call can return.
         """
@@ -161,7 +161,8 @@ class RuntimeServiceServicer:
         """Commits events of a task, and what the current iteration has used so far.
 
         Effect: the events are appended to the log of the workspace, in order and in one transaction.
-        `open_iteration` is stored with the task and replaces an earlier one; its usage counts.
+        `open_iteration` is stored with the task, and its usage counts. It replaces an earlier report,
+        unless that report has more tool calls.
         Idempotency: an event that is already committed is acknowledged and not appended again. The
         start and the end of a task, and the number of an iteration, identify an event. The agent
         repeats a commit until it is acknowledged.
@@ -253,28 +254,28 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RuntimeService:
-    """Served by the control plane. Agents call it with runtime tokens. A token is valid for one
-    workspace, one epoch and a few minutes. The agent makes the tokens itself, from a secret that it
-    gets when it starts.
+    """The service of the control plane that agents call. Bootstrap needs a bootstrap token, every other
+    call a runtime token. A runtime token is valid for one workspace, one epoch and a few minutes.
+    The agent makes its runtime tokens itself, from a secret that it gets when it starts.
 
-    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it.
+    The replies to Register, Heartbeat and CommitEvents carry a Directive, which tells the agent what
+    to do. After an error, the agent does not know whether the call had an effect, and repeats it.
 
     Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
     calls of the agent are waiting), unavailable, deadline_exceeded and internal, as in error.proto.
-    If the agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A
-    message that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a
-    token is authentic but expired or not yet valid, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token made for that time. Every other error has the trailer `x-evershell-slug`:
-    the slug of the error in error.proto.
+    If the agent's epoch is over, Register, Heartbeat and CommitEvents succeed, and the directive in
+    the reply is `fenced`. A message that breaks a rule of docs/agents.md is a validation_error, and
+    ends the epoch. Every error has the trailer `x-evershell-slug`: the slug of the error in
+    error.proto. If a token is authentic but expired or not yet valid, `unauthenticated` also has the
+    trailer `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then
+    repeats the call with a token made for that time.
 
     SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in
     the same organization as its parent, in a workspace with the same creator: either the same user
-    created both workspaces, or both were created with API keys. docs/trees.md describes them. In
-    addition to the errors that every call can return, they return parent_not_running if the parent
-    is not the agent's current task or the epoch is over, and workspace_not_found and
-    permission_denied for the workspace of the child.
+    created both workspaces, or both were created with API keys. docs/trees.md describes trees of
+    tasks. In addition to the errors that every call can return, these three calls return
+    parent_not_running if the parent is not the agent's current task or the epoch is over, and
+    workspace_not_found and permission_denied for the workspace of the child.
     """
 
     @staticmethod

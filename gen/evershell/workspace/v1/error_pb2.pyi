@@ -369,7 +369,9 @@ class ErrorDetails(_message.Message):
     resource_name: _builtins.str
     """Errors that end in `_not_found`: the id of the missing resource."""
     workspace_id: _builtins.str
-    """The workspace whose state does not allow the call, or in which the task was not found."""
+    """The workspace that the error is about: for example, its state does not allow the call, or it
+    does not have the task.
+    """
     status: _builtins.str
     """The status of the workspace in `workspace_id`. parent_not_running: the status of the parent
     task.

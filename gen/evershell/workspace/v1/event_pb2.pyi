@@ -56,8 +56,8 @@ class Event(_message.Message):
     """The id of the call that caused the event; empty if the agent or the fleet controller caused it."""
     trace_id: _builtins.str
     """The W3C trace id of the call, 32 hex digits; empty if the call had no trace. The events that an
-    agent commits belong to the trace of SubmitTask and, once CancelTask has signalled the agent,
-    to the trace of CancelTask.
+    agent commits belong to the trace of SubmitTask until CancelTask signals the agent, and from
+    then on to the trace of CancelTask.
     """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
@@ -250,7 +250,7 @@ Global___WorkspaceResumed: _TypeAlias = WorkspaceResumed  # noqa: Y015
 
 @_typing.final
 class TaskSubmitted(_message.Message):
-    """SubmitTask has recorded the task."""
+    """The task was submitted and is recorded."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -306,9 +306,9 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class IterationCompleted(_message.Message):
-    """A model call and the tool calls that it asked for have ended. A tool call is never recorded
-    without its result. An iteration whose model call was interrupted has no tool calls and is the
-    last iteration of its task.
+    """A model call and the tool calls that the model asked for have ended. A tool call is never
+    recorded without its result. An iteration whose model call was interrupted has no tool calls and
+    is the last iteration of its task.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -570,7 +570,7 @@ class TaskLimitApproached(_message.Message):
     limit: _builtins.str
     """The name of the field in TaskLimits: `max_total_tokens` or `max_cost`."""
     used: _builtins.str
-    """How much the task has used, as a decimal number: of tokens, or of USD. `maximum` has the limit,
+    """How much the task has used, as a decimal number of tokens or of USD. `maximum` has the limit,
     in the same unit.
     """
     maximum: _builtins.str
@@ -629,13 +629,13 @@ class CancelIntent(_message.Message):
     """`session`, `api_key`, `agent` or `system`."""
     reason: _builtins.str
     force_requested_by: _builtins.str
-    """Who set `force_at`, possibly in a later call. It has the form of `requested_by`."""
+    """Who set `force_at`, possibly in a later call, in the form of `requested_by`."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def force_at(self) -> _timestamp_pb2.Timestamp:
-        """The time at which the cancellation interrupts an iteration that is still running. If absent, it
-        does not interrupt the iteration.
+        """The time at which the cancellation interrupts an iteration that is still running. If absent,
+        the cancellation does not interrupt the iteration.
         """
 
     def __init__(

@@ -20,9 +20,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Deprecation(_message.Message):
-    """Since when an RPC or a field is deprecated, and until when it works at least: days as YYYY-MM-DD,
-    in UTC. The RPC or field also needs protobuf's option `deprecated`. docs/versions.md says what
-    callers see.
+    """The first day on which an RPC or a field is deprecated, and the last day on which it is sure to
+    work, as YYYY-MM-DD in UTC. The RPC or field also needs protobuf's option `deprecated`.
+    docs/versions.md says what callers see.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -79,7 +79,9 @@ class FieldRule(_message.Message):
     default_value: _builtins.int
     """The number that the service uses if the field is absent."""
     max_key: _builtins.int
-    """The maximum number of characters of a key and of a value, for a map. A key has at least one."""
+    """For a map: the maximum number of characters of a key and of a value. A key has at least one
+    character.
+    """
     max_value: _builtins.int
     none_if_empty: _builtins.bool
     """In a reply, an empty value means that there is none. The clients show it as absent."""

@@ -188,8 +188,8 @@ class Task(_message.Message):
 
     @_builtins.property
     def cancel_force_at(self) -> _timestamp_pb2.Timestamp:
-        """When the cancellation interrupts an iteration that is still running. If absent, the cancellation
-        interrupts no iteration.
+        """When the cancellation interrupts an iteration that is still running. If absent, the
+        cancellation does not interrupt the iteration.
         """
 
     @_builtins.property
@@ -234,8 +234,9 @@ Global___Task: _TypeAlias = Task  # noqa: Y015
 
 @_typing.final
 class TaskLimits(_message.Message):
-    """When the service itself cancels a task, as CancelTask does: `requested_by` is `system:limit`,
-    `credential_kind` is `system`, and the reason names the limit and its value.
+    """The limits at which the service itself cancels a task, as CancelTask does. `requested_by` of such
+    a cancellation is `system:limit`, `credential_kind` is `system`, and the reason names the limit
+    and its value.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -307,8 +308,8 @@ class Usage(_message.Message):
     tool_calls: _builtins.int
     @_builtins.property
     def cost(self) -> _money_pb2.Money:
-        """The cost of the model calls in USD: the tokens that the agent has reported, at the prices that
-        the service has. Absent if the cost is unknown because a model had no price.
+        """The cost of the model calls in USD, computed from the tokens that the agent has reported and
+        the prices that the service knows. Absent if the cost is unknown because a model had no price.
         """
 
     def __init__(

@@ -46,11 +46,11 @@ class WorkspaceServiceStub:
     """Cancels the task that runs in a workspace.
 
     Effect: the service records the cancellation, then signals the agent. The agent finishes its
-    current iteration (one model call and its tool call) and starts no other, and the task ends
+    current iteration (one model call and its tool calls) and starts no other, and the task ends
     `cancelled`. The agent keeps running and takes the next task. With `force_after`, an iteration
     that still runs that long after the call is interrupted: the model call is aborted, the
-    processes of the tool call are ended, the iteration is recorded as `interrupted`, and
-    `task_completed` says `forced` and who asked for it.
+    processes of the tool calls are ended, the iteration is recorded as `interrupted`, and
+    `task_completed` has `forced` and says who asked for the interruption.
     Idempotency: by task. The first call records the cancellation and answers `accepted`. A
     repeated call signals the agent again and answers `already_requested`. It changes nothing,
     except that it can set an earlier force deadline. Do not retry a call without `task_id`
@@ -332,11 +332,11 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Cancels the task that runs in a workspace.
 
     Effect: the service records the cancellation, then signals the agent. The agent finishes its
-    current iteration (one model call and its tool call) and starts no other, and the task ends
+    current iteration (one model call and its tool calls) and starts no other, and the task ends
     `cancelled`. The agent keeps running and takes the next task. With `force_after`, an iteration
     that still runs that long after the call is interrupted: the model call is aborted, the
-    processes of the tool call are ended, the iteration is recorded as `interrupted`, and
-    `task_completed` says `forced` and who asked for it.
+    processes of the tool calls are ended, the iteration is recorded as `interrupted`, and
+    `task_completed` has `forced` and says who asked for the interruption.
     Idempotency: by task. The first call records the cancellation and answers `accepted`. A
     repeated call signals the agent again and answers `already_requested`. It changes nothing,
     except that it can set an earlier force deadline. Do not retry a call without `task_id`
@@ -621,11 +621,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Cancels the task that runs in a workspace.
 
         Effect: the service records the cancellation, then signals the agent. The agent finishes its
-        current iteration (one model call and its tool call) and starts no other, and the task ends
+        current iteration (one model call and its tool calls) and starts no other, and the task ends
         `cancelled`. The agent keeps running and takes the next task. With `force_after`, an iteration
         that still runs that long after the call is interrupted: the model call is aborted, the
-        processes of the tool call are ended, the iteration is recorded as `interrupted`, and
-        `task_completed` says `forced` and who asked for it.
+        processes of the tool calls are ended, the iteration is recorded as `interrupted`, and
+        `task_completed` has `forced` and says who asked for the interruption.
         Idempotency: by task. The first call records the cancellation and answers `accepted`. A
         repeated call signals the agent again and answers `already_requested`. It changes nothing,
         except that it can set an earlier force deadline. Do not retry a call without `task_id`

@@ -28,7 +28,7 @@ class Admission(Interceptor):
     """
 
     def __init__(self, delay: QueueingDelay, arrived: Callable[[], None] = lambda: None) -> None:
-        """`arrived` is called for each call."""
+        """`arrived` is called for each call of the public services and of RuntimeService."""
         self._delay = delay
         self._arrived = arrived
         # Whether the worker can serve public calls.
@@ -59,7 +59,7 @@ class Admission(Interceptor):
 
 
 def _priority(method: Method) -> Priority | None:
-    """The priority of the method's calls; None if they are never refused."""
+    """The priority of the method's calls; None for health and reflection, which are not refused."""
     if method.service not in (*PUBLIC_SERVICES, RUNTIME_SERVICE):
         return None
     if method.path in _LEASES:

@@ -1,7 +1,8 @@
 """Gives each call that changes something its entry in the audit log, and records refusals.
 
 The entry of an allowed call is stored with the change (see core/event.py). This interceptor
-records all other entries. The entry of a call has the same id in both places, so it is stored once.
+records all other entries. Both use the same id for the entry of a call, so an entry that both
+record is stored only once.
 """
 
 from datetime import datetime

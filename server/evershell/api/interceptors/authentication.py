@@ -22,9 +22,9 @@ from evershell.core.errors import UnavailableError
 from evershell.core.runtime import AgentIdentity
 from evershell.pod.tls import agent_name
 
-# The interval at which the credential of an open stream is checked again. This interval and the
-# time for which keys are cached add up to less than 10 s, because a revoked key must stop working
-# within 10 s.
+# The interval at which the credential of an open stream, or of a call that waits for the end of a
+# task, is checked again. This interval and the time for which keys are cached add up to less than
+# 10 s, because a revoked key must stop working within 10 s.
 RECHECK_SECONDS = 3.0
 
 # Sets the caller or the agent of the call. Raises Failure or UnavailableError.
@@ -116,10 +116,11 @@ def _certificate_names(call: Call) -> list[bytes]:
 
 
 class _Rechecks:
-    """Checks the credential of a stream again, and ends the stream when it is no longer valid.
+    """Checks a stream's credential again, and ends the stream if the credential is not valid now.
 
     There may be thousands of streams, which mostly wait. Each has a timer, and a task only while
-    its credential is being checked.
+    its credential is being checked. A call that waits for the end of a task is treated like a
+    stream.
     """
 
     __slots__ = ("_authenticate", "_call", "_check", "_error", "_stream", "_timer")

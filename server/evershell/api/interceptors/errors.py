@@ -29,7 +29,7 @@ _RESET_REPORTED_SECONDS = 0.002
 # caller. Thousands of callers may go at once.
 _GONE_REPORTED_SECONDS = 10.0
 
-# By method: makes the last message of a stream that fails after its first message.
+# By method: the function that makes the last message of a stream that fails after its first one.
 _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
     "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
     "StreamEvents": event_stream.error_frame,

@@ -63,7 +63,8 @@ class _Buckets:
 class RateLimits(Interceptor):
     """Counts the calls of each credential. A stream counts once, when it is opened.
 
-    Calls without a caller (of agents, health, reflection) are not limited.
+    Calls without a caller are not limited: calls of agents, health, reflection and reads of public
+    agent cards.
     """
 
     def __init__(self, calls_rate: Rate, cancels_rate: Rate) -> None:

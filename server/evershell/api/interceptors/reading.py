@@ -36,8 +36,8 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests that contain only a few names: requests to health and reflection, and
 # requests of agents except CommitEvents and the calls about children.
 _COMMON_BYTES = 4096
-# Size limit of the calls of agents about children. These calls may wait for another agent, so they
-# have separate turns, and commits and heartbeats do not wait for them.
+# Size limit of the calls of agents about children of their tasks. These calls may wait for another
+# agent, so they have separate turns, and commits and heartbeats do not wait for them.
 _CHILD_BYTES = 1024 * 1024
 _OF_AGENTS = {
     "CommitEvents": MAX_MESSAGE_BYTES,
@@ -58,7 +58,7 @@ _QUICK_SECONDS = 0.1
 # How long an agent's request may take to arrive while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
 # How many bytes of agents' requests a worker reads at a time, for each size limit. Each request
-# counts as many bytes as its method allows, because its own size is not known yet.
+# counts with the size limit of its method, because its own size is not known yet.
 _AGENTS_BYTES = 64 * 1024 * 1024
 
 
@@ -118,9 +118,10 @@ class Reading(Interceptor):
                 except TimeoutError as error:
                     raise body.failure or _not_in_time() from error
                 if body.is_large and (has_place_of_edge or len(message) > _LARGE_BYTES):
-                    # A request keeps its place until the call ends if it takes much memory, or if
-                    # the edge also keeps a place for it. The edge keeps no place for streams, or
-                    # for calls that wait for the end of a task.
+                    # Of the requests that the edge announces as large, two kinds keep their place
+                    # until the call ends: requests for which the edge also keeps a place, and
+                    # requests that take much memory. The edge keeps no such place for urgent calls,
+                    # for streams, or for calls that wait for the end of a task.
                     return await serve(call, message)
             return await serve(call, message)
 
@@ -132,7 +133,10 @@ class Reading(Interceptor):
         limit: int,
         serve: Callable[[Call, bytes], Awaitable[Any]],
     ) -> Handler:
-        """Serves an agent's calls one at a time. Each is read after the previous one has ended."""
+        """Serves an agent's calls with this size limit one at a time.
+
+        Each call is read after the previous one has ended.
+        """
         of_worker = self._by_limit.get(limit)
         if of_worker is None:
             of_worker = self._by_limit[limit] = _Turns(_AGENTS_BYTES // limit)
@@ -169,8 +173,9 @@ class Reading(Interceptor):
 class _Body:
     """The place that a large or slow request holds while it arrives.
 
-    Over REST, a large request keeps the place while it is served. A request that arrives quickly
-    needs no place, so callers who send at once are never refused.
+    Over REST, some large requests also keep the place while they are served (`read_and_serve`).
+    Unless the edge announces it as large, a request that arrives quickly needs no place, so callers
+    who send small requests at once are never refused.
     """
 
     __slots__ = (
@@ -234,7 +239,7 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self.waiting = 0
-        # The time limits, not shortened so far, of the requests that are being read.
+        # The time limits of the requests that are being read, without the shortened time limits.
         self._unshortened: set[asyncio.Timeout] = set()
 
     async def take(self) -> None:
@@ -338,7 +343,7 @@ def _shorten(arrival: asyncio.Timeout) -> None:
 
 
 def _not_in_time() -> Failure:
-    text = "The request did not arrive in time. Send it faster, or fewer at the same time."
+    text = "The request did not arrive in time. Send it faster, or send fewer at once."
     return Failure("deadline_exceeded", text)
 
 

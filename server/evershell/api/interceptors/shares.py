@@ -66,7 +66,8 @@ class Places:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        # The number of places that each organization and each credential holds; "" for the total.
+        # The number of places that each organization and each credential holds. The key "" has the
+        # number of all places that are held.
         self.held: dict[str, int] = {}
 
     def take(self, caller: Caller | None) -> tuple[str, str, str] | str:
