@@ -25,9 +25,9 @@ BY_HAND = ("CancelTask", "CancelTasks", "WatchEvents", "StreamEvents")
 # The optional arguments that can be positional.
 _POSITIONAL = {"CreateWorkspace": ("name",)}
 _KEY = (
-    "1 to 255 printable characters. For 24 hours, a call of the same user or API key with this key "
-    "and the same request has no effect and gets the first answer. None for a new key: then only "
-    "the repeats of this call share it."
+    "1 to 255 printable ASCII characters. For 24 hours, a call of the same user or API key with "
+    "this key and the same request has no effect and gets the first answer. None for a new key: "
+    "then only the repeats of this call share it."
 )
 _PAGES = {
     "page_size": "The number of items in one answer, 1 to 200. None for the default, 50.",

@@ -143,7 +143,7 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
 def idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
     """The header with which the service gives a repeated call the answer of the first."""
     if key is not None and not (key.isascii() and key.isprintable()):
-        raise invalid(_KEY_HEADER, "must have 1 to 255 printable characters")
+        raise invalid(_KEY_HEADER, "must have 1 to 255 printable ASCII characters")
     return ((_KEY_HEADER, str(uuid.uuid4()) if key is None else key),)
 
 

@@ -163,7 +163,7 @@ def agent_key(request: runtime_service_pb2.SubmitChildRequest) -> IdempotencyKey
 
 def _check_key(field: str, key: str, limit: int) -> None:
     if not (0 < len(key) <= limit and key.isascii() and key.isprintable()):
-        raise errors.invalid({field: f"must have 1 to {limit} printable characters"})
+        raise errors.invalid({field: f"must have 1 to {limit} printable ASCII characters"})
 
 
 def fingerprint(request: Message) -> bytes:
