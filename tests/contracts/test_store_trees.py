@@ -52,7 +52,7 @@ async def cancelled(store: Store, *tasks: Task) -> list[bool]:
 
 
 async def parent_of(store: Store, org_id: str, task_id: str) -> Parent | None:
-    """The parent that a submission in `org_id` finds by `task_id`; None if it finds none."""
+    """The parent that the store finds for `task_id` when a task is submitted in `org_id`."""
     idle = workspace(org_id=org_id)
     await store.create_workspace(idle)
     seen: list[Parent | None] = []

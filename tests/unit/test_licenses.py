@@ -16,7 +16,7 @@ BUNDLE = ROOT / "gen" / "evershell" / "edge" / "console" / "LICENSES.txt"
 
 
 def shipped(folder: str) -> dict[str, dict[str, Any]]:
-    """Returns the packages of a lock file, without those that only developers need."""
+    """Returns the packages of a lock file, without the packages that only developers need."""
     packages = json.loads((ROOT / folder / "package-lock.json").read_text())["packages"]
     return {
         path.removeprefix("node_modules/"): package

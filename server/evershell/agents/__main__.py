@@ -1,7 +1,7 @@
 """`python -m evershell.agents [AGENT]`: the program in a pod. The fleet controller starts it.
 
-`AGENT` is `file.py:name` or `module:name`. Without it, the pod's spec names an agent of this
-package.
+`AGENT` is `file.py:name` or `module:name`. Without it, the program runs the agent of this package
+that the pod's spec names.
 
 This program is not a command of `python -m evershell.commands`, because click takes 40 ms to
 import.

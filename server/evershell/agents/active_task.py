@@ -10,7 +10,7 @@ from evershell.core.task import Phase
 
 
 class TaskFailed(Exception):
-    """The task cannot be continued. The human-readable text becomes the task's `reason`."""
+    """The task cannot be continued. The exception's text becomes the task's readable `reason`."""
 
 
 class CancelFlag:

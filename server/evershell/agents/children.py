@@ -1,4 +1,4 @@
-"""Tasks that the agent submits for its tools, to the agents of other workspaces.
+"""Tasks that the agent or one of its tools submits to the agents of other workspaces.
 
 They are children of the agent's current task. The agent's own token authorizes the calls, so tools
 do not need keys. docs/trees.md describes the rules for children.
@@ -55,7 +55,7 @@ class _Calls:
         return Child(task.workspace_id, task.id, status, task.result, task.reason, self)
 
 
-# The agent's current task. Threads and asyncio tasks that the agent starts inherit it.
+# The agent's current task. The agent's asyncio tasks and `in_thread` inherit it.
 _current: ContextVar[_Calls] = ContextVar("children")
 
 
@@ -92,8 +92,8 @@ class Child:
     async def cancel(self, reason: str = "", force_after_seconds: float | None = None) -> "Child":
         """Cancels the child unless it has ended. Does not cancel the child's own children.
 
-        The child's iteration is interrupted if it still runs after `force_after_seconds`; None for
-        never. Raises ChildRefusedError.
+        If `force_after_seconds` is given, the child's iteration is interrupted if it still runs
+        after this time. Raises ChildRefusedError.
         """
         request = CancelChildRequest(
             **self._names(), reason=reason, force_after=_duration(force_after_seconds)
@@ -129,7 +129,7 @@ async def submit_task(
     """
     calls = _current.get(None)
     if calls is None:
-        raise RuntimeError("submit_task is for the agent of a task, while it works on the task")
+        raise RuntimeError("only an agent can call submit_task, while it works on the task")
     request = SubmitChildRequest(
         parent_task_id=calls.task_id,
         idempotency_key=uuid.uuid4().hex,
@@ -145,7 +145,7 @@ async def submit_task(
 
 
 def _duration(seconds: float | None) -> Any:
-    """The fields of a Duration as a message constructor takes them; None if there is none."""
+    """The fields of a Duration as a message constructor takes them; None if `seconds` is None."""
     if seconds is None:
         return None
     whole, nanos = divmod(round(seconds * _NANOS), _NANOS)

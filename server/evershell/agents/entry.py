@@ -31,7 +31,7 @@ def run(agent: "AgentFunction") -> None:
 
 
 class NoAgentError(Exception):
-    """There is no agent with that name. The message says why."""
+    """The named agent cannot be loaded. The text says why."""
 
 
 def load(name: str) -> "AgentFunction":
@@ -72,7 +72,7 @@ def end(code: int) -> NoReturn:
 
 
 def _restore_signals() -> None:
-    """Runs in a forked child. The inherited signal handlers would end the agent."""
+    """Runs in a forked child. With the inherited handlers, its signals would end the agent."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

@@ -5,18 +5,18 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-# The part of a lease that is reserved for ending the tools and the agent.
+# The share of a lease that is reserved for ending the tools and the agent.
 MARGIN_SHARE = 0.2
-# The minimum of this part. An agent with a tool took 1.0 s to end on a machine with three times the
-# load that it can handle.
+# The minimum of this reserve. An agent with a tool took 1.0 s to end on a machine with three times
+# the load that the machine can handle.
 MIN_MARGIN_SECONDS = 2.0
 # For a short lease, the minimum is at most this share of the lease.
 MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
 # Each interval between heartbeats is multiplied by a random factor between these two.
 JITTER = (0.9, 1.1)
-# The longest wait before a call is repeated: a time, and a share of the remaining lease. The
-# shorter one applies, so there is time for several repeats.
+# The longest wait before a call is repeated, as a time and as a share of the remaining lease. The
+# shorter one applies, so that there is time for several repeats.
 MAX_BACKOFF_SECONDS = 10.0
 BACKOFF_SHARE = 1 / 3
 
@@ -53,7 +53,7 @@ class Lease:
 
     @property
     def heartbeat_interval_seconds(self) -> float:
-        """The interval between heartbeats: so short that several heartbeats in a row may fail."""
+        """The interval between heartbeats. Several can fail in a row before the lease ends."""
         return self.length_seconds / HEARTBEATS_A_LEASE
 
     @property
@@ -81,7 +81,7 @@ class Lease:
 
 
 class Heartbeat:
-    """Renews the lease several times per lease, and at once when the task or its phase changes.
+    """Renews the lease several times before its end, and when the task or its phase changes.
 
     The intervals vary, so that agents that started together do not send their heartbeats together.
 

@@ -60,7 +60,7 @@ async def run_task(
 ) -> TaskEnded | None:
     """Works on a task until its end is committed, and returns the end that it proposed.
 
-    Returns None if the task is no longer this agent's. What holds at each step:
+    Returns None if the task is no longer this agent's. The rules:
 
     1. Nothing runs before `task_started` is committed.
     2. The cancel flag is checked before every iteration, including the first. Once it is set, the
@@ -68,18 +68,19 @@ async def run_task(
        its event precedes the end of the task. A cancellation before the first iteration means zero
        iterations.
     3. An iteration is one turn of the function's loop. It is committed as one event with the
-       results of its calls, so no tool call is committed without its result. Numbers count from 1
-       without gaps. An iteration whose last call failed is not committed. Before tool calls begin,
-       they are reported, together with what the iteration has used so far.
+       results of its calls, so no tool call is committed without its result. Iterations are
+       numbered from 1 without gaps. If the function raises an exception after a failed call, the
+       open iteration is not committed. Before tool calls begin, they are reported, together with
+       what the iteration has used so far.
     4. The task ends when the function returns: `cancelled` if the flag is set, `failed` if its
        iterations were used up, else `completed`. What the function returns is the result. An
        exception ends the task `failed`, with a human-readable reason. No exception ends the
        process.
-    5. The function is interrupted only when the flag's `force_at` has passed, or when it runs on
-       for too long after its loop. It gets a CancelledError, and every process that the task has
-       started is ended. If this interrupts an iteration, the iteration is committed with the
-       results received so far, and the end is forced; otherwise, the end is not forced. Nothing is
-       committed before everything has ended.
+    5. Except in 6 and 7, the function is interrupted only when the flag's `force_at` has passed, or
+       when it runs on for too long after its loop. It gets a CancelledError, and every process that
+       the task has started is ended. If this interrupts an iteration, the iteration is committed
+       with the results received so far, and the end is forced; otherwise, the end is not forced.
+       Nothing is committed before everything has ended.
     6. The end is the last event of the task. It is committed together with the last iteration. If
        the reply to a commit no longer names the task, the function is interrupted, and nothing more
        is committed.
@@ -131,9 +132,9 @@ class Task:
     def iterations(self) -> AsyncIterator[Step]:
         """The iterations of the task, until it is cancelled or has used up its iterations.
 
-        A second loop continues where the first one has stopped. The next turn of the loop records
-        the iteration that has ended. After the loop, the function has 10 s to return. What it
-        returns becomes the result of the task, even of a cancelled one.
+        A second loop continues where the first one has stopped. Each turn of the loop commits the
+        iteration before it. After the loop, the function has 10 s to return. What it returns
+        becomes the result of the task, even of a cancelled one.
         """
         return self._run
 
@@ -152,7 +153,8 @@ class _Run(AsyncIterator[Step]):
         self._is_turning = False
         # Done when the loop of the function has ended.
         self._loop_over = asyncio.get_running_loop().create_future()
-        # Whether the task no longer belongs to this agent, or could not be recorded.
+        # Whether the task no longer belongs to this agent or could not be recorded, and the error
+        # in the second case.
         self._is_dropped = False
         self._error: Exception | None = None
 
@@ -161,7 +163,7 @@ class _Run(AsyncIterator[Step]):
         if self._is_turning:
             raise RuntimeError("two loops ask for the next iteration of a task at the same time")
         if self._calls.are_over or self._is_dropped or (self._step and self._step.is_interrupted):
-            # The function has caught a CancelledError and may catch every further one. The sleep
+            # The function has caught a CancelledError and may catch all further ones. The sleep
             # gives other asyncio tasks a turn.
             await asyncio.sleep(0)
             raise asyncio.CancelledError

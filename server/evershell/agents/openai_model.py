@@ -1,4 +1,4 @@
-"""`openai:<model>`: an agent whose model is served with OpenAI's chat-completions protocol.
+"""`openai:<model>`: an agent whose model is served over OpenAI's chat-completions protocol.
 
 Importing the `openai` SDK takes 1 s and 30 MB. Only an agent that uses such a model imports this
 module, when it starts.
@@ -23,8 +23,8 @@ from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # Sent to endpoints that need no key, because the SDK requires one.
 _NO_KEY = "none"
-# The SDK retries 429, 5xx and connections that fail or break: first after 0.5 s, then after twice
-# the previous wait, or when the endpoint says.
+# The SDK retries after 429, after 5xx, and if a connection fails or breaks: first after 0.5 s, then
+# after twice the previous wait, unless the endpoint names another time.
 _MAX_RETRIES = 3
 # Streaming parameters of the request, in order of preference. If an endpoint refuses one set, the
 # next one is tried.

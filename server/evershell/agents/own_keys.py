@@ -56,13 +56,13 @@ def without_parts(head: str, tail: str) -> tuple[str, str]:
 
 
 def _without_beginning(text: str) -> str:
-    """The text without the beginning of a key at its end."""
+    """The text. If it ends with the beginning of a key, this part is removed."""
     longest = max((_common_beginning(form, text) for form in _names), default=0)
     return text[: len(text) - longest]
 
 
 # Keys may have thousands of characters, and commands and models wait for the next two functions. To
-# be fast, they search for one character, and compare texts only where this character occurs.
+# be fast, the functions search for one character, and compare texts only where it occurs.
 
 
 def _common_end(form: str, text: str) -> int:

@@ -48,8 +48,8 @@ _CLOSING_SECONDS = 3.0
 # cause. The loop's own limit is longer by this much.
 _MODEL_MARGIN_SECONDS = 1.0
 _SERVER_OPTIONS = (
-    # A stream of signals lasts at most this long. Networks drop an idle connection silently after
-    # about six minutes.
+    # A stream of signals lasts at most this long. Some networks silently drop a connection that has
+    # been idle for about six minutes.
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 2_000),
 )
@@ -126,7 +126,7 @@ async def with_secrets(spec: PodSpec, log: Log) -> PodSpec | None:
 
 
 def create_agent(spec: PodSpec) -> AgentFunction:
-    """The agent with the model `scripted` or `openai:<model>`.
+    """The agent for the spec's model: `scripted` or `openai:<model>`.
 
     Raises UnknownModelError, or ValueError if the settings of the endpoint are not valid.
     """

@@ -8,8 +8,8 @@ class Reply:
     """The reply of a model, as far as it has been received.
 
     An agent may fill it in while the call runs, for example from a stream: if the call is
-    interrupted, this is what is recorded. What an agent leaves out is read from the answer of the
-    call, if the answer has the fields that common SDKs use.
+    interrupted, this is what is recorded. If the agent fills in nothing, the reply is read from the
+    answer of the call, if the answer has the fields that common SDKs use.
     """
 
     def __init__(self) -> None:

@@ -188,7 +188,7 @@ class RuntimeCredential:
 
 
 class RuntimeClient:
-    """Retries each call, on one worker after the other, until it is acknowledged or the agent ends.
+    """Repeats each call, on one worker after the other, until it is answered or the agent ends.
 
     Register and Heartbeat renew the lease. A commit renews it neither in the database nor here.
     """

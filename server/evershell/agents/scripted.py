@@ -1,4 +1,4 @@
-"""`scripted`: an agent that needs no model and always does the same."""
+"""`scripted`: an agent without a model, which runs the commands in the task's description."""
 
 import json
 import re

@@ -50,7 +50,7 @@ class CallTimeoutError(TaskFailed, TimeoutError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The time limits of an iteration, each for all its calls of one kind together."""
+    """The time limits of an iteration: one for all its model calls, one for all its tool calls."""
 
     model_timeout_seconds: float
     tool_timeout_seconds: float
@@ -133,7 +133,7 @@ Report = Callable[[IterationReported], Awaitable[None]]
 
 
 class Step:
-    """An iteration: a model call, and the tool calls that it asked for."""
+    """An iteration: a model call, and the tool calls that the model asked for."""
 
     def __init__(self, number: int, calls: Calls, report: Report) -> None:
         # Counts from 1.
@@ -160,12 +160,12 @@ class Step:
 
     @property
     def has_calls(self) -> bool:
-        """Whether a call has ended."""
+        """Whether a model call has been answered, or a tool call has begun."""
         return self._has_reply or bool(self._tools)
 
     @property
     def is_whole(self) -> bool:
-        """Whether a call has ended, and the last one has not failed."""
+        """Whether `has_calls` is true, and the last call has not failed."""
         return self.has_calls and not self._has_failed
 
     async def model_call(self, call: Awaitable[T]) -> T:
@@ -193,7 +193,7 @@ class Step:
         finally:
             self._model_seconds += time.monotonic() - began
         if self.reply.known == known:
-            # The answer may be any object.
+            # The answer may be any object, so reading it may fail.
             with suppress(Exception):
                 self.reply.take(answer)
         self._has_reply, self._has_failed = True, False

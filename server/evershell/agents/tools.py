@@ -1,4 +1,4 @@
-"""The tool that models may call: a shell command in the workspace's files."""
+"""The tool that models may call: a shell command in the workspace's folder."""
 
 import asyncio
 import codecs
@@ -197,7 +197,8 @@ async def _finish(running: "_Running") -> ToolResult:
     finally:
         watching.cancel()
         running.stop_reading()
-        # Nothing may run after this, even if this coroutine is cancelled.
+        # When this coroutine ends, no process of the command may run, even if the coroutine is
+        # cancelled.
         if not exited.done():
             running.kill()
             await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
@@ -214,9 +215,9 @@ async def _finish(running: "_Running") -> ToolResult:
 
 
 def output_so_far(call: "asyncio.Future[Any]") -> str:
-    """The last part of the output so far of the command that the call runs, with keys removed.
+    """The end of what the call's command has written so far, with keys removed.
 
-    Empty if the call runs no command.
+    Empty if the call does not run a command.
     """
     output = _outputs.get(call)
     return "" if output is None else output.end()
@@ -291,7 +292,7 @@ class _Running:
         self._descendants.kill(self.process.pid)
 
     async def watch(self) -> None:
-        """Reaps orphans, and kills the call if it uses too much memory. Runs until cancelled.
+        """Reaps orphans. Kills the call, and returns, when the call uses too much memory.
 
         A command that leaves many orphans could otherwise use up the machine's process ids.
         """
@@ -350,7 +351,10 @@ class BoundedOutput:
             self._dropped += excess
 
     def end(self) -> str:
-        """The end of the text so far, with keys removed: about half of `max_bytes` or more."""
+        """The end of the text so far, with keys removed.
+
+        Of a long text, it is about half of `max_bytes` or more.
+        """
         kept = self._tail if self._dropped else self._head + self._tail
         return redacted_end(kept.decode("utf-8", "ignore"), is_cut=bool(self._dropped))
 

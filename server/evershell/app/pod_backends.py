@@ -1,4 +1,4 @@
-"""Builds the backend of pods, and makes the spec of an agent."""
+"""Builds the pod backend, and makes the specs with which it starts agents."""
 
 import asyncio
 import base64

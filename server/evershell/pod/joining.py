@@ -35,10 +35,9 @@ class Sandbox:
 def enter(pid: int, uid: int | None) -> Sandbox:
     """Enters the sandbox of the process `pid`, with a new PID namespace instead of the sandbox's.
 
-    The next child of this process is the init process of the new PID namespace. It must call
-    `become_init`.
-    This process must have one thread. If it is root, it becomes `uid`, the user of the sandbox.
-    Raises OSError.
+    The next child of this process is the init process of the new PID namespace. This child must
+    call `become_init`. This process must have only one thread. If it is root, it becomes `uid`, the
+    user of the sandbox. Raises OSError.
     """
     if uid is not None:
         os.setgroups([])
@@ -62,7 +61,7 @@ def enter(pid: int, uid: int | None) -> Sandbox:
 def become_init(sandbox: Sandbox) -> None:
     """Completes the entry in the init process of the PID namespace, and drops all privileges.
 
-    The process is then what bubblewrap would have executed. Raises OSError.
+    The process then has the same rights as a program that bubblewrap starts. Raises OSError.
     """
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     _check(_libc.mount(b"proc", b"/proc", b"proc", flags, None), "mount")

@@ -6,8 +6,8 @@ own program (`_program`) and the workspace's files. It shares the network of the
 must reach the control plane and the model.
 
 Each tool call has an inner sandbox, with its own namespaces of every kind. The tool sees the
-system's programs and the workspace's files, but no other process, no network and nothing of the
-agent.
+system's programs and the workspace's files, but no other process and nothing of the agent. It has
+no network, unless `ToolLimits.has_network` is true.
 """
 
 import os
@@ -54,8 +54,8 @@ MAX_FILES = 4_096
 class ToolLimits:
     """The limits of a tool call."""
 
-    # The memory of all processes together, without their files in the scratch folders, which have
-    # their own limit.
+    # The memory of all processes together. It does not include the files in the scratch folders,
+    # which have their own limit.
     memory_bytes: int
     # The number of processes.
     processes: int
@@ -78,10 +78,10 @@ def agent_command(
 ) -> list[str]:
     """The command that runs an agent in its sandbox.
 
-    `files` is the workspace's folder on the machine, `hidden` a folder that must not be seen.
-    bwrap writes the id of the agent's process to `info_fd`. `environment` is added to the
+    `files` is the workspace's folder on the machine. `hidden` is a folder that the agent must not
+    see. bwrap writes the id of the agent's process to `info_fd`. `environment` is added to the
     environment of the agent, but not of bwrap itself. If `uid` is given, the caller is root, and
-    the agent runs as that user and group. Otherwise it runs as the caller.
+    the agent runs as that user and group. Otherwise, the agent runs as the caller.
     """
     view = [*_system(), "--ro-bind", "/etc", "/etc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108
     view += ["--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
@@ -93,8 +93,8 @@ def agent_command(
     inner_files = files
     prefix: list[str] = []
     if uid is not None:
-        # Root only builds the view: it mounts folders that are private to their owner where the
-        # agent's user can reach them. The rest is the same for root and for any other user.
+        # Root only builds the view: some folders are private to their owner, and root mounts them
+        # where the agent's user can reach them. The rest is the same as for any other caller.
         prefix = [bwrap, *view, "--bind", "/proc", "/proc", "--bind", files, FILES, "--cap-drop"]
         prefix += ["ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         prefix += ["--cap-add", "CAP_SETPCAP", "--", "setpriv", f"--reuid={uid}", f"--regid={uid}"]
@@ -178,9 +178,9 @@ def _system() -> list[str]:
 def _program(command: Sequence[str], hidden: Path) -> list[Path]:
     """The folders of this program, of its Python, and of the command.
 
-    If the command names a file by an absolute path, also as `file.py:name`, the file is shown
-    together with its folder, unless the folder is hidden. A file in a Python environment is shown
-    with the whole environment.
+    If the command names a file by an absolute path, also as `file.py:name`, the agent sees the file
+    and its folder; if this folder is `/` or hidden, only the file. If the file is in a Python
+    environment, the agent sees the whole environment.
     """
     paths: list[Path] = []
 

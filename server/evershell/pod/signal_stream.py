@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NotAcknowledgedError(Exception):
-    """The signal was not acknowledged. `code` is the status of the stream, if it has ended."""
+    """The signal was not acknowledged. `code` is the status with which the stream ended, if any."""
 
     def __init__(self, reason: str, code: grpc.StatusCode | None = None) -> None:
         super().__init__(reason)
@@ -45,7 +45,7 @@ class SignalStream:
         """`token` is the signal token with which the stream is opened."""
         stub: AgentServiceAsyncStub = AgentServiceStub(channel)
         self._call = stub.Signals(metadata=(("authorization", f"Bearer {token}"),))
-        # The number of signals, and the id of the last one.
+        # The number of signals so far, which is also the id of the last one.
         self._sent = 0
         # The callers that wait for an acknowledgement, by the id of the signal. The result is None
         # if the stream has ended.

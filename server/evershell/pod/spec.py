@@ -15,8 +15,8 @@ class PodSpec:
     epoch: int
     # host:port of every control plane worker.
     runtime_addresses: list[str]
-    # Two secrets in hexadecimal digits (pod/tokens.py). One authenticates this agent to the control
-    # plane, the other the control plane to this agent.
+    # Two secrets in hexadecimal digits (pod/tokens.py). The first one authenticates this agent to
+    # the control plane. The second one authenticates the control plane to this agent.
     runtime_secret: str = field(repr=False)
     signal_secret: str = field(repr=False)
     # For TLS, as PEM (pod/tls.py): the agent's certificate and key, and the authority that it
@@ -43,12 +43,12 @@ class PodSpec:
     # Whether tools in a sandbox share the network of the agent.
     tool_has_network: bool = False
     # The agent listens on this address and registers it with the control plane. If empty, the
-    # environment variable POD_IP has it. Port 0 is any free port.
+    # environment variable POD_IP has it. Port 0 stands for any free port.
     listen_host: str = "127.0.0.1"
     listen_port: int = 0
-    # If set, this spec has no secrets: with the token, RuntimeService.Bootstrap returns the rest.
+    # If set, this spec has no secrets: for this token, RuntimeService.Bootstrap sends a whole spec.
     bootstrap_token: str = field(default="", repr=False)
-    # For tests: the folder that arms crash points (crash_points.py). Empty: no crash points.
+    # For tests: the folder that arms crash points (crash_points.py). If empty, there are none.
     crash_points_dir: str = ""
 
     @classmethod

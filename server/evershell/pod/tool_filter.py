@@ -1,7 +1,7 @@
 """The system calls that a tool in a sandbox may make: seccomp(2).
 
-An allow-list, like the default profiles of container engines. A call that is not in it fails as if
-the kernel did not have it (ENOSYS), so that programs use their fallback for older kernels.
+An allow-list, like the default profiles of container engines. A call that is not in the list fails
+as in a kernel without this call (ENOSYS), so that programs use their fallback for older kernels.
 """
 
 import errno
@@ -57,8 +57,9 @@ _SHARED_ANONYMOUS = _MAP_SHARED | _MAP_ANONYMOUS
 def compile_filter() -> bytes:
     """The filter as a BPF program, for `bwrap --seccomp`. Raises OperatorError.
 
-    Allows shared memory only as files, which the size of a tool's file systems limits. Nothing
-    limits memfd_create, System V shared memory and shared anonymous mappings, so they are blocked.
+    Allows shared memory only in files, because a tool's file systems have a size limit. Nothing
+    would limit memfd_create, System V shared memory and shared anonymous mappings, so they are
+    blocked.
     """
     try:
         # Loads libseccomp.

@@ -122,8 +122,8 @@ async def _api_key(
 def _session_tokens(settings: Settings, kept: _KeptValues, now: int) -> dict[str, str]:
     """Session tokens by name, valid from `now`, in seconds since 1970.
 
-    They are signed with a key of the stack. Its public half is the JWK set that the control plane
-    reads by default.
+    They are signed with a key of the stack. By default, the control plane reads the public key from
+    the JWK set that is written here.
     """
     private = kept.get("session key") or kept.set(
         "session key", ECKey.generate_key("P-256").as_dict(private=True)
@@ -178,7 +178,7 @@ async def _workspace(kept: _KeptValues, store: Store, clock: Clock) -> str:
         WorkspaceStatus.SUSPENDED,
     ):
         # A workspace that was stopping when the last run ended must be stopped before it can be
-        # resumed. If that run was killed, processes of the workspace may still run.
+        # resumed. `work_stopped` is False, because processes of a killed run may still run.
         await store.transition(
             workspace_id,
             lambda locked: workspace_lifecycle.finish_stop(

@@ -8,14 +8,14 @@ from pydantic import SecretStr
 from evershell.app.settings import Settings
 from evershell.stack.envoy.config import Edge
 
-# Standard variables that OpenTelemetry itself reads. They may hold a credential for the collector.
+# The prefix of OpenTelemetry's own variables. They may hold a credential for the collector.
 _TRACING = "OTEL_"
 
 
 def service_settings(settings: Settings) -> Settings:
-    """The settings of the workers and of the controller.
+    """The settings of the workers and of the controllers.
 
-    Other machines reach only the edge, unless pods on Kubernetes call the workers.
+    Other machines can reach only the edge, unless the pods are on Kubernetes and call the workers.
     """
     if settings.pod_backend == "kubernetes":
         return settings
@@ -49,7 +49,10 @@ def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
 
 
 def edge_metrics_port(settings: Settings) -> int:
-    """The port of the edge's metrics. It follows the ports of the workers and one controller."""
+    """The port of the edge's metrics; 0 if there are no metrics.
+
+    It follows the ports of the workers and of one controller.
+    """
     return settings.metrics_port and settings.metrics_port + settings.workers + 1
 
 

@@ -94,10 +94,10 @@ class FrozenPrograms:
     _replaced_at: float | None = None
 
     def find(self, samples: Mapping[str, Sample], now: float) -> list[Finding]:
-        """The findings from the next samples, by the names of the programs.
+        """Takes the next samples, by the names of the programs, and returns the findings.
 
-        `now` is in monotonic seconds. If the last samples are more than two periods ago, the caller
-        itself got no processor time, so the time since then says nothing about the programs.
+        `now` is in monotonic seconds. If the last samples were more than two intervals ago, the
+        caller itself got no processor time, so the time since then says nothing about the programs.
         """
         since = now - self._sampled_at if self._sampled_at is not None else 0.0
         self._sampled_at = now

@@ -77,7 +77,7 @@ class LogFile:
             self._all.write(data)
             lines, _, rest = (rest + data).rpartition(b"\n")
             self._errors.write(_errors(lines))
-            # A longer line is cut.
+            # A longer line is cut in the file of the errors.
             rest = rest[:_CHUNK_BYTES]
             if len(data) < _CHUNK_BYTES:
                 time.sleep(_BATCH_SECONDS)

@@ -9,7 +9,7 @@ from evershell.stack.environments import service_settings
 
 
 def check_ports(settings: Settings) -> None:
-    """Raises OperatorError if two programs have the same port, or if a port cannot be used."""
+    """Raises OperatorError if two ports are the same, or if a port cannot be used."""
     edge, workers = settings.listen_host, service_settings(settings).listen_host
     addresses = {"REST_PORT": (edge, settings.rest_port), "GRPC_PORT": (edge, settings.grpc_port)}
     for index in range(settings.workers):
@@ -22,8 +22,9 @@ def check_ports(settings: Settings) -> None:
             addresses[f"METRICS_PORT + {index}"] = settings.metrics_host, port
     if len({port for _, port in addresses.values()}) < len(addresses):
         message = (
-            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on, with AGENT_TLS the "
-            "WORKERS from RUNTIME_PORT on, and the WORKERS + 3 from METRICS_PORT on must differ."
+            "Two of these ports are the same: REST_PORT, GRPC_PORT, WORKERS ports from SERVER_PORT "
+            "on, WORKERS ports from RUNTIME_PORT on (with AGENT_TLS), and WORKERS + 3 ports from "
+            "METRICS_PORT on."
         )
         raise OperatorError(message)
     for name, (host, port) in addresses.items():

@@ -257,8 +257,8 @@ def _as_fallback_user() -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise OperatorError(
-            "PostgreSQL does not run as root, and there is neither unshare nor setpriv. "
-            "Set DATABASE_URL."
+            "PostgreSQL does not run as root, and neither user namespaces nor setpriv can be used "
+            "to run it as another user. Set DATABASE_URL."
         )
     user = pwd.getpwnam(_FALLBACK_USER)
     return [setpriv, f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]

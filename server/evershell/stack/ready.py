@@ -129,7 +129,7 @@ def write_environment(ready: Ready, state_dir: Path) -> None:
 
 
 def first_calls(ready: Ready, state_dir: Path) -> str:
-    """The shell commands for the first calls."""
+    """The text that shows the first calls to make, as commands for a shell."""
     # The certificate may be self-signed, so the commands name it.
     cert = shlex.quote(os.path.relpath(ready.tls_cert_file)) if ready.tls_cert_file else ""
     return _CALLS.format(

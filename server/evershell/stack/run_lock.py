@@ -12,7 +12,8 @@ from evershell.core.errors import OperatorError
 _LOCK = "lock"
 # The process id is not in the lock file, because it is written later, once the run handles SIGHUP.
 _PID = "up.pid"
-# The Python interpreter that starts the programs of the run, if it differs from the run's own.
+# This file has the path of the Python interpreter that starts the programs of the run. Without the
+# file, the run's own interpreter starts them.
 _PYTHON = "up.python"
 
 

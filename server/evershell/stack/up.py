@@ -111,7 +111,7 @@ async def _start(
 ) -> tuple[Settings, Demo]:
     """Starts the stack and waits until it serves.
 
-    Returns the settings, completed with the database's URL and the run id.
+    Returns the settings, completed with what was chosen at the start, and the demo organization.
     """
     await asyncio.to_thread(edge.configure)
     pod_isolation = await asyncio.to_thread(_choose_isolation, settings)
@@ -207,8 +207,8 @@ def _render(settings: Settings, edge: EdgeProcess, path: Path) -> None:
 def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
     """Chooses the isolation of local pods, and prints it with what it lacks.
 
-    If there is no sandbox, raises OperatorError. With POD_ISOLATION=auto, a stack that only this
-    machine can call gets no isolation and a warning instead.
+    Raises OperatorError if a sandbox is wanted but does not work. With POD_ISOLATION=auto, a stack
+    that only this machine can call gets no isolation and a warning instead.
     """
     if settings.pod_backend != "local":
         return settings.pod_isolation

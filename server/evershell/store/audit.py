@@ -145,7 +145,7 @@ class AuditQueue:
         self._lost += 1
 
     async def drained(self) -> None:
-        """Stores all entries that wait, even uncertain ones."""
+        """Stores all entries that are still in the queue, even the uncertain ones."""
         for entry_id in list(self._uncertain):
             self._put_uncertain(entry_id)
         await self._entries.drained()

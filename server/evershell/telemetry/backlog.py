@@ -16,8 +16,9 @@ class Backlog(Collector):
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
-        # Each of these is None if it is not known yet, or if this controller does not lead.
-        # The number of open cancellations, and when the oldest was recorded.
+        # Each of the next four is None if it is not known yet, or if this controller does not lead.
+        #
+        # The number of open cancellations, and when the oldest of them was recorded.
         self._open: tuple[int, datetime | None] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
@@ -36,7 +37,7 @@ class Backlog(Collector):
         self._redeliveries.labels(result).inc()
 
     def set_open_cancellations(self, count: int, oldest: datetime | None) -> None:
-        """Sets their number, and the time at which the oldest was recorded."""
+        """Sets the number of open cancellations, and when the oldest of them was recorded."""
         self._open = count, oldest
 
     def set_workspace_counts(self, counts: Mapping[WorkspaceStatus, int]) -> None:

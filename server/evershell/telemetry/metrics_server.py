@@ -15,7 +15,10 @@ _TIMEOUT_SECONDS = 5.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Closes the oldest silent connection to accept a new one. Requests in progress are served."""
+    """At the maximum, closes the oldest silent connection to accept a new one.
+
+    Requests in progress are served to their end.
+    """
 
     daemon_threads = True
     # With the default of 5, the system drops connections of a burst, and clients retry only after

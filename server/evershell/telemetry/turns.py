@@ -43,7 +43,7 @@ class TurnCount:
 
 @asynccontextmanager
 async def counted() -> AsyncIterator[None]:
-    """Counts the turns of the running event loop inside the block, if a supervisor asks for it."""
+    """Counts the turns of the event loop while the block runs, if a supervisor asks for it."""
     # Children of this process inherit neither the variable nor the file.
     descriptor = os.environ.pop(VARIABLE, "")
     if not _is_turns(descriptor):

@@ -24,7 +24,7 @@ CHAT = begin("do it")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer, as the model has interpreted it."""
+    """An answer of the endpoint, as OpenAIModel has read it."""
 
     model: str
     content: str

@@ -46,7 +46,7 @@ class ControlPlane(control_plane.ControlPlane):
         self.before_reply: Callable[[str], Awaitable[None]] = at_once
 
     async def answer(self, name: str, call: Call) -> Any:
-        """Records the call before it is answered, and loses answers."""
+        """Records the call before it is answered. Loses as many answers as the test has set."""
         self.calls.append(name)
         self.wake()
         if name == "Bootstrap" and self.lost_bootstraps:
@@ -77,7 +77,7 @@ class ControlPlane(control_plane.ControlPlane):
         return replace(self.spec("", **self.more), runtime_addresses=["not.used:1"])
 
     async def spend_bootstrap_token(self) -> None:
-        """Registers another agent with it."""
+        """Registers an agent at another address, which spends the token."""
         await self.servicer().runtime.register(AgentIdentity(WORKSPACE_ID, EPOCH), "127.0.0.1:1")
 
     async def reaches(self, condition: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""Runs the whole agent in this process: what makes it end, and that its tools end too."""
+"""What makes an agent end, and that its tools end too. The whole agent runs in this process."""
 
 import asyncio
 import os

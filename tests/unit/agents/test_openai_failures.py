@@ -8,7 +8,7 @@ import pytest
 from tests.support.model_server import Answer, Gate, ModelServer, answers, says
 from tests.unit.agents.asking import KEY, failure, next_reply
 
-# Both endpoints pause for the same time between attempts, so one of them is enough here.
+# The pauses between attempts do not depend on the endpoint, so one of the two is enough here.
 once = pytest.mark.parametrize("server", ["whole"], indirect=True)
 
 

@@ -374,7 +374,7 @@ async def test_an_agent_that_was_stopped_has_not_blocked_the_event_loop() -> Non
             await process.wait()
 
 
-# An agent of which neither the function nor its thread ends.
+# An agent whose function and thread never end.
 STUBBORN = """
 import asyncio, threading, time
 from evershell.agents import Task

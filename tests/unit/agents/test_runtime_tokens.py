@@ -54,7 +54,7 @@ class Side:
     shutdown: Shutdown
 
     async def beat(self) -> None:
-        """Sends a heartbeat until it is acknowledged or the agent ends."""
+        """Repeats a heartbeat until it is acknowledged or the agent shuts down."""
         async with asyncio.timeout(10):
             await self.client.heartbeat(lambda: ("", Phase.NONE))
 

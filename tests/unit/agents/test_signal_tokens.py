@@ -145,7 +145,7 @@ async def test_workspace_and_epoch_cannot_be_swapped(agent: SignalledAgent) -> N
 async def test_the_clocks_may_differ_by_a_minute(
     agent: SignalledAgent, skew_seconds: float, is_accepted: bool
 ) -> None:
-    """The token is made for the minute that begins now by the control plane's clock."""
+    """The token is for the minute that begins now according to the control plane's clock."""
     agent.agent_clock.now = NOW + skew_seconds
     assert await agent.accepts(agent.token()) is is_accepted
 

@@ -47,7 +47,7 @@ ALLOWED_PACKAGES = {
     "version",
     "workspace",
 }
-# The modules of the core that an agent may load: those that the agent's protos mention.
+# The modules of the core that an agent may load.
 ALLOWED_CORE = {
     "evershell.core",
     "evershell.core.credentials",

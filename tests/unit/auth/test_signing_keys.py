@@ -74,8 +74,8 @@ def test_tokens_of_both_keys_are_accepted(made_with: str, signing_key: int) -> N
         both.identify_bootstrapping(made.bootstrap_token(WORKSPACE, 3)),
     ):
         assert (agent.workspace_id, agent.epoch, agent.signing_key) == (WORKSPACE, 3, signing_key)
-        # After its bootstrap, an agent gets secrets of the same key as its token. So every worker
-        # that accepted the token also accepts the agent.
+        # The secrets that an agent gets at its bootstrap come from the same signing key as its
+        # token. So every worker that accepts the token also accepts the agent.
         assert both.runtime_secret(WORKSPACE, 3, signing_key) == made.runtime_secret(WORKSPACE, 3)
         assert both.signal_secret(WORKSPACE, 3, signing_key) == made.signal_secret(WORKSPACE, 3)
 

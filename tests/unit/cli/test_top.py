@@ -105,7 +105,7 @@ def test_no_new_order_moves_another_task_under_the_cursor() -> None:
     # Task 2 is now the first row.
     way.screen.take(reading(row(1, 5), row(2, 60), row(3, 1)))
     way.press("c", "y")
-    # The question stays about the task that it named, even if the table changes meanwhile.
+    # The answer still applies to the task that the question named, even if the table has changed.
     way.press("c")
     way.screen.take(reading(row(1, 5), row(3, 1)))
     way.press("y")

@@ -26,7 +26,7 @@ from evershell.client._messages import Result, name_in_message
 from evershell.client._sync.webhooks import Webhooks
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
-# The methods of the client that have another name than their RPC.
+# The methods of the client whose names differ from the names of their RPCs.
 RENAMED = {
     "CancelTask": "cancel",
     "WatchEvents": "watch",

@@ -1,4 +1,4 @@
-"""Cancels every task that matches a filter."""
+"""CancelTasks: which tasks a call cancels, and what it does with tasks that change meanwhile."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

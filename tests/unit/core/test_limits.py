@@ -71,7 +71,7 @@ def test_a_task_that_has_not_started_has_no_duration() -> None:
 
 
 def test_the_iteration_that_reaches_the_tokens_is_the_last() -> None:
-    """Each iteration of this test has 5 tokens."""
+    """Each iteration uses 5 tokens, so the second one reaches the limit of 10."""
     locked = busy(TaskLimits(max_total_tokens=10))
     first = commit(locked, iteration(1))
     assert types(first) == ["iteration_completed"]
@@ -114,7 +114,7 @@ def test_a_limit_that_is_approached_is_announced_once() -> None:
         {"limit": "max_total_tokens", "used": "10", "maximum": "12"},
         {"limit": "max_cost", "used": "0.45", "maximum": "0.500000001"},
     ]
-    # Only with the last two of these iterations, the task has used more than 80 %.
+    # The task has used more than 80 % only after the tenth of these iterations.
     change = commit(busy(TaskLimits(max_cost_nanos=1_700_000_000)), *map(of_model, range(1, 12)))
     assert types(change).index("task_limit_approached") == 10
     assert types(change).count("task_limit_approached") == 1
@@ -202,7 +202,7 @@ def test_the_force_deadline_counts_from_the_limit() -> None:
 
 
 def test_a_limit_does_not_replace_a_callers_cancellation() -> None:
-    """The limit can only set an earlier force deadline, as a second caller could."""
+    """Like a second caller, the limit can only make the force deadline earlier."""
     first = intent(force_at=NOW + timedelta(seconds=9), force_requested_by="user_9")
     plain = task_lifecycle.apply_limits(busy(MINUTE, age=60, cancel=first), NOW)
     assert plain.task is not None and plain.task.cancel == first

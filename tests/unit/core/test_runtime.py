@@ -201,7 +201,7 @@ async def test_a_heartbeat_records_what_is_new(
 async def test_a_heartbeat_waits_for_the_lock_when_half_of_the_lease_has_passed(
     world: World, runtime: Runtime
 ) -> None:
-    """The store renews no lease while another transaction has locked the workspace."""
+    """The store does not renew a lease while another transaction has locked the workspace."""
     agent, running = await leased(world, runtime)
     renew = world.store.renew_lease
 

@@ -1,4 +1,4 @@
-"""Submits children, and cancels trees of tasks."""
+"""Trees of tasks: how children are submitted, and what a cancellation of a tree does."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Submits tasks and reads them."""
+"""How tasks are submitted and read."""
 
 from contextlib import suppress
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Follows the event log of a workspace."""
+"""Watches that follow the event log of a workspace."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

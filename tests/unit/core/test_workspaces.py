@@ -1,4 +1,4 @@
-"""Creates, reads, stops, resumes and deletes workspaces."""
+"""How workspaces are created, read, stopped, resumed and deleted."""
 
 from collections.abc import Coroutine
 from typing import Any

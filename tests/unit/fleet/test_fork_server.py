@@ -85,7 +85,7 @@ async def forked(state_dir: Path, workspace: Workspace) -> bool:
 
 
 def visible(pid: int) -> dict[str, object]:
-    """The kernel's data that decide what the process may do."""
+    """The kernel's data about what the process may do."""
     folder = Path("/proc", str(pid))
     status = (folder / "status").read_text().splitlines()
     mounts = [line.split() for line in (folder / "mountinfo").read_text().splitlines()]

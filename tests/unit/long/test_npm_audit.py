@@ -28,7 +28,7 @@ ADVISORY = {
 
 
 class Registry(ThreadingHTTPServer):
-    """A registry with one advisory, and with these versions of the package."""
+    """A registry that has `versions` of the package, and one advisory if `has_advisories`."""
 
     versions: tuple[str, ...] = ()
     has_advisories = True

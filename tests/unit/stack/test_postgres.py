@@ -32,7 +32,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
 
 @pytest.fixture
 def _no_shared_memory() -> Iterator[None]:
-    """Removes the shared memory of a killed server, which otherwise only the next server would."""
+    """Removes the shared memory of a killed server, which otherwise stays until the next start."""
     before = set(SHARED_MEMORY.glob("PostgreSQL.*"))
     yield
     for segment in set(SHARED_MEMORY.glob("PostgreSQL.*")) - before - mapped():

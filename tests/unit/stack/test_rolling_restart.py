@@ -89,7 +89,7 @@ def test_a_closed_terminal_stops_a_stack_and_a_signal_restarts_it(
 
 
 class WorkersRestartedError(Exception):
-    """Raised to end a restart after its workers were restarted."""
+    """Raised to end a restart once the workers have been restarted."""
 
 
 class Programs(Supervisor):

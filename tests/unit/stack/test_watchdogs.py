@@ -52,7 +52,7 @@ def test_a_process_that_sleeps_is_blocked_and_one_that_runs_is_not(
 
 
 def test_a_process_that_waits_for_a_disk_is_not_blocked(tmp_path: Path) -> None:
-    """On a machine that swaps, a process is in the same state."""
+    """A process that waits for swapped memory is in the same state."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with running(WAITS_IN_KERNEL.format(pipe=pipe)) as process:

@@ -1,4 +1,4 @@
-"""The statements in .sql files are valid. Modules use each of them, and none that is missing."""
+"""The statements in .sql files are valid. Each is used, and each that is used exists."""
 
 import re
 from datetime import UTC, datetime

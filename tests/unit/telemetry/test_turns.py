@@ -22,7 +22,7 @@ async def test_turns_are_counted_for_the_supervisor_alone(monkeypatch: pytest.Mo
 
 
 async def test_another_file_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that has a copy of the environment does not have the file."""
+    """In a copied environment, the variable may name the descriptor of another file."""
     descriptor = os.memfd_create("other")
     try:
         os.ftruncate(descriptor, 8)

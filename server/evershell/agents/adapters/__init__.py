@@ -1,5 +1,5 @@
-"""Run agents that are written for other frameworks, with one module for each framework.
+"""Adapters for agents that are written for other frameworks, one module for each framework.
 
-Each module has a function `agent` that takes the framework's object and returns a function for
-`run`. A module imports its framework only when `agent` is called.
+The function `agent` of each adapter returns a function for `run`. An adapter imports its framework
+only when an agent runs.
 """

@@ -34,7 +34,7 @@ def agent(own: Any = None, *, conversation: str | None = "conversation.claude") 
     """Returns a function for `run` that gives each task to an agent with these ClaudeAgentOptions.
 
     Unless `conversation` is None, each task continues the conversation of the workspace's previous
-    task. The program stores the conversation and its own configuration in the folder of this name
+    task. The program stores the conversation and its own configuration in the folder `conversation`
     in the workspace's files.
     """
 
@@ -61,7 +61,8 @@ class _Program:
     def __init__(self) -> None:
         self._client: Any = None
         self._step: Step | None = None
-        # Whether the assistant's message is complete, and its tool calls by id.
+        # Whether the assistant's message is complete and calls tools; the calls and their results,
+        # by the id of the call.
         self._is_answered = False
         self._calls: dict[str, Any] = {}
         self._results: dict[str, ToolResult] = {}
@@ -78,7 +79,7 @@ class _Program:
         """The options, with the hooks and settings that the adapter needs."""
         from claude_agent_sdk import HookMatcher
 
-        # This is an event of the program. The SDK only passes it on.
+        # The SDK passes this event of the program on, although the SDK's types do not have it.
         after_tools: Any = "PostToolBatch"
         hooks = dict(own.hooks or {})
         for name, hook in ((after_tools, self._after_tools), ("PreToolUse", self._before_tool)):
@@ -203,7 +204,7 @@ class _Program:
                     self._take(message)
                 self._changed.set()
             self._end = self._end or TaskFailed("The program claude ended without a result.")
-        except Exception as error:  # noqa: BLE001 - raised by what waits
+        except Exception as error:  # noqa: BLE001 - raised again in `_until`
             self._end = error
         self._changed.set()
 

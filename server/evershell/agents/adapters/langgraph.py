@@ -1,8 +1,8 @@
 """Graphs of LangGraph, the package `langgraph`.
 
 An iteration is a super-step of the graph. If the next super-step runs the model's tool calls, it
-belongs to the same iteration. A graph begins a super-step only when the adapter asks for its
-events. LangChain's callbacks report when the calls of models and tools begin and end: the library
+belongs to the same iteration. A graph begins a super-step only when the adapter asks for the next
+event. LangChain's callbacks report when the calls of models and tools begin and end: the library
 awaits futures that the callbacks complete. An interrupted graph waits for its nodes, except for
 nodes that run in threads.
 """
@@ -32,10 +32,10 @@ def agent(
 ) -> AgentFunction:
     """Returns a function for `run` that gives each task to a compiled graph.
 
-    Each task continues with the graph's state after the previous task of the workspace. The graph's
-    checkpointer keeps the state. Unless `conversation` is None, a graph without a checkpointer gets
-    one that uses the file of this name in the workspace's files, and that needs the package
-    `langgraph-checkpoint-sqlite`.
+    Each task continues from the state in which the workspace's previous task left the graph. The
+    graph's checkpointer keeps the state. Unless `conversation` is None, a graph without a
+    checkpointer gets one that stores the state in the file `conversation` in the workspace's files.
+    This checkpointer needs the package `langgraph-checkpoint-sqlite`.
     """
 
     async def run(task: Task) -> str:
@@ -98,7 +98,8 @@ class _Run:
         if not await self._next_step():
             return
         config = _CONFIG | {"callbacks": [_handler(self._calls)]}
-        # The nodes that run, and the tool calls without a result after the last super-step.
+        # The nodes that run, the tool calls without a result after the last super-step, and whether
+        # a node has begun.
         running, unanswered, has_begun = set[str](), list[str](), False
         events = self._graph.astream(
             given,
@@ -289,7 +290,7 @@ def _called(values: Any) -> list[Any]:
 
 
 def _last_text(values: Any) -> str:
-    """The text of the model's last message, or the whole state if it has no messages."""
+    """The last text of the model, or the whole state if the state has no messages."""
     messages = _messages(values)
     texts = [each.text for each in messages if each.type == "ai" and each.text]
     return str(texts[-1]) if texts else "" if messages or values is None else str(values)

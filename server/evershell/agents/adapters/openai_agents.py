@@ -1,8 +1,8 @@
 """Agents of the OpenAI Agents SDK, the package `openai-agents`.
 
 An iteration is a turn of the SDK: a response of the model and the tool calls in it. The adapter
-does not use the SDK's own cancellation, which leaves tools behind. It gives the SDK copies of the
-agent's models and tools, whose calls go through the library.
+does not use the SDK's own cancellation, which leaves tools running. Instead, it gives the SDK
+copies of the agent's models and tools. The calls of these copies go through the library.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class _Run:
         # The model's last message.
         self._text = ""
         # The copies of agents and tools, by the `id()` of the original. A copy keeps its original
-        # alive.
+        # alive, so that no other object gets this id.
         self._copies: dict[int, Any] = {}
 
     async def result(self, own: Any, options: dict[str, Any]) -> str:
@@ -86,7 +86,7 @@ class _Run:
         return str(run.final_output)
 
     def _agent(self, own: Any) -> Any:
-        """A copy of the agent whose model, tools and handoffs call the library."""
+        """A copy of the agent. The copies of its model, tools and handoffs call the library."""
         from agents import Model
 
         if id(own) in self._copies:

@@ -1,7 +1,7 @@
 """Any program as an agent: a command that works on a task in its own process.
 
-A task is one iteration with one tool call, which runs the command. A cancellation without a
-deadline waits for the end of the command, and a forced one kills it.
+A task is one iteration with one tool call, which runs the command. A cancellation lets the command
+run to its end. A forced cancellation kills the command at the deadline.
 """
 
 import os
@@ -16,7 +16,7 @@ from evershell.agents.tools import ToolResult, ToolStatus, execute
 def agent(*command: str, environment: Mapping[str, str] | None = None) -> AgentFunction:
     """Returns a function for `run` that gives each task to a command.
 
-    The command starts in the workspace's files. It reads the description of the task from standard
+    The command starts in the workspace's folder. It reads the description of the task from standard
     input, and what it prints is the result. It may run for TOOL_TIMEOUT_SECONDS. When it ends,
     every process that it has started ends too. An exit code other than 0 ends the task `failed`.
     `environment` is added to the agent's environment.

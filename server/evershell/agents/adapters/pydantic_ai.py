@@ -35,7 +35,7 @@ def agent(
 
 
 async def _conversing(run: "_Run", own: Any, options: dict[str, Any], file: Path) -> str:
-    """Runs the agent with the messages in the file, and writes the new messages back to it."""
+    """Runs the agent with the messages in the file. Then stores the whole conversation there."""
     from pydantic_ai import ModelMessagesTypeAdapter
     from pydantic_ai.messages import repair_messages
 

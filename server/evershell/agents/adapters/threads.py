@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 
 class _Threads(ThreadPoolExecutor):
-    """The executor of an event loop, with the functions that run in it."""
+    """The executor of an event loop. `running` has the calls that have not ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDicti
 
 @asynccontextmanager
 async def threads_end() -> AsyncIterator[ThreadPoolExecutor]:
-    """If the block is cancelled, waits until no function runs in a thread of the event loop.
+    """If the block is cancelled, waits until no function runs in the event loop's executor.
 
-    A framework that does not use the executor of the event loop must use this one.
+    Yields this executor, for frameworks that would otherwise use their own.
     """
     loop = asyncio.get_running_loop()
     if loop not in _of_loops:

@@ -50,7 +50,7 @@ _MAX_ROUNDS = 4
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
-# With this exponent, the pause has reached its maximum.
+# The maximum exponent of _RETRY_FACTOR. With it, the pause exceeds _MAX_RETRY_SECONDS.
 _MAX_EXPONENT = 7
 
 # The error of a delivery that was claimed but not sent.

@@ -57,7 +57,7 @@ class Collector:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise OperatorError(
-                f"OTEL_EXPORTER_OTLP_ENDPOINT is a URL of OTLP over HTTP, not {endpoint!r}"
+                f"OTEL_EXPORTER_OTLP_ENDPOINT must be an http or https URL, not {endpoint!r}"
             )
         pairs = (pair.partition("=") for pair in variable("HEADERS").split(",") if "=" in pair)
         return cls(
@@ -69,7 +69,10 @@ class Collector:
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables that hold the headers, because Envoy shows what is in its configuration."""
+        """The variables that hold the headers.
+
+        The configuration does not contain the headers, because Envoy's admin interface shows it.
+        """
         return {
             f"{_HEADER_VARIABLE}{index}": value for index, (_, value) in enumerate(self.headers)
         }
@@ -98,7 +101,7 @@ class Collector:
                 },
             },
             "random_sampling": {"value": self.sampled_percent},
-            # As in the access log, the path has no query, because callers may put secrets into it.
+            # As in the access log, the path has no query: callers may put secrets into the query.
             "max_path_tag_length": 0,
             "custom_tags": [
                 {"tag": "url.path", "value": "%PATH(NQ:ORIG_OR_PATH):300%"},
@@ -145,5 +148,5 @@ def _sampled_percent(environment: Mapping[str, str]) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
-        raise OperatorError("OTEL_TRACES_SAMPLER_ARG is a number from 0 to 1")
+        raise OperatorError("OTEL_TRACES_SAMPLER_ARG must be a number from 0 to 1")
     return 100 * share

@@ -23,7 +23,8 @@ from evershell.stack.envoy.sign_in import Provider
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
 SOCKET_PATH_BYTES = 108
 MAX_CONNECTIONS = 10_000
-# Envoy's heap may have this share of PROGRAM_MEMORY_MB. Envoy then sheds load before it is killed.
+# The share of PROGRAM_MEMORY_MB that Envoy's heap may have. It is less than 1, so that Envoy sheds
+# load before it is killed.
 _HEAP_SHARE = 0.75
 # The open files that Envoy needs in addition to the connections of callers.
 _OTHER_FILES = 100
@@ -301,7 +302,7 @@ def edge_of(
 ) -> Edge:
     """The edge in front of these workers.
 
-    OTEL_ variables of the environment name the headers for the collector of spans. Raises
+    The OTEL_ variables in the environment of this process configure the collector of spans. Raises
     OperatorError.
     """
     tls = None

@@ -53,7 +53,7 @@ def listener(host: str, port: int) -> dict[str, Any]:
 
 
 def cluster(admin_socket: Path) -> dict[str, Any]:
-    """The admin interface."""
+    """The cluster of the admin interface."""
     address = {"pipe": {"path": str(admin_socket)}}
     return {
         "name": _CLUSTER,

@@ -85,7 +85,7 @@ class Provider:
         ]
 
     def routes(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
-        """The routes that begin, end and describe a session.
+        """The routes that begin and end a session, and the route that tells the console how.
 
         `filters` configures the HTTP filters of routes that Envoy answers itself.
         """
@@ -113,7 +113,8 @@ class Provider:
     def session(self) -> dict[str, Any]:
         """The filter for all other routes: a request with the cookies gets the access token.
 
-        A request without the cookies is left as it is. A request whose session is over is answered
+        A request is left as it is if it has no such cookies, if it has an authorization header, or
+        if it does not come from a page of this origin. A request whose session is over is answered
         with 401.
         """
         # Browsers remove the cookie of the session when its access token expires. The cookie of the
@@ -141,7 +142,10 @@ class Provider:
         return {kind: f"{prefix}{name}" for kind, name in _COOKIES.items()}
 
     def _config(self, *, passing: dict[str, str] | None = None) -> dict[str, Any]:
-        """A route's configuration. Requests whose sec-fetch-site is `passing` bypass the filter."""
+        """The filter's configuration for a route.
+
+        Requests whose sec-fetch-site matches `passing` bypass the filter.
+        """
         from_other = [{"name": "sec-fetch-site", "string_match": passing}] if passing else []
         here = f"{self.public_scheme}://%REQ(:authority)%"
         end = {"end_session_endpoint": self.end_session_url} if self.end_session_url else {}

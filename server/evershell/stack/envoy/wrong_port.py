@@ -31,7 +31,7 @@ def route(not_found: dict[str, Any]) -> dict[str, Any]:
 
 
 def reply(grpc_port: int) -> dict[str, Any]:
-    """The mapper for the answer to such a call: a gRPC status in the headers, and no body."""
+    """The mapper for the answer to a gRPC call: a gRPC status in the headers, and no body."""
     status = {"comparison": {"op": "EQ", "value": {"default_value": 404, "runtime_key": "none"}}}
     headers = {
         "grpc-status": "12",

@@ -1,4 +1,4 @@
-"""Tests that there is one leader, and that a standby replaces one that stops or fails."""
+"""There is only one leader, and a standby replaces a leader that stops or fails."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Resolves names in a network whose only name server does not answer."""
+"""How names are resolved in a network whose only name server does not answer."""
 
 import os
 import shutil

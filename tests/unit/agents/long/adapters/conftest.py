@@ -45,7 +45,7 @@ class World:
         await self.plane.cancel(task_id, force_after_seconds)
 
     async def end(self, task_id: str) -> tuple[Any, list[Any]]:
-        """Waits for the end of a task, which must happen once.
+        """Waits for the end of a task. Checks that the end is recorded once.
 
         Returns the task and its iterations.
         """

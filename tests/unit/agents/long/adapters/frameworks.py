@@ -131,7 +131,7 @@ class Commands:
         return f"did {command}"
 
     def blocking_shell(self, command: str) -> str:
-        """Does the same, for a framework that calls the tool in a thread."""
+        """Like `shell`, for a framework that calls the tool in a thread."""
         return asyncio.run(self.shell(command))
 
 

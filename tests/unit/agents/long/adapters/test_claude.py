@@ -1,4 +1,4 @@
-"""What only applies to the Claude Agent SDK: it runs a program, which must start."""
+"""What applies only to the Claude Agent SDK: it runs a program, which must start."""
 
 import pytest
 

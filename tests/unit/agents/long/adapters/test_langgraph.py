@@ -1,4 +1,4 @@
-"""Graphs with other shapes than the graph of the suite."""
+"""Graphs whose shape differs from the suite's graph."""
 
 import asyncio
 import importlib.util
@@ -216,7 +216,7 @@ async def test_a_graph_that_waits_for_an_answer_ends_the_task() -> None:
 
 
 async def test_a_call_that_nobody_answers_does_not_lengthen_an_iteration() -> None:
-    """The graph uses the tool call of a message as a route, so it never gets a result."""
+    """The graph uses the tool call of a message as a route, so the call never gets a result."""
     from langchain_core.messages import AIMessage
 
     ran = []

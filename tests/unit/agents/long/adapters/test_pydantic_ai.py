@@ -1,4 +1,4 @@
-"""Agents of Pydantic AI with other shapes than the agent of the suite."""
+"""Agents of Pydantic AI whose shape differs from the suite's agent."""
 
 import importlib.util
 from typing import Any

@@ -20,7 +20,7 @@ _commit = RuntimeClient.commit
 
 
 async def good(task: Task) -> str:
-    """Passes. The description of its task says what must fail."""
+    """Passes every case. The description of the task says what must fail in the case."""
     async for step in task.iterations():
         if task.description == "loop error":
             raise ValueError("the loop is broken")
