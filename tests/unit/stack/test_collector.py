@@ -39,6 +39,11 @@ def test_an_endpoint_that_is_not_a_url_is_refused(endpoint: str) -> None:
         Collector.of(endpoint, {})
 
 
+def test_the_error_names_the_variable_that_is_wrong() -> None:
+    with pytest.raises(OperatorError, match=r"TRACES_ENDPOINT must be .* not 'grpc://a'"):
+        Collector.of(ENDPOINT, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "grpc://a"})
+
+
 def test_headers_are_in_the_environment_and_not_in_the_configuration() -> None:
     found = collector(OTEL_EXPORTER_OTLP_HEADERS="Api-Key=a%20secret, other=b=c")
     assert found.headers == (("api-key", "a secret"), ("other", "b=c"))

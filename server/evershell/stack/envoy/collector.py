@@ -51,14 +51,13 @@ class Collector:
             prefix = "OTEL_EXPORTER_OTLP_"
             return environment.get(f"{prefix}TRACES_{name}") or environment.get(prefix + name, "")
 
-        url = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or (
-            f"{endpoint.rstrip('/')}/v1/traces"
-        )
+        name, given = "OTEL_EXPORTER_OTLP_ENDPOINT", endpoint
+        url = f"{endpoint.rstrip('/')}/v1/traces"
+        if traces := environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+            name, given, url = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", traces, traces
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise OperatorError(
-                f"OTEL_EXPORTER_OTLP_ENDPOINT must be an http or https URL, not {endpoint!r}"
-            )
+            raise OperatorError(f"{name} must be an http or https URL, not {given!r}")
         pairs = (pair.partition("=") for pair in variable("HEADERS").split(",") if "=" in pair)
         return cls(
             url=url,
