@@ -95,7 +95,7 @@ class _Verify(click.Command):
     metavar="TEXT",
     help="What each task tells its agent. A workspace gets about 15 tasks a minute. Most are "
     "cancelled within 3 s. Choose something cheap and harmless with several iterations. "
-    "Default: six lines `sleep 1`, which the built-in agent runs as commands.",
+    "Default: six lines of `sleep 1`, which the built-in agent runs as commands.",
 )
 @click.option(
     "--history",
@@ -211,7 +211,7 @@ def _report(load: Load, history: lines.History, began: datetime, *, as_json: boo
 
 
 def _method(name: str, calls: Sequence[lines.Call]) -> dict[str, Any]:
-    """The row of a method in the table. The slowest call is never a stream or a wait."""
+    """The row of a method in the table. Streams and waits do not count as its slowest call."""
     of_name = [each for each in calls if each.name == name]
     timed = [each for each in of_name if name != "WatchEvents" and "wait" not in each.arguments]
     answered = [each for each in timed if each.answer is not None]
