@@ -17,7 +17,7 @@ from evershell.cli.terminal import say_lines
 from evershell.client import CancelTasksResult, TaskFilter
 
 FILTER_HELP = (
-    "Cancel every task that matches, can be given several times: task=ID, workspace=WORKSPACE, "
+    "Cancel every task that matches; can be given several times: task=ID, workspace=WORKSPACE, "
     "created-by=USER, submitted-by=ID, submitted-before=TIME, metadata.KEY=VALUE."
 )
 _LISTS = {"task": "task_ids", "workspace": "workspace_ids"}

@@ -32,14 +32,14 @@ from evershell.histories.recorder import Recorder
 _DESCRIPTION = "\n".join(["sleep 1"] * 6)
 _HELP = """Check a deployment while you inject faults.
 
-It creates workspaces, and callers submit tasks there, cancel them, read them and watch them. The
-command injects no faults: kill programs, cut networks, fail the database over, upgrade. It records
-what every caller sees, and then looks for an order of the calls in which every answer is right. At
-the end, also after Ctrl-C, it deletes its workspaces.
+The command creates workspaces, in which it submits tasks, cancels them, reads them and watches
+them. You inject the faults: kill programs, cut networks, fail the database over, upgrade. The
+command records every answer, and then looks for an order of the calls in which every answer is
+right. At the end, also after Ctrl-C, it deletes its workspaces.
 
 Use a key with full access to an organization that is used for nothing else. If somebody else
-cancels its tasks or puts it on hold, right answers look wrong. End the faults before the load ends:
-the last tasks then have 2 minutes to end.
+cancels tasks there or puts the organization on hold, right answers look wrong. End the faults
+before the load ends: the last tasks then have 2 minutes to end.
 
 \b
 Exit codes:

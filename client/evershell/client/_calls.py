@@ -136,7 +136,7 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     for name in present:
         # Checks the message instead of the argument, because an empty generator counts as true.
         if present[name] is not None and not getattr(message, name):
-            raise invalid(name, "must not be empty; leave it out for any")
+            raise invalid(name, "must not be empty; leave it out to match any")
     return message
 
 
@@ -207,7 +207,7 @@ def invalid(name: str, problem: str) -> ValidationError:
 def optional(name: str, value: str | None) -> str | None:
     """The value of a field that narrows a call. Raises ValidationError if the value is empty."""
     if value == "":
-        raise invalid(name, "must not be empty; leave it out for any")
+        raise invalid(name, "must not be empty; leave it out to match any")
     return value
 
 

@@ -81,7 +81,9 @@ def _check(options: Options) -> None:
     """Raises ConfigurationError if an option is not valid."""
     unknown = options.timeouts.keys() - _RPCS.keys()
     if unknown:
-        raise ConfigurationError(f"There is no method {min(unknown)}. They are {', '.join(_RPCS)}.")
+        raise ConfigurationError(
+            f"There is no method {min(unknown)}. The methods are {', '.join(_RPCS)}."
+        )
     if min([options.timeout, *options.timeouts.values()]) <= 0:
         raise ConfigurationError("timeout must be more than 0 s.")
     if options.max_retries < 0:

@@ -195,7 +195,7 @@ export class Client {
     const call = this.#service[method.localName as keyof Calls] as unknown as Unary;
     const { repeat } = getOption(method, edge);
     if (request.taskId === "" && !request.$typeName) {
-      throw new CallError("validation_error", "`taskId` must not be empty; leave it out for any.");
+      throw new CallError("validation_error", "`taskId` must not be empty; leave it out to match any.");
     }
     const { seconds = 0n, nanos = 0 } = request.wait ?? {};
     const limit = options.timeoutMs ?? TIMEOUT_MS + Number(seconds) * 1000 + nanos / 1e6;

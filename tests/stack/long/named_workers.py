@@ -125,7 +125,7 @@ class NamedWorkers:
         eventually(lambda: self.stack.pids("serve") not in ([], [pid]))
 
     def await_found(self, address: str) -> None:
-        """Waits until the edge calls the worker. In a cluster, the pause of preStop ensures this."""
+        """Waits until the edge calls the worker. In a cluster, preStop pauses for long enough."""
         rest = self.stack.rest()
 
         def is_called() -> bool:
