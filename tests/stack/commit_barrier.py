@@ -11,9 +11,9 @@ from tests.support.waiting import eventually
 def next_event_held_up(workspace: Workspace) -> Iterator[None]:
     """Blocks the transaction of the workspace's next event until the context ends.
 
-    The context inserts an event with the next `seq` and does not commit it. The service's
-    transaction that inserts the same `seq` waits for it. Meanwhile, this transaction holds the lock
-    of the workspace, so other transactions wait too.
+    The context inserts an event with the next `seq` and does not commit it. A transaction of the
+    service that inserts the same `seq` waits until the context ends. Because the waiting
+    transaction holds the lock of the workspace, other transactions wait too.
     """
     seq = workspace.log()[-1]["seq"] + 1
     with workspace.stack.database() as connection, connection.transaction(force_rollback=True):

@@ -39,7 +39,7 @@ PLACES = tuple((state, "owner") for state in STATES) + tuple(
     (state, "member") for state in ("idle", "busy", "intent")
 )
 
-# The statuses of each answer, as in the contract's tables.
+# The HTTP status and the gRPC code of each answer, as the documents promise them.
 STATUSES = {
     "unauthenticated": (401, grpc.StatusCode.UNAUTHENTICATED),
     "validation_error": (400, grpc.StatusCode.INVALID_ARGUMENT),
@@ -260,8 +260,8 @@ def prepared_places(stack: Stack, names: Sequence[tuple[str, str]]) -> Iterator[
 def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
     """Brings the place into the state, and keeps it there until `held` is closed.
 
-    For states that would pass, the controller is frozen, so no pod starts or ends. In `stopping`
-    and `deleting`, the agent is frozen too.
+    For states that last only a moment, the controller is frozen, so that no pod starts or ends. In
+    `stopping` and `deleting`, the agent is frozen too.
     """
     if state in ("provisioning", "stopping", "deleting"):
         held.enter_context(stack.frozen("fleet"))
@@ -337,7 +337,7 @@ def check_reply(reply: dict[str, Any], cell: Cell, place: Place) -> None:
 
 
 def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, creator: str) -> None:
-    """Makes the calls of all cells of this place that must record nothing."""
+    """Makes the calls of all cells of this place that record nothing, and checks the answers."""
     place = places.places[state, creator]
     cells = [
         cell
@@ -357,7 +357,7 @@ def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, cr
 
 
 def check_cells_that_record(stack: Stack, places: Places, creator: str, at_most: int) -> None:
-    """Makes the calls of up to `at_most` cells that record a cancellation."""
+    """Makes the calls of up to `at_most` cells that record a cancellation. Checks the records."""
     # Each cell has its own task, so the workspace is idle before and after the cell.
     place = places.places["idle", creator]
     workspace = place.workspace

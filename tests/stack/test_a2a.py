@@ -24,7 +24,7 @@ def stub(stack: Stack) -> Iterator[Any]:
 
 
 def options(workspace: Workspace) -> dict[str, Any]:
-    """The metadata and the timeout of each call."""
+    """The arguments of each call: its metadata and its timeout."""
     token = workspace.stack.tokens["full_access"]
     metadata = (("authorization", f"Bearer {token}"), ("a2a-version", "1.0"))
     return {"metadata": metadata, "timeout": LIMIT_SECONDS}

@@ -12,8 +12,8 @@ from tests.support.waiting import eventually
 from tests.support.wires import Failed
 
 TABLES = ("tasks", "events", "agent_cards", "webhooks", "webhook_deliveries")
-# Includes up to 5 s until a worker notices that there are webhooks, and the start of the process
-# that sends.
+# The time limit for a delivery. A worker notices a first webhook within 5 s, and then starts the
+# process that sends.
 LIMIT_SECONDS = 40.0
 # A tool makes a folder that only the folder's owner can remove, after changing its mode.
 LOCKED = "mkdir -p locked/inner && touch locked/inner/file && chmod -R 000 locked"

@@ -19,7 +19,7 @@ GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def cancel_fails(stack: Stack, slug: str, workspace_id: str) -> tuple[Failed, Failed]:
-    """Makes the same call over REST and gRPC. Checks that both fail alike and are logged."""
+    """Makes a call over REST and gRPC. Checks that both fail in the same way and are logged."""
     both = both_fail(stack, slug, workspace_id)
     for failed in both:
         assert_logged(stack, failed)

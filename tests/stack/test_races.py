@@ -63,8 +63,8 @@ def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
 ) -> None:
     """The agent is frozen while task and cancellation are committed, so it gets both at once.
 
-    The cancellation waits for the lock of the submission: 2 s after the submission's commit, the
-    delivery to the frozen agent would fail.
+    The cancellation waits for the lock that the submission holds, and is recorded directly after
+    it. 2 s later, the delivery of the task to the frozen agent would have failed.
     """
     with workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id)):
         with next_event_held_up(workspace):
@@ -82,8 +82,8 @@ def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 0)
     assert not (workspace.stack.files(workspace.id) / "never").exists()
-    # On a slow machine, the calls to the agent time out, and both responses say so. The task ends
-    # in the same way.
+    # On a slow machine, the calls to the agent time out, and both responses say so. The task still
+    # ends in the same way.
     assert submitting.result().status_code in (202, 503)
     assert cancelling.result().json().get("outcome", "accepted") == "accepted"
 

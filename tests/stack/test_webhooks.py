@@ -16,8 +16,8 @@ TYPES = [
     "task_cancel_requested",
     "task_completed",
 ]
-# Includes up to 5 s until a worker notices that there are webhooks, and the start of the process
-# that sends.
+# The time limit for a delivery. A worker notices a first webhook within 5 s, and then starts the
+# process that sends.
 LIMIT_SECONDS = 40.0
 
 

@@ -21,9 +21,11 @@ from evershell.cli.values import DURATION
 )
 @click.option("--task", metavar="ID", help="Only calls about this task.")
 @click.option("--actor", metavar="ID", help="Only calls of this user or API key.")
-@click.option("--rpc", metavar="NAME", help="Only calls of this method: CancelTask.")
+@click.option("--rpc", metavar="NAME", help="Only calls of this method, for example CancelTask.")
 @click.option(
-    "--outcome", metavar="TEXT", help="Only calls with this outcome: accepted, permission_denied."
+    "--outcome",
+    metavar="TEXT",
+    help="Only calls with this outcome, for example accepted or permission_denied.",
 )
 @click.option(
     "--since", type=DURATION, metavar="DURATION", help="Only calls of the last 30m, 12h, 7d."

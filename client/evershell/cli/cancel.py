@@ -147,7 +147,7 @@ def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult
         with shown_progress(wanted=not call.as_json) as say:
             result = await_cancellation(call.client, result, wait_seconds, say)
     except CallError as error:
-        # The command cannot see the end of the task, but the cancellation is recorded.
+        # The cancellation is recorded, although the command cannot see the end of the task.
         with show.reported():
             show.print_error(error, call.target.url)
         return result
@@ -242,5 +242,5 @@ def _print_what_is_recorded(error: CallError, workspace: str, call: Call) -> Non
 
 
 def _follow(call: Call, workspace: str, task_id: str | None) -> str:
-    """The command line that follows the task. It does not contain the credential."""
+    """The command line that follows the task. It does not show the credential."""
     return f"evershell watch{call.target.options} {workspace} --task {task_id}"

@@ -17,7 +17,7 @@ from evershell.cli.terminal import say_lines
 from evershell.client import CancelTasksResult, TaskFilter
 
 FILTER_HELP = (
-    "Cancel every task that matches, can be given several times: task=ID, workspace=WORKSPACE, "
+    "Cancel every task that matches; can be given several times: task=ID, workspace=WORKSPACE, "
     "created-by=USER, submitted-by=ID, submitted-before=TIME, metadata.KEY=VALUE."
 )
 _LISTS = {"task": "task_ids", "workspace": "workspace_ids"}
@@ -53,8 +53,8 @@ def cancel_tasks(
         _print_dry_run(call, preview)
         sys.exit(ExitCode.DONE if preview.matched else ExitCode.NOTHING_TO_CANCEL)
     if preview is not None and not preview.matched:
-        # There is nothing to confirm, so no call is made: it could cancel tasks that were submitted
-        # after the count.
+        # Makes no call, because nothing was confirmed: a call could cancel tasks that were
+        # submitted after the count.
         results = [preview]
     else:
         if preview is not None:
@@ -78,7 +78,7 @@ def cancel_tasks(
 
 
 def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
-    """The filter, in which names of workspaces are replaced by their ids."""
+    """The filter, with ids in place of the names of workspaces."""
     if wanted.workspace_ids is None:
         return wanted
     ids = tuple(workspace_id(call.client, named) for named in wanted.workspace_ids)

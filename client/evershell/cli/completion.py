@@ -55,7 +55,7 @@ def complete_profile(
 def complete_workspace(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """The names of workspaces; instead of a name that cannot be used, the id."""
+    """The names of workspaces, and the ids of workspaces whose name cannot be used."""
     return _ask(context, lambda client: _workspaces(client, typed))
 
 

@@ -13,11 +13,11 @@ Exit codes:
     3  cancel: nothing to cancel, because no task runs or the task had ended
     4  recorded and will be delivered, but the agent could not be reached;
        submit: the task has ended delivery_failed
-    5  refused: the request, the credential, the state of the workspace or of the
-       organization, or not confirmed
-    6  the service is unavailable, too slow, or had too many calls
+    5  refused because of the request, the credential, or the state of the
+       workspace or the organization; or not confirmed
+    6  the service is unavailable or too slow, or a rate limit was exceeded
     7  the task did not end within --wait; a cancellation stays recorded
-    8  submit --wait, watch --task: the task ended, but not completed
+    8  submit --wait, watch --task: the task has ended, but is not completed
   130  ended with Ctrl-C; a cancellation that is recorded stays recorded
 """
 

@@ -71,10 +71,10 @@ def first(items: Iterable[Item], limit: int | None) -> tuple[list[Item], bool]:
 
 
 def print_count(count: int, noun: str, *, has_more: bool) -> None:
-    """Prints to standard error how many rows a table has, unless it has none."""
+    """Prints to standard error how many rows a table has. Prints nothing if it has none."""
     if count:
         text = f"{count} {noun if count == 1 else _plural(noun)}"
-        more = "; there are more, --limit has ended the list" if has_more else ""
+        more = "; there are more, which --limit leaves out" if has_more else ""
         say_lines(f"{text}{more}.", error=True)
 
 

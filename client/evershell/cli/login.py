@@ -16,7 +16,8 @@ _SECONDS = 10.0
 
 @click.command(
     help="Store the address of a service and a credential for it, so that other commands need no "
-    "options. The file can be read only by you; `evershell login` again replaces them."
+    "options. They are stored in a file that only you can read. To replace them, run `evershell "
+    "login` again."
 )
 @click.option("--url", prompt="Address (https://host:port)", metavar="URL", help="The service.")
 @click.option(

@@ -19,15 +19,15 @@ from evershell.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Where a command is defined. By default, its module is in evershell.cli and has its name.
+    """Where a command is defined, and what the list of commands says about it.
 
-    If the command needs an extra, the module is in evershell.commands.
+    The module is in evershell.commands if the command needs an extra, otherwise in evershell.cli.
     """
 
     help: str
     # The extra of the distribution that installs the packages of the command.
     extra: str = ""
-    # The name of the module if it differs from the name of the command.
+    # The name of the module; empty if it is the name of the command.
     module: str = ""
 
 
@@ -42,7 +42,7 @@ _CALLS = {
     "task": Command("Show one task.", module="tasks"),
     "watch": Command("Print the events of a workspace as they happen."),
     "workspaces": Command("List the workspaces of your organization."),
-    "workspace": Command("Show, create, stop and resume a workspace.", module="workspaces"),
+    "workspace": Command("Show, create, stop, resume and delete a workspace.", module="workspaces"),
     "audit": Command("List the audit log."),
     "get": Command("Print one object from the service as JSON."),
     "webhooks": Command("Send events of your organization to a program of yours."),
@@ -69,8 +69,8 @@ _OPERATIONS = {
 COMMANDS = _CALLS | _OPERATIONS
 _HELP = f"""The cancel button of an agent platform.
 
-A command that calls the service takes its address from --url, EVERSHELL_URL, a profile of
-`evershell login`, or the stack that runs on this machine, and its credential from --token-file,
+A command that calls the service takes the address from --url, EVERSHELL_URL, a profile of
+`evershell login`, or the stack that runs on this machine, and the credential from --token-file,
 EVERSHELL_API_KEY, the profile or the stack. It calls over gRPC.
 
 WORKSPACE is the id of a workspace, or its name.

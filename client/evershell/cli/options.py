@@ -19,7 +19,7 @@ from evershell.client import CallError, Client
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a command needs to call the service and to print its answer."""
+    """What a command needs to call the service and to print the answer."""
 
     client: Client
     target: Target
@@ -97,7 +97,7 @@ _OPTIONS = [
         type=DURATION,
         default="10s",
         metavar="DURATION",
-        help="The limit of each call, with its retries. Default: 10s.",
+        help="The limit of each call, including retries. Default: 10s.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the answer as the REST API does."),
     click.option(

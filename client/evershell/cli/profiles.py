@@ -34,7 +34,7 @@ def path() -> Path:
 
 
 def read() -> dict[str, Profile]:
-    """All profiles by name. Raises click.ClickException if others can read the file."""
+    """All profiles by name. Raises click.ClickException, also if others can read the file."""
     file = path()
     try:
         mode = file.stat().st_mode

@@ -21,7 +21,7 @@ from evershell.client import (
 
 # The pause between two reads of the task that a command waits for.
 _LOOK_SECONDS = 0.25
-# After these errors, the outcome of the call is unknown, and a retry may succeed.
+# After these errors, the same call may succeed later.
 OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 
 Say = Callable[[str], None]

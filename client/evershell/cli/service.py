@@ -105,7 +105,7 @@ def read_token(file: TextIO) -> str:
 
 
 def _known(profile_name: str, *, needed: bool) -> list[Target]:
-    """The services for which this machine has a credential. If `needed`, raises errors."""
+    """The services of the profile and of the local stack. Raises errors only if `needed`."""
     targets = []
     try:
         stored = profiles.read()

@@ -250,5 +250,5 @@ def code_of_error(error: CallError) -> ExitCode:
 
 
 def code_of_end(status: TaskStatus) -> ExitCode:
-    """The exit code of a task that has ended without being cancelled by this command."""
+    """The exit code of a command that has followed a task to its end, and has not cancelled it."""
     return ExitCode.DONE if status is TaskStatus.COMPLETED else ExitCode.NOT_COMPLETED

@@ -58,13 +58,13 @@ def _metadata(
     "--max-total-tokens",
     type=whole_number(1),
     metavar="N",
-    help="Cancel the task after the iteration with which it has used this many tokens.",
+    help="Cancel the task after the iteration in which it reaches this number of tokens.",
 )
 @click.option(
     "--max-cost",
     type=AMOUNT,
     metavar="USD",
-    help="Cancel the task after the iteration with which its model calls have cost this: 0.50.",
+    help="Cancel the task after the iteration in which its cost reaches this amount in USD: 0.50.",
 )
 @click.option(
     "--force-after",
@@ -190,7 +190,7 @@ def _print_id(call: Call, submitted: SubmittedTask) -> None:
     try:
         say_lines(submitted.task_id)
     except (OSError, OutputError):
-        # The user may still see standard error.
+        # The user may still see what is printed to standard error.
         _print_follow(call, submitted)
         raise
 

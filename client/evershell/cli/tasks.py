@@ -102,7 +102,7 @@ def _print_now(call: Call, task: Task) -> None:
     try:
         current = call.client.get_current_iteration(task.workspace_id, task.id)
     except CallError as error:
-        # Does not fail the command, because the task itself was printed.
+        # The command does not fail, because the task itself was printed.
         show.line("now", error.message)
         return
     for each in current.calls:
@@ -122,7 +122,7 @@ def _print(task: Task) -> None:
     show.line("does", show.first_line(task.description, 200))
     show.line("progress", f"{show.progress(task)}, at most {task.max_iterations}")
     if task.iteration_lost:
-        show.line("lost", "It ended during an iteration that is not on record.")
+        show.line("lost", "The task ended during an iteration that is not on record.")
     if limits := _limits(task):
         show.line("limits", limits)
     show.line("created", show.time(task.created_at))

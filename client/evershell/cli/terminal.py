@@ -109,6 +109,6 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             message = printable(error.format_message(), block=True)
-            # Replaces the method, because in some exceptions it does not use `message`.
+            # Replaces the method, because for some exceptions it does not return `message`.
             error.format_message = lambda: message  # type: ignore[method-assign]
             raise

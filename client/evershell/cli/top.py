@@ -45,7 +45,7 @@ _FRAME_SECONDS = 0.2
 )
 @service_options
 def top(call: Call, order: str, reason: str) -> None:
-    """Shows the table until a key ends it."""
+    """Shows the live table until a key ends it, or prints the table once."""
     running = Running(call.client)
     if call.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         _print_once(call, running.read(), order)
@@ -78,7 +78,10 @@ def _print_once(call: Call, reading: Reading, order: str) -> None:
 
 
 class _Live:
-    """The live table. The main thread draws it and reads keys. Two others read and cancel tasks."""
+    """The live table. The main thread draws it and reads keys.
+
+    A second thread reads the tasks, and a third one cancels them.
+    """
 
     def __init__(self, call: Call, running: Running, order: str, reason: str) -> None:
         self._call = call
@@ -86,7 +89,7 @@ class _Live:
         self._reason = reason
         self._canceller = ThreadPoolExecutor(1)
         self._screen = Screen(order, lambda row: self._canceller.submit(self._cancel, row))
-        # What the other threads have to show on the screen.
+        # The changes of the screen that the other threads ask for.
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake = threading.Event()
         self._has_ended = threading.Event()

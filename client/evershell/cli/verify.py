@@ -32,14 +32,14 @@ from evershell.histories.recorder import Recorder
 _DESCRIPTION = "\n".join(["sleep 1"] * 6)
 _HELP = """Check a deployment while you inject faults.
 
-It creates workspaces, and callers submit tasks there, cancel them, read them and watch them. The
-command injects no faults: kill programs, cut networks, fail the database over, upgrade. It records
-what every caller sees, and then looks for an order of the calls in which every answer is right. At
-the end, also after Ctrl-C, it deletes its workspaces.
+The command creates workspaces, in which it submits tasks, cancels them, reads them and watches
+them. You inject the faults: kill programs, cut networks, fail the database over, upgrade. The
+command records every answer, and then looks for an order of the calls in which every answer is
+right. At the end, also after Ctrl-C, it deletes its workspaces.
 
 Use a key with full access to an organization that is used for nothing else. If somebody else
-cancels its tasks or puts it on hold, right answers look wrong. End the faults before the load ends:
-the last tasks then have 2 minutes to end.
+cancels tasks there or puts the organization on hold, right answers look wrong. End the faults
+before the load ends: the last tasks then have 2 minutes to end.
 
 \b
 Exit codes:
@@ -95,7 +95,7 @@ class _Verify(click.Command):
     metavar="TEXT",
     help="What each task tells its agent. A workspace gets about 15 tasks a minute. Most are "
     "cancelled within 3 s. Choose something cheap and harmless with several iterations. "
-    "Default: six lines `sleep 1`, which the built-in agent runs as commands.",
+    "Default: six lines of `sleep 1`, which the built-in agent runs as commands.",
 )
 @click.option(
     "--history",
@@ -211,7 +211,7 @@ def _report(load: Load, history: lines.History, began: datetime, *, as_json: boo
 
 
 def _method(name: str, calls: Sequence[lines.Call]) -> dict[str, Any]:
-    """The row of a method in the table. The slowest call is never a stream or a wait."""
+    """The row of a method in the table. Streams and waits do not count as its slowest call."""
     of_name = [each for each in calls if each.name == name]
     timed = [each for each in of_name if name != "WatchEvents" and "wait" not in each.arguments]
     answered = [each for each in timed if each.answer is not None]

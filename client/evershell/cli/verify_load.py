@@ -28,11 +28,11 @@ _REMOVAL_SECONDS = 60.0
 _PAUSE_SECONDS = 0.25
 # A task is cancelled within this time after its submission.
 _CANCEL_SECONDS = 3.0
-# How long a caller follows a task before it continues, and the longest pause after an error.
+# The longest time for which a caller follows a task, and the longest pause after an error.
 _LONGEST_SECONDS = 10.0
 # How long a watcher stays on one connection.
 _STAY_SECONDS = (1.0, 8.0)
-# The methods of the client.
+# The client's method for each RPC.
 _METHODS = {
     "CancelTask": "cancel",
     "CreateWorkspace": "create_workspace",
@@ -115,14 +115,14 @@ class Load:
     """Creates workspaces, makes calls on them, and deletes them."""
 
     def __init__(self, client: AsyncClient, recorder: Recorder, description: str) -> None:
-        """Gives every task this description."""
+        """`description` is the description of every task."""
         self._client, self._description = client, description
         self._callers = _Callers(client, recorder)
         # The names of the load's workspaces begin with this text.
         self._name = f"verify-{secrets.token_hex(4)}"
         self._workspace_ids: list[str] = []
         self._over = asyncio.Event()
-        # By workspace, the task that had not ended END_SECONDS after the end of the load.
+        # By workspace, the task that had not ended within END_SECONDS after the load.
         self.not_ended: dict[str, str] = {}
         # At the end, the workspaces that could not be read or whose task could not be cancelled.
         self.unknown: list[str] = []
@@ -206,7 +206,7 @@ class Load:
             await asyncio.gather(self._follow(workspace_id, task_id), *cancels)
 
     async def _cancel(self, caller: str, workspace_id: str, task_id: str = "") -> None:
-        """Cancels the task by its id, or the task that runs. Sometimes repeats the call."""
+        """Cancels the task, sometimes without its id. Sometimes repeats the call."""
         await self._pause(_chance.uniform(0, _CANCEL_SECONDS))
         fields: dict[str, Any] = {"workspace_id": workspace_id}
         if task_id and _chance.random() < 0.5:
@@ -286,7 +286,7 @@ class Load:
                 say(f"Workspace {workspace_id} {state}.", error=True)
 
     async def _delete_one(self, workspace_id: str, left: dict[str, str]) -> None:
-        # Does not record these calls: perhaps the load has ended because the disk is full.
+        # Does not record these calls: the load may have ended because the disk is full.
         with suppress(TimeoutError):
             async with asyncio.timeout(_REMOVAL_SECONDS):
                 while workspace_id in left:

@@ -53,7 +53,7 @@ class Call(Generic[T]):
 
     @property
     def can_repeat(self) -> bool:
-        """Whether a repeat of the failed call cannot have a second effect."""
+        """Whether the call can be repeated without a second effect."""
         method = service.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name[self.rpc]
         match method.GetOptions().Extensions[service.edge].repeat:
             case service.EdgeRule.always:
@@ -126,7 +126,7 @@ def cancel_tasks(
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
-    """The message of the filter. Refuses empty fields: to the service, an empty list is no list."""
+    """The message of the filter. Refuses empty fields: the service ignores an empty list."""
     fields = {each.name: getattr(wanted, each.name) for each in dataclasses.fields(wanted)}
     present = {name: value for name, value in fields.items() if value is not None}
     if not present:
@@ -136,12 +136,15 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     for name in present:
         # Checks the message instead of the argument, because an empty generator counts as true.
         if present[name] is not None and not getattr(message, name):
-            raise invalid(name, "must not be empty; leave it out for any")
+            raise invalid(name, "must not be empty; leave it out to match any")
     return message
 
 
 def idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
-    """The header with which the service gives a repeated call the answer of the first."""
+    """The header with the idempotency key, by default a new key.
+
+    The service answers a repeated call with the same key as it answered the first call.
+    """
     if key is not None and not (key.isascii() and key.isprintable()):
         raise invalid(_KEY_HEADER, "must have 1 to 255 printable ASCII characters")
     return ((_KEY_HEADER, str(uuid.uuid4()) if key is None else key),)
@@ -202,9 +205,9 @@ def invalid(name: str, problem: str) -> ValidationError:
 
 
 def optional(name: str, value: str | None) -> str | None:
-    """The value of a field that limits what a call covers. Raises ValidationError if empty."""
+    """The value of a field that narrows a call. Raises ValidationError if the value is empty."""
     if value == "":
-        raise invalid(name, "must not be empty; leave it out for any")
+        raise invalid(name, "must not be empty; leave it out to match any")
     return value
 
 

@@ -17,7 +17,7 @@ def warn_of_rpc(rpc: str, metadata: Mapping[str, Any]) -> None:
 
 
 def warn_of_fields(request: Message) -> None:
-    """Warns of each deprecated field that the request sets."""
+    """Warns about each deprecated field that the request sets."""
     for name in _deprecated_fields(request):
         _warn(name)
 

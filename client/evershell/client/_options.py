@@ -32,7 +32,7 @@ _TRACE_HEADERS = ("traceparent", "tracestate")
 class Options:
     """The options of calls."""
 
-    # The time limit of each call, with its retries.
+    # The time limit of each call, including its retries.
     timeout: float = 10.0
     # By method: a limit that replaces `timeout`.
     timeouts: Mapping[str, float] = field(default_factory=dict)
@@ -81,7 +81,9 @@ def _check(options: Options) -> None:
     """Raises ConfigurationError if an option is not valid."""
     unknown = options.timeouts.keys() - _RPCS.keys()
     if unknown:
-        raise ConfigurationError(f"There is no method {min(unknown)}. They are {', '.join(_RPCS)}.")
+        raise ConfigurationError(
+            f"There is no method {min(unknown)}. The methods are {', '.join(_RPCS)}."
+        )
     if min([options.timeout, *options.timeouts.values()]) <= 0:
         raise ConfigurationError("timeout must be more than 0 s.")
     if options.max_retries < 0:
@@ -114,7 +116,7 @@ def find_credential(credential: AsyncCredential | None) -> AsyncCredential:
 
 
 def check_token(token: str) -> str:
-    """Returns a valid token. Otherwise raises ConfigurationError, without the token."""
+    """Returns the token if it is valid. Otherwise raises ConfigurationError without showing it."""
     is_text = isinstance(token, str) and bool(token)
     if not is_text or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigurationError(
@@ -125,7 +127,7 @@ def check_token(token: str) -> str:
 
 
 def _trace_headers(traceparent: str | None) -> list[tuple[str, str]]:
-    """The headers of `traceparent`; without it, of OpenTelemetry's current span, if any."""
+    """The headers of the trace: `traceparent`, or OpenTelemetry's current span if there is one."""
     if traceparent:
         return [("traceparent", traceparent)]
     # Does not import the module itself: a program that creates spans has already imported it.

@@ -31,7 +31,7 @@ _log = logging.getLogger("evershell.client")
 _PAUSE_SECONDS = 0.5
 # Includes DeadlineExceededError: a call fails with it if the connection breaks silently.
 _OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
-# How long the client keeps waiting for a task while the service is unavailable.
+# How long CancelWait keeps repeating its call while every call fails with one of _OUTAGES.
 _OUTAGE_SECONDS = 300.0
 
 
@@ -54,7 +54,7 @@ class Attempts:
         pause = backoff_seconds(self._failures, error)
         if (
             not self._can_repeat
-            # AgentUnreachableError is not repeated, because its cancellation is already recorded.
+            # A call that fails with AgentUnreachableError has taken effect, so it is not repeated.
             or not isinstance(error, UnavailableError | RateLimitedError)
             or self._failures > self._max_retries
             or pause >= self.remaining_seconds()
@@ -141,7 +141,7 @@ class Watch:
         return event
 
     def pause_seconds(self, error: CallError) -> float:
-        """The pause before the next stream. Raises `error` if there must be no further stream."""
+        """The pause before the next stream. Raises CallError if there must be no further stream."""
         now = self._monotonic()
         if not self._failures:
             self._failing_since = now
@@ -162,7 +162,7 @@ class Watch:
         if isinstance(error, UnavailableError | RateLimitedError):
             return True
         if isinstance(error, UnauthenticatedError):
-            # The token has expired. The next stream uses a new token.
+            # The token may have expired. The next stream uses a new token.
             return self._renews_credential and self._failures == 1
         # gRPC reports this error if the connection breaks in the middle of a message.
         is_broken = isinstance(error, InternalError) and not error.is_from_service
@@ -188,7 +188,7 @@ class Limit:
 
 
 class CancelWait:
-    """Waits for the end of a cancelled task. Every call after the first one names the task."""
+    """Cancels a task and waits for its end. Every call after the first one names the task."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class CancelWait:
         """Raises the error, unless the cancellation is recorded and the client can keep waiting."""
         if isinstance(error, AgentUnreachableError) and error.intent_recorded and error.task_id:
             self._failing_since = None
-            # It is unknown whether this call or an earlier one recorded the cancellation.
+            # The error does not tell whether this call or an earlier one recorded the cancellation.
             self.result = self.result or CancelResult(
                 self._workspace_id,
                 CancelOutcome.ALREADY_REQUESTED,
@@ -263,7 +263,7 @@ class CancelWait:
     def pause_seconds(self) -> float | None:
         """The pause before the next call; None if there is nothing left to wait for.
 
-        Raises TaskNotEndedError if the time is over.
+        Raises TaskNotEndedError if the time limit of the wait has passed.
         """
         assert self.result is not None
         if self.result.is_over:
@@ -282,7 +282,7 @@ class CancelWait:
 def pause_before_look(task: Task, limit: Limit) -> float | None:
     """The pause before the task is read again; None if the task has ended.
 
-    Raises TaskNotEndedError if the time is over.
+    Raises TaskNotEndedError if the time limit of the wait has passed.
     """
     if task.has_ended:
         return None

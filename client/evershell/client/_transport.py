@@ -32,16 +32,19 @@ Headers = list[tuple[str, str]]
 
 
 async def async_token_of(credential: AsyncCredential) -> Any:
-    """The token of the credential, which a callable may return, also as an awaitable.
+    """The token: the credential itself, or what it returns if it is a callable.
 
-    Does not check the token.
+    Awaits the token if it is an awaitable. Does not check it.
     """
     token = credential() if callable(credential) else credential
     return await token if inspect.isawaitable(token) else token
 
 
 def token_of(credential: AsyncCredential) -> Any:
-    """The token of the credential, which a callable may return. Does not check the token."""
+    """The token: the credential itself, or what it returns if it is a callable.
+
+    Does not check the token.
+    """
     return credential() if callable(credential) else credential
 
 
@@ -159,7 +162,7 @@ class Transport:
 
 
 class AsyncStream:
-    """A stream of events, which its reader closes."""
+    """A stream of events. The reader must close it."""
 
     def __init__(self, transport: AsyncTransport, call: Any, idle_seconds: float) -> None:
         self._transport = transport
@@ -169,7 +172,8 @@ class AsyncStream:
     async def read(self) -> Any:
         """The next message; None at the end of the stream.
 
-        Raises UnavailableError if none arrives in time, and the errors of `AsyncTransport.failure`.
+        Raises UnavailableError if no message arrives in time, and the errors of
+        `AsyncTransport.failure`.
         """
         try:
             async with asyncio.timeout(self._idle_seconds):
@@ -185,7 +189,7 @@ class AsyncStream:
 
 
 class Stream:
-    """A stream of events, which its reader closes."""
+    """A stream of events. The reader must close it."""
 
     def __init__(self, transport: Transport, call: Any, idle_seconds: float) -> None:
         self._transport = transport
@@ -195,7 +199,8 @@ class Stream:
     def read(self) -> Any:
         """The next message; None at the end of the stream.
 
-        Raises UnavailableError if none arrives in time, and the errors of `Transport.failure`.
+        Raises UnavailableError if no message arrives in time, and the errors of
+        `Transport.failure`.
         """
         try:
             with self._idle.waiting():
@@ -211,7 +216,7 @@ class Stream:
 
 
 class _IdleLimit:
-    """Calls `cancel` if a reader waits longer than the limit. Must be closed at the end."""
+    """Calls `cancel` if a reader waits longer than the limit. Its thread runs until `close`."""
 
     def __init__(self, cancel: Callable[[], object], limit_seconds: float) -> None:
         self._cancel = cancel

@@ -47,7 +47,7 @@ OnAnswer = Callable[[Answer], None]
 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:
-    """The error that the status details describe; without details, the error for the code."""
+    """The error that the status details describe; without details, the error for the gRPC code."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     # `from_call` raises ValueError if a proxy has replaced the code or the text of the status.
     try:
@@ -111,7 +111,7 @@ def _typed(name: str, value: str) -> Any:
 
 
 def _class_of(code: grpc.StatusCode) -> type[CallError]:
-    """The class of the error with the gRPC code's name; if none, of the code's fallback error."""
+    """The error class whose code has the name of the gRPC code, or else the code's fallback."""
     name = code.name.lower()
     if name not in BY_CODE:
         name = next(

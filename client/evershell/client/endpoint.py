@@ -116,6 +116,6 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", 30_000),
         # Keeps gRPC from repeating calls, because the client repeats them by its own rules.
         ("grpc.service_config_disable_resolution", 1),
-        # A proxy that the environment names could not reach a loopback address of this machine.
+        # The environment may name a proxy, which cannot reach a loopback address of this machine.
         ("grpc.enable_http_proxy", 0 if endpoint.is_loopback else 1),
     ]

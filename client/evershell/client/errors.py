@@ -119,7 +119,7 @@ class CallError(EvershellError):
 
     @property
     def intent_recorded(self) -> bool:
-        """Whether the cancellation is recorded despite the failure, and so will be delivered."""
+        """Whether the cancellation is recorded despite the failure, and will be delivered."""
         return bool(self.details.get("intent_recorded", False))
 
     def to_dict(self) -> dict[str, Any]:

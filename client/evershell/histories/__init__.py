@@ -30,7 +30,7 @@ A history must contain every call that changes its workspaces. The check has the
 - A task that never ends is found only if a later answer says that the next task has begun.
 - In a list, only the tasks that it shows are judged. A missing task is found only if it is the
   newest task, or the only task that has not ended.
-- The model does not know a SubmitTask that is repeated with an idempotency key.
+- The model does not cover a SubmitTask that is repeated with an idempotency key.
 - A webhook is judged at the end of the history, unless it was deleted. Only events of tasks that
   were submitted after its creation and seen by a watcher are judged.
 """

@@ -43,7 +43,7 @@ _REFUSALS = frozenset(
     }
 )
 _GONE = "workspace_not_found"
-# By error: what the refusal says about the workspace, whichever call was refused.
+# What a refusal with this error says about the workspace. `_refused` has the exceptions.
 _FACTS_OF_REFUSALS = {
     "org_on_hold": "held",
     "workspace_deleting": "deleted",
@@ -53,10 +53,10 @@ _FACTS_OF_REFUSALS = {
 
 @dataclass(slots=True)
 class Claims:
-    """The operations of each workspace, in the order in which they began."""
+    """The operations of each workspace in the order in which they began, and facts about tasks."""
 
     operations: dict[Place, list[Operation]] = field(default_factory=lambda: defaultdict(list))
-    # The tasks that the service itself may cancel.
+    # The tasks with limits, which the service itself may cancel.
     limited: set[str] = field(default_factory=set)
     # By task, the `seq` of its `task_submitted` event.
     seqs: dict[str, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class _Splitter:
     def __init__(self, history: History) -> None:
         self.claims = Claims()
         self._exists: set[Place] = set()
-        # By workspace: when its creation began, and until when a call on it could take effect.
+        # By workspace: when its creation began, and until when the calls on it could take effect.
         self._created: dict[Place, float] = {}
         self._last: defaultdict[Place, float] = defaultdict(float)
         self._deleted: set[Place] = set()
@@ -255,7 +255,7 @@ class _Splitter:
             self._facts(call, here, Fact(name))
 
     def _unreachable(self, call: Call, here: Place) -> bool:
-        """Whether the call took effect although its agent was unreachable. Adds the effect."""
+        """Whether the error says that the call took effect. If so, adds the effect."""
         task = str(call.details.get("task_id", ""))
         is_recorded = str(call.details.get("intent_recorded")).lower() == "true"
         if call.name == "SubmitTask" and call.error == "agent_unreachable":
@@ -300,16 +300,16 @@ class _Splitter:
             if event["type"] == "task_completed":
                 fact = Fact("ended", task, event["task_completed"]["status"])
             elif event["type"] == "task_cancel_requested":
-                # The task may already have ended, but only as `cancelled`.
+                # The task may already have ended, but then only as `cancelled`.
                 fact = Fact("asked or ended", task, CANCELLED)
             self.claims.operations[place].append(Operation(source, at, at, facts=(fact,)))
 
     def _places(self, call: Call) -> list[Place]:
         """The places of the organization in which an answer may show an effect of the call.
 
-        A workspace is created only while there is no hold. So a call that was over before the
-        creation has no effect on the workspace. After the last call on a deleted workspace, no
-        answer shows an effect on it.
+        Leaves out workspaces that were created after the call could take effect: a workspace is
+        created only while there is no hold, so no earlier hold applies to it. Leaves out deleted
+        workspaces on which no call could take effect any more when this call began.
         """
         return [
             place

@@ -59,7 +59,7 @@ def _two_ends(operations: Sequence[Operation]) -> Iterator[tuple[str, list[Opera
             if fact.status:
                 status, first = ends.setdefault(fact.task, (fact.status, each))
                 if status != fact.status:
-                    yield "a task ends once, and `cancelled` if that was asked", [first, each]
+                    yield "a task ends once, with a single status", [first, each]
 
 
 def _out_of_order(
@@ -68,7 +68,7 @@ def _out_of_order(
     """Yields two submissions if the order of their tasks in the log contradicts the calls."""
     submissions = {each.task: each for each in operations if each.effect is Effect.SUBMIT}
     unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
-    # For a task without an answered submission: the earliest call that can have submitted it.
+    # The earliest call that can have submitted a task without an answered submission.
     lost = min(unknown, key=lambda each: each.began, default=None)
     tasks = {task for each in operations for task in each.tasks(known=True)}
     in_order = seqs_since_first(submissions, tasks, seqs)
@@ -91,7 +91,7 @@ def _out_of_order(
 
 
 def _with_submission(few: Sequence[Operation], operations: Sequence[Operation]) -> list[Operation]:
-    """If a single answer is wrong by itself, adds the submission of the task that it names."""
+    """If `few` is a single operation, adds the submissions of the tasks that it names."""
     tasks = {task for each in few for task in each.tasks()} if len(few) == 1 else ()
     submissions = [each for each in operations if each.effect is Effect.SUBMIT]
     return [*(each for each in submissions if each.task in tasks), *few]

@@ -31,7 +31,7 @@ class State(NamedTuple):
 
     task: str = ""
     phase: Phase = Phase.ENDED
-    # The ended tasks that are named by an operation that is open or has not begun.
+    # The ended tasks. Leaves out tasks that no open or later operation names.
     ended: frozenset[str] = frozenset()
     held: bool = False
     deleted: bool = False
@@ -122,7 +122,7 @@ class Operation:
 class Known:
     """What calls say about the tasks of all workspaces."""
 
-    # The tasks that the service itself may cancel.
+    # The tasks with limits, which the service itself may cancel.
     limited: frozenset[str] = frozenset()
     # The `seq` of each task's `task_submitted` event, if a caller got this event.
     seqs: Mapping[str, int] = field(default_factory=dict)
@@ -134,14 +134,14 @@ class Tasks:
 
     # How each task ended, if an answer says how.
     status: dict[str, str] = field(default_factory=dict)
-    # The tasks that the service itself may cancel.
+    # The tasks that may be cancelled although no caller has asked: tasks with limits, and orphans.
     limited: frozenset[str] = frozenset()
-    # For each task without an answered submission: the earliest end of an operation that names it.
-    # Tasks with a known `seq` come first, in the order of their `seq`.
+    # For each orphan, which is a task without an answered submission: the earliest end of an
+    # operation that names it. Orphans with a known `seq` come first, in the order of their `seq`.
     orphans: dict[str, float] = field(default_factory=dict)
     # The result of seqs_since_first.
     seqs: Mapping[str, int] = field(default_factory=dict)
-    # For each task: how many operations that are open, or have not begun, name it.
+    # For each task: how many open or later operations name it.
     uses: dict[str, int] = field(default_factory=dict)
 
 
@@ -150,7 +150,7 @@ def seqs_since_first(
 ) -> dict[str, int]:
     """The known `seq` of each task, without tasks older than the first answered submission.
 
-    Those tasks may be from before the history, so no call in the history must explain them.
+    Those tasks may be from before the history, so no call in it needs to have submitted them.
     """
     first = min((seqs[task] for task in submitted if task in seqs), default=math.inf)
     return {task: seqs[task] for task in tasks if task in seqs and seqs[task] >= first}
@@ -185,7 +185,7 @@ def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
 
 
 def possible_tasks(submission: Operation, tasks: Tasks) -> Iterator[str]:
-    """The tasks that a submission without an answer may have created, if other calls name them."""
+    """The tasks named by other calls that a submission without an answer may have created."""
     for orphan, named in tasks.orphans.items():
         if submission.began <= named and tasks.uses[orphan]:
             yield orphan
@@ -209,7 +209,7 @@ def _is_submitted(task: str, state: State) -> bool:
 
 
 def _is_next(task: str, state: State, tasks: Tasks) -> bool:
-    """Whether all tasks with a lower `seq` have been submitted in this state."""
+    """Whether every orphan with a lower `seq` that operations still name has been submitted."""
     seq = tasks.seqs.get(task)
     if seq is None:
         return True

@@ -14,7 +14,7 @@ class Recorder:
     """Writes the calls of one process. Threads may share it."""
 
     def __init__(self, path: Path, since: float = 0.0) -> None:
-        """Records times relative to `since`, a time of the monotonic clock."""
+        """Times are recorded relative to `since`, a reading of the monotonic clock."""
         # Each line is written at once, so no line is lost if the process is killed.
         self._file = path.open("a", buffering=1)
         self._serial = itertools.count(1)
@@ -29,7 +29,7 @@ class Recorder:
         return call_id
 
     def answer(self, call_id: str, answer: Mapping[str, Any], request_id: str = "") -> None:
-        """Records the answer to a call that succeeded. The service has made the request id."""
+        """Records the answer to a call that succeeded, with the request id from the service."""
         self._write({"id": call_id, "request_id": request_id, "answer": answer})
 
     def fail(

@@ -40,7 +40,7 @@ class _Search:
         self._tasks = _tasks(operations, known)
         unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
         since = min((each.began for each in unknown), default=math.inf)
-        # Tasks that existed before the history: no submission in it can have created them.
+        # Tasks that existed before the history, because no submission in it can have created them.
         older = frozenset(task for task, named in self._tasks.orphans.items() if named < since)
         self._pairs: set[_Pair] = {(State(ended=older), 0)}
         # The open operations by their bits.
@@ -133,7 +133,7 @@ class _Search:
                     yield new, self._noted(new, done | bit)
 
     def _noted(self, state: State, done: int) -> int:
-        """Marks the open facts that are true now as happened: waiting has no advantage."""
+        """Marks open facts as happened if they are true now, because waiting has no advantage."""
         for bit, operation in self._facts.items():
             if not done & bit and operation.holds(state):
                 done |= bit
@@ -173,8 +173,8 @@ class _Search:
 def _is_as_good(other: int, done: int, optional: int) -> bool:
     """Whether a pair with the operations `other` can replace a pair with the operations `done`.
 
-    Both pairs have the same state. `other` must have all required operations of `done`, and no
-    optional operation that `done` does not have.
+    Both pairs have the same state. `other` must include all required operations of `done`, and no
+    optional operation that is not in `done`.
     """
     return not done & ~optional & ~other and not other & optional & ~done
 

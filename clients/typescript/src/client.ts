@@ -45,9 +45,9 @@ const FIRST_BACKOFF_MS = 200;
 const MAX_BACKOFF_MS = 5_000;
 // The longest `wait` of CancelTask.
 const MAX_WAIT_MS = 30_000;
-// The pause between two calls of a wait.
+// The pause between two calls while `cancelAndWait` waits.
 const PAUSE_MS = 500;
-// How long a wait, or a stream that has begun, goes on while the service is unavailable.
+// How long `cancelAndWait`, and a watch that has connected, go on while the service is unavailable.
 const OUTAGE_MS = 300_000;
 // The service sends a heartbeat after 15 s without an event.
 const IDLE_MS = 45_000;
@@ -55,7 +55,7 @@ const ENDED = [Task_Status.completed, Task_Status.failed, Task_Status.cancelled,
 const RECORDED = [Outcome.accepted, Outcome.already_requested];
 
 type Calls = Omit<ConnectClient<typeof WorkspaceService>, "watchEvents" | "streamEvents">;
-// The fields that a call reads from its request: for CancelTask, also the task and the wait.
+// The fields that `#call` reads from a request. Only CancelTask has `wait`.
 type Request = { $typeName?: string; taskId?: string; wait?: { seconds?: bigint; nanos?: number } };
 type Unary = (request: Request, options: CallOptions) => Promise<unknown>;
 
@@ -88,8 +88,8 @@ export class Client {
    * Cancels a task and waits until it has ended, even while its agent cannot be reached, and for up
    * to 5 minutes while the service is unavailable. Every call after the first names the task.
    *
-   * Returns the outcome of the first call, with the task as it ended. Throws TaskNotEndedError if
-   * the time is over, and CallError.
+   * Returns the outcome of the first call, with the task as it ended. Throws TaskNotEndedError after
+   * `timeoutMs`, and CallError.
    */
   async cancelAndWait(workspaceId: string, options: CancelAndWaitOptions = {}): Promise<CancelTaskResponse> {
     const { reason, includeDescendants, forceAfterMs, signal } = options;
@@ -104,7 +104,7 @@ export class Client {
       const request = { workspaceId, reason, wait, ...(result ? { taskId: result.taskId } : first) };
       try {
         const answer = await this.cancelTask(request, { signal });
-        // Later calls repeat the first one, so the outcome of the first call is kept.
+        // Keeps the outcome of the first call, because later calls only repeat it.
         const { outcome, descendantsCancelled } = result ?? answer;
         result = { ...answer, outcome, descendantsCancelled };
         failingSince = undefined;
@@ -112,7 +112,7 @@ export class Client {
         if (!(thrown instanceof CallError)) throw thrown;
         const { code, details } = thrown;
         if (code === "agent_unreachable" && details.intentRecorded && details.taskId) {
-          // It is not known whether this call or an earlier one recorded the cancellation.
+          // The error does not tell whether this call or an earlier one recorded the cancellation.
           const outcome = Outcome.already_requested;
           result ??= create(CancelTaskResponseSchema, { workspaceId, taskId: details.taskId, outcome });
           failingSince = undefined;
@@ -168,7 +168,7 @@ export class Client {
         failingSince = failures ? failingSince : performance.now();
         failures += 1;
         hasConnected ||= error.isFromService;
-        // The token has expired, and the next stream gets a new one.
+        // The token may have expired. The next stream gets a new one.
         const isRenewed =
           error.code === "unauthenticated" && typeof this.#credential === "function" && failures === 1;
         const pause = backoffMs(failures, error);
@@ -190,12 +190,12 @@ export class Client {
     return headers;
   }
 
-  /** Makes a call, and repeats it as its rule in the protos allows. */
+  /** Makes a call, and repeats it if the protos say that a repeat has no second effect. */
   async #call(method: DescMethod, request: Request, options: CallOptions): Promise<unknown> {
     const call = this.#service[method.localName as keyof Calls] as unknown as Unary;
     const { repeat } = getOption(method, edge);
     if (request.taskId === "" && !request.$typeName) {
-      throw new CallError("validation_error", "`taskId` must not be empty; leave it out for any.");
+      throw new CallError("validation_error", "`taskId` must not be empty; leave it out to match any.");
     }
     const { seconds = 0n, nanos = 0 } = request.wait ?? {};
     const limit = options.timeoutMs ?? TIMEOUT_MS + Number(seconds) * 1000 + nanos / 1e6;
@@ -222,7 +222,7 @@ export class Client {
   }
 }
 
-/** Whether a repeat may succeed. `agent_unreachable` is excluded: its cancellation is recorded. */
+/** Whether a repeat may succeed. Not for `agent_unreachable`: such a call has taken effect. */
 function isPassing({ code }: CallError): boolean {
   return code === "unavailable" || code === "rate_limited";
 }
@@ -231,7 +231,7 @@ function broken(text: string): CallError {
   return new CallError("unavailable", text, undefined, "", false);
 }
 
-/** The time that the service asked for, else an exponential backoff with jitter. */
+/** The pause that the service asks for, or else exponential backoff with jitter. */
 function backoffMs(failures: number, { details }: CallError): number {
   if (details.retryAfterSeconds !== undefined) return details.retryAfterSeconds * 1000;
   return Math.min(FIRST_BACKOFF_MS * 2 ** (failures - 1), MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);

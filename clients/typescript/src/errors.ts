@@ -23,7 +23,7 @@ export type ErrorCode = Exclude<keyof typeof Error_ErrorCode, "error_code_unspec
  * A call has failed. `code` says why: `error.code === "workspace_busy"`.
  *
  * `isFromService` is false if the service did not describe the failure, for example because the
- * connection broke. The call may or may not have taken effect then.
+ * connection broke. Such a call may or may not have taken effect.
  */
 export class CallError extends Error {
   override readonly name = "CallError";
@@ -73,9 +73,9 @@ function isErrorCode(name: string): name is ErrorCode {
   return name !== "error_code_unspecified" && name in Error_ErrorCode && Number.isNaN(Number(name));
 }
 
-/** The error code with the same name as the gRPC code, else the fallback of that gRPC code. */
+/** The error code with the same name as the gRPC code, or else the fallback of that gRPC code. */
 function codeOf(error: ConnectError): ErrorCode {
-  // fetch has failed, or the stream ended in the middle: no answer says why.
+  // `fetch` has failed, or the stream has broken off. No answer says why.
   const isBroken = error.code === Code.Unknown && error.cause !== undefined;
   if (isBroken || error.code === Code.DataLoss) return "unavailable";
   const name = (Code[error.code] ?? "").replace(/(?<=.)[A-Z]/g, "_$&").toLowerCase();

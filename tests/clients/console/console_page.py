@@ -10,7 +10,7 @@ from tests.support.stack import Workspace
 
 
 class Console:
-    """The open console, with its requests and its errors."""
+    """The console in a browser. Records its requests and its errors."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 
 class Named:
-    """Workspaces whose names have a part in common, by which the list is filtered."""
+    """Workspaces whose names begin with the same text, by which a test filters the list."""
 
     def __init__(self, stack: Stack, name: str) -> None:
         self.stack = stack
@@ -82,7 +82,7 @@ def test_a_press_cancels_the_tasks_that_were_shown(
     dialog = console.page.get_by_role("dialog", name="Cancel 2 tasks")
     tasks = dialog.get_by_role("list", name="Tasks").get_by_role("listitem")
     expect(tasks).to_contain_text([f"{named.name}-one", f"{named.name}-two"])
-    # A task that begins now is reported and not cancelled.
+    # A task that begins now is reported, but not cancelled.
     later_id = later.begin(Gate(later).command)
     expect(dialog).to_contain_text("1 task began since, and will not be cancelled")
     with console.page.expect_request("**/v1/tasks/cancel") as sent:
@@ -157,7 +157,7 @@ def test_keys_cancel_the_row_in_focus(console: Console, stack: Stack, named: Nam
 
 
 def is_chosen(chip: Locator) -> bool:
-    """Taps the chip unless it is chosen already. A tap misses a chip that moves at that moment."""
+    """Whether the chip is chosen. If not, taps it; the tap misses a chip that moves."""
     chosen = chip.get_attribute("aria-pressed") == "true"
     if not chosen:
         chip.tap()

@@ -101,7 +101,7 @@ def test_the_page_of_the_objectives_has_the_expressions_of_rules_and_dashboard()
     targets = [target["expr"] for panel in PANELS for target in panel["targets"]]
     for query, recorded in zip(queries, ("cancel_task_errors", "cancel_signals_late"), strict=True):
         share = " ".join(query.split())
-        # Only the alerts need lower bounds for the rates.
+        # The rule has lower bounds for the rates, which only alerts need.
         rule = RECORDED[f"evershell:{recorded}:ratio_rate1h"]
         without_floor = re.sub(r"clamp_min\((.*?\)), 0\.0?1\)", r"\1", rule)
         assert share == without_floor.replace("[1h]", "[30d]")

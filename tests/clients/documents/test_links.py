@@ -14,7 +14,7 @@ from tests.support.stack import ROOT
 
 # GitHub's rule for anchors: letters, digits, hyphens and underscores remain.
 _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
-# What a link to a file of code can name.
+# The names in a file of code to which a link can lead.
 _NAME = {
     ".py": re.compile(r"^ *(?:async )?(?:def|class) (\w+)", re.MULTILINE),
     ".sql": re.compile(r"\b(?:FUNCTION|INDEX|CONSTRAINT) (\w+)"),
@@ -50,7 +50,7 @@ def anchor(text: str) -> str:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """The anchors of a document, or the names and the rules in a file of code."""
+    """The anchors of a document; of a file of code, its names and rules."""
     text = path.read_text()
     if path.suffix in _NAME:
         rules = (anchor(rule or history) for rule, history in _RULE.findall(text))

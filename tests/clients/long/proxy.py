@@ -88,7 +88,7 @@ class _Connection(BaseRequestHandler):
             answers.join()
 
     def _noted(self, request: bytes) -> bytes:
-        # A body may arrive without its headers.
+        # The rest of a body may arrive separately, without headers.
         if re.match(rb"[A-Z]+ \S+ HTTP/1", request):
             found = re.search(rb"(?i)\r\nlast-event-id: *(\S+)", request)
             self.server.last_ids.append(found[1].decode() if found else None)

@@ -6,8 +6,8 @@ from typing import Any, Generic, TypeVar
 from tests.stack.long.load import Caller, Load, RecordedError, UndeliveredError
 from tests.support.service import ServiceWorkspace
 
-# The iterations are short, so that many tasks are cancelled, and a caller is waiting when a worker
-# ends.
+# Short iterations let many tasks be cancelled. Iterations of 3 s make it likely that a caller waits
+# for the end of a task when a worker ends.
 SHORT = "\n".join(["sleep 0.1"] * 100)
 LONG = "\n".join(["sleep 3"] * 100)
 
@@ -73,7 +73,7 @@ class Canceller(Generic[W]):
             for entry in log
             if entry["type"] == "task_completed" and entry["status"] != "delivery_failed"
         ]
-        # A workspace runs one task at a time, so the order is the same.
+        # A workspace runs one task at a time, so tasks end in the order of their cancellations.
         assert [entry["task_id"] for entry in ended] == asked
         assert {entry["status"] for entry in ended} == {"cancelled"}
         assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-# Python runs this when it starts. A program of the service then starts itself again with the
-# library, and a controller starts its agents with the library.
+# Python runs this code when it starts. A program of the service then starts itself again with
+# libfaketime, and a controller starts its agents with libfaketime.
 _SITECUSTOMIZE = """
 import os, sys
 name = sys.orig_argv[3] if sys.orig_argv[1:3] == ["-m", "evershell.commands"] else ""
@@ -59,7 +59,7 @@ class Clocks:
     def environment(self) -> dict[str, str]:
         """The variables for a stack.
 
-        The agents need the files, which a sandbox would hide from them.
+        They turn the sandbox off, because it would hide the files of the clocks from the agents.
         """
         return {"PYTHONPATH": str(self._folder), "POD_ISOLATION": "none"}
 

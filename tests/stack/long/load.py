@@ -44,7 +44,7 @@ class OverloadedError(Exception):
 
 
 class RecordedError(Exception):
-    """The agent did not answer in time. Its cancellation is recorded, and is delivered later."""
+    """The agent did not answer in time. The cancellation is recorded, and is delivered later."""
 
 
 class UndeliveredError(Exception):
@@ -224,7 +224,7 @@ class GrpcCaller:
                     told = message.HasField("error")
                     yield MessageToDict(message, preserving_proto_field_name=True)
         except grpc.RpcError:
-            # The stream ends with the same error as its last message.
+            # The stream ends with the error that its last message has told, if there was one.
             if not told:
                 raise
 
@@ -241,7 +241,7 @@ def _known_errors(rpc: str) -> Iterator[None]:
 
 
 def _raise_known(rpc: str, failed: Failed) -> None:
-    """Raises the error of this module that stands for an agent that did not answer in time."""
+    """Raises UndeliveredError or RecordedError if the agent did not answer in time."""
     if failed.slug == "agent_unreachable":
         if rpc == "SubmitTask":
             raise UndeliveredError

@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 NAME = "workers.evershell.test"
 # The time limit for a worker to start, which takes long on a busy machine.
 START_SECONDS = 40.0
-# As terminationGracePeriodSeconds of the workers, without the pause of preStop.
+# Like terminationGracePeriodSeconds of the workers in a cluster, without the pause of preStop.
 END_SECONDS = 15.0
 # How long the edge may take to resolve the name, and to check the health of a new worker.
 FOUND_SECONDS = 40.0
@@ -41,7 +41,7 @@ class NamedWorkers:
         self._folder = folder
         self.dns = Dns(NAME)
         resources.enter_context(self.dns.running())
-        # Runs a command in which the name can be resolved.
+        # Stands before a command, so that the command can resolve the name.
         self.runner = resolving_by(self.dns, folder)
         rest_port, grpc_port, self.port, self._metrics_port = free_ports(4)
         self.dns.addresses = ["127.0.0.1"]
@@ -107,7 +107,7 @@ class NamedWorkers:
         self.dns.addresses = [each for each in self.dns.addresses if each != address]
 
     def end_worker(self, address: str) -> None:
-        """Ends a worker as a cluster does. The name loses its address once the worker drains."""
+        """Ends a worker as a cluster does: once it drains, its address is removed from the name."""
         process = self.running.pop(address)
         process.send_signal(signal.SIGTERM)
         eventually(lambda: self._health(address) != "SERVING")
@@ -125,7 +125,7 @@ class NamedWorkers:
         eventually(lambda: self.stack.pids("serve") not in ([], [pid]))
 
     def await_found(self, address: str) -> None:
-        """Waits until the edge calls the worker. In a cluster, the pause of preStop does this."""
+        """Waits until the edge calls the worker. In a cluster, preStop pauses for long enough."""
         rest = self.stack.rest()
 
         def is_called() -> bool:

@@ -46,7 +46,7 @@ class Timed:
     """Tasks whose ends must not depend on any wall clock."""
 
     def __init__(self, stack: Stack) -> None:
-        """Starts the tasks. Cancels one without force, which goes on, and one with force."""
+        """Starts the tasks. Cancels one with force, and one without force, which continues."""
         with ThreadPoolExecutor() as pool:
             made = pool.map(lambda _: Workspace(stack), range(4))
         self.patient, self.forced, self.limited, self._frozen = made

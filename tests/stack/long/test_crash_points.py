@@ -51,7 +51,7 @@ CASES = [
     Case("before_iteration_commit", "agent", (), "absent", "failed"),
     Case("after_reply", "worker", (LOST, ACCEPTED), "whole", "cancelled"),
     Case("after_iteration_commit", "agent", (), "absent", "failed"),
-    # These crash points are reached in the second iteration.
+    # The crash points of reports are reached in the second iteration.
     Case("before_report_commit", "agent", (), "absent", "failed"),
     Case("before_report_transaction", "worker", (), "absent", "completed"),
     Case("after_report_commit", "agent", (), "absent", "failed"),
@@ -99,8 +99,8 @@ def test_a_crash(
     task_id = faults.submit(bed, gate.command, "echo second", after_outage=True)
     faults.await_phase(bed, task_id, "tool_call")
     if case.is_signal_lost:
-        # A case ends up to two of the three workers. Later, the supervisor is frozen and cannot
-        # restart workers that earlier cases have ended.
+        # Waits until all workers serve: a case ends up to two of the three, and the supervisor,
+        # which is frozen below, could not restart workers that earlier cases have ended.
         for address in stack.worker_addresses():
             eventually(partial(_is_serving, address), 60)
     agent, workers = stack.agent_pid(bed.id), stack.pids("serve")

@@ -19,7 +19,7 @@ CALLERS = 3
 # The time limit for a recovery after the promotion. A worker reconnects within 2 s, and then the
 # edge calls it again.
 RECOVER_SECONDS = 40.0
-# A worker waits 4.5 s for the database at most. Callers themselves would wait 20 s.
+# A worker waits for the database for at most 4.5 s. The callers' own limit is 20 s.
 ANSWER_SECONDS = 15.0
 ANSWERED = ("accepted", "already_requested")
 

@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 # Identifies the processes that tools leave behind.
 LEFT_BEHIND, STUBBORN = unique_seconds(), unique_seconds()
-# By its own clock, the service gives up after 2 s. If it did not, the call would take 20 s.
+# The service gives up after 2 s of its own clock. Otherwise, the call would take 20 s.
 ANSWER_SECONDS = 10.0
 POLLERS = 30
 
@@ -39,7 +39,7 @@ def test_an_agent_that_does_not_answer(
     task_id = workspace.begin(gate.command, "echo never")
 
     def others_are_answered_first() -> bool:
-        """Whether other calls, also on another workspace, are answered during the cancellation."""
+        """Whether calls on this and on another workspace are answered during the cancellation."""
         calling = pool.submit(_unreachable, stack, workspace, wire)
         eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
         assert workspace.task(task_id)["cancel_requested_at"]
@@ -67,7 +67,7 @@ def test_pollers_of_an_agent_that_does_not_answer(
 ) -> None:
     """While the agent is frozen, workers send it few of the polls, but every cancellation.
 
-    Once it runs again, polls are answered.
+    Once the agent runs again, polls are answered.
     """
     task_id = workspace.begin(gate.command, "echo never")
     iteration = f"{workspace.path}/tasks/{task_id}/iteration"

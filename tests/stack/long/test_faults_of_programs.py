@@ -19,13 +19,13 @@ from tests.support.sandbox import has_sandbox
 from tests.support.stack import STOP_SECONDS, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# A worker waits 4.5 s for the database at most. Callers themselves would wait 20 s.
+# A worker waits for the database for at most 4.5 s. The callers' own limit is 20 s.
 ANSWER_SECONDS = 15.0
 # How long a worker may take to start, or to find the database again, on a busy machine.
 SERVING_SECONDS = 30.0
 # The time limit for a replacement. The supervisor replaces a stopped program within 2 s.
 REPLACEMENT_SECONDS = 120.0
-# A standby replaces a dead leader within seconds. The supervisor could do so too, but is frozen.
+# A standby replaces a dead leader within seconds. The supervisor, which could too, is frozen.
 TAKEOVER_SECONDS = 30.0
 
 
@@ -196,7 +196,7 @@ def _cancel_and_wait(workspace: Workspace) -> str:
 
 
 def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
-    """All these programs freeze at once, so none of their kind is left."""
+    """All programs of a kind freeze at once, so that none of them can do the work of another."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)

@@ -1,4 +1,4 @@
-"""Full log disks make no call fail and end no task. Logging continues once there is space."""
+"""Full log disks do not make calls fail or tasks end. Logging continues once there is space."""
 
 import json
 import time
@@ -104,7 +104,7 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     for worker in cramped.pids("serve"):
         shrink_pipe(worker)
 
-    # An agent that reaches no worker ends when its lease expires.
+    # Keeps the disks full for a lease, within which an agent that reaches no worker ends.
     full_until = time.monotonic() + _LEASE_SECONDS
     while time.monotonic() < full_until:
         for disk in disks_of(cramped):

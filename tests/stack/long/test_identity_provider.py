@@ -17,14 +17,14 @@ from tests.support.waiting import eventually
 
 DOCUMENT = (ROOT / "docs" / "authentication.md").read_text()
 ISSUER = "https://login.acme.example"
-# A worker looks for an unknown key at most every 10 s.
+# The time limit for a worker to find a new key, for which it looks at most every 10 s.
 ROTATED_SECONDS = 40.0
 
 
 class Provider:
     """The identity provider of the example.
 
-    Runs its script for each new key, and serves the keys.
+    Runs the script of the example for each new key, and serves the keys.
     """
 
     def __init__(self, folder: Path) -> None:

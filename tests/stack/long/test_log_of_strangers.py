@@ -31,8 +31,8 @@ CONCURRENCY = 256
 # to the limit on lines per second.
 BYTES_OF_A_CALL = 50
 LINES_A_SECOND, LINE_BYTES = 20, 1_000
-# How long the logs must not grow, which is longer than the edge and the supervisor buffer a line,
-# and how often the test looks.
+# The time for which the logs must not grow, and how often the test looks at most. The edge and the
+# supervisor buffer a line for less than this time.
 SETTLED_SECONDS, SETTLING_LOOKS = 1.5, 40
 ANSWER_SECONDS = 10.0
 QUIET_SECONDS = 0.3

@@ -140,7 +140,7 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
                 started = pool.submit(own.start)
                 rest = own.rest()
                 eventually(lambda: rest.serves(path), READY_SECONDS)
-                # Meanwhile, the stack itself reads the workspace about as often.
+                # Meanwhile, the stack itself reads the workspace about as often as this loop.
                 for _ in range(100):
                     assert rest.get(path)["status"] == "idle"
                     assert says_ready(own) == []
@@ -160,8 +160,8 @@ def test_another_database_under_the_same_state(tmp_path: Path, empty_database_ur
     for environment in ({}, {"DATABASE_URL": empty_database_url}):
         with Stack(tmp_path / "state", **environment).started() as own:
             demo = own.ready["demo"]["workspace_id"]
-            # The workspace has the same id and epoch as before, as if the database was restored
-            # from a dump.
+            # The workspace has the same id and epoch as before, as if the database had been
+            # restored from a dump.
             found = own.rest().get(f"/v1/workspaces/{demo}")
             assert (found["status"], found["epoch"]) == ("idle", "1")
 

@@ -42,7 +42,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 def submit_and_await(workspace: Workspace, command: str, *others: str) -> str:
     """Submits a task and waits until its first command runs. Returns the task id.
 
-    It does not wait for a phase, which the sample reports only with its next heartbeat, seconds
+    Does not wait for a phase: the sample reports a phase only with its next heartbeat, seconds
     later.
     """
     started = workspace.stack.files(workspace.id) / "started"

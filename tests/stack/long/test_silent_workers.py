@@ -14,7 +14,7 @@ from tests.support import faults
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# A bound is postponed by a lease at most.
+# The controller postpones a bound by at most one lease.
 LEASE_SECONDS = 12
 # How long a forced task may take to end if its agent does not interrupt it: 2 s, a lease, and the
 # time to end the pod on a busy machine.
@@ -69,7 +69,7 @@ def begun(stack: Stack, description: str) -> tuple[Workspace, str]:
 
 
 def freeze_other_workers(stack: Stack, frozen: ExitStack) -> str:
-    """Freezes the supervisor and all workers but one. Returns the address of this worker."""
+    """Freezes the supervisor and all workers but one. Returns the address of the one that runs."""
     answering, *others = stack.pids("serve")
     for pid in (stack.pid, *others):
         frozen.enter_context(stack.frozen_process(pid))

@@ -9,7 +9,7 @@ import pytest
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# How long a workspace must be idle, and also how often the controller looks for idle workspaces.
+# After how long an idle workspace is suspended, and how often the controller looks for them.
 IDLE_SECONDS = 3.0
 
 

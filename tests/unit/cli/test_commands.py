@@ -150,7 +150,7 @@ def test_lists_are_tables_without_a_limit_of_width(monkeypatch: pytest.MonkeyPat
     header, *rows = tasks.stdout.splitlines()
     assert header.split() == ["TASK", "STATUS", "ITERATIONS", "CREATED", "ENDED", "DESCRIPTION"]
     assert len(rows) == 2 and all(row.endswith(rf"[bold]\x1b[2J{long}") for row in rows)
-    assert tasks.stderr == "2 tasks; there are more, --limit has ended the list.\n"
+    assert tasks.stderr == "2 tasks; there are more, which --limit leaves out.\n"
     active = run(monkeypatch, fake, "tasks", "--active")
     assert active.stdout.split()[1] == "WORKSPACE" and fake.calls[-1][-1]["active"]
     empty = run(monkeypatch, fake, "workspaces")

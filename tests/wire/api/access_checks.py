@@ -21,28 +21,28 @@ ORGS = ("org_a", "org_b")
 
 @dataclass(frozen=True)
 class Asked:
-    """One call. The number selects a workspace of the world, with its task."""
+    """One call, by a principal, on a workspace and its task."""
 
     method: str
     principal: Principal | None
-    # None stands for a workspace and a task that do not exist.
+    # The index of the workspace in `Checking.targets`; None for a workspace that does not exist.
     target: int | None
 
 
 @dataclass
 class Checking:
-    """A running server, the content of its store, and the entries that the calls must leave."""
+    """A running server, the content of its store, and the audit entries that calls must leave."""
 
     world: World
     server: Running
     targets: list[Target] = field(default_factory=list)
-    # The tasks of the first workspaces, in the same order. Workspaces that calls create have no
+    # The tasks of `targets`, in the same order. Workspaces that calls create come last, and have no
     # task.
     tasks: list[str] = field(default_factory=list)
     tokens: dict[Principal, str] = field(default_factory=dict)
     made: int = 0
-    # The requests that must have an entry, and the number of calls without a credential, which may
-    # have none.
+    # The ids of the requests that must have an audit entry, and the number of calls without a
+    # credential, which may have none.
     expected: set[str] = field(default_factory=set)
     unauthenticated: int = 0
 
@@ -160,7 +160,7 @@ class Checking:
         )
 
     async def _entry(self, request_id: str) -> AuditEntry:
-        """The only entry of a request."""
+        """The audit entry of a request. There is only one."""
 
         async def found() -> list[AuditEntry]:
             return [each for each in await self._all() if each.request_id == request_id]

@@ -20,7 +20,8 @@ class Rule:
     """
 
     scopes: tuple[str, ...]
-    # Whether the request names a workspace, so that `:own` is limited to its creator.
+    # Whether the request names a workspace. If so, the `:own` form of a scope permits the call only
+    # to the creator of that workspace.
     on_workspace: bool
     # Whether each call leaves one entry in the audit log.
     audited: bool
@@ -50,7 +51,7 @@ def _rule(method: Any) -> Rule:
 
 RULES = {method.name: _rule(method) for method in _SERVICE.methods}
 
-# What each template of an API key may do.
+# The scopes of each template for API keys.
 TEMPLATES = {
     "full_access": {
         "workspace:read",
@@ -79,7 +80,7 @@ class Principal:
 
 @dataclass(frozen=True)
 class Target:
-    """A workspace, or the id of one that does not exist."""
+    """A workspace, or the id of a workspace that does not exist."""
 
     id: str
     # Empty if there is no such workspace.

@@ -51,7 +51,7 @@ INTERNAL = "/evershell.agent.v1.RuntimeService/"
 SECRET = "sk_test"
 READER = "sk_reader"
 OBSERVER = "sk_observer"
-# A credential with every scope. No template of real keys has `org:hold`.
+# A credential with every scope. No template has `org:hold`.
 HOLDER = "sk_holder"
 TEMPLATES = {
     SECRET: KeyTemplate.FULL_ACCESS,
@@ -80,7 +80,7 @@ DETAILS = (
 def bearer(token: str = SECRET, **more: str) -> Metadata:
     """Metadata with this token. `more` is further metadata; underscores stand for hyphens.
 
-    A call with a request id is a call that the edge has passed on.
+    With `x_request_id`, the call looks like a call that the edge has passed on.
     """
     if "x_request_id" in more:
         more.setdefault("x_evershell_host", "x")
@@ -238,7 +238,7 @@ async def running(
     try:
         async with grpc.aio.insecure_channel(
             f"127.0.0.1:{port}",
-            # With a window of flow control that does not grow, like a slow caller's.
+            # Keeps the window of flow control from growing, as for a slow caller.
             options=[("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0)],
         ) as channel:
             yield Running(

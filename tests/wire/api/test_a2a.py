@@ -46,7 +46,7 @@ async def test_a_task_has_what_rest_shows(a2a: A2A) -> None:
 
 
 async def test_a_cancelled_task_works_until_its_end_is_committed(a2a: A2A) -> None:
-    """Until then, a repeated cancellation changes nothing. After the end, a task cannot be
+    """Before its end, a repeated cancellation changes nothing. After its end, a task cannot be
     cancelled.
     """
     first = await a2a.cancel(reason="wrong branch")
@@ -163,13 +163,13 @@ async def test_a_subscriber_that_leaves_is_forgotten(a2a: A2A) -> None:
 async def test_a_large_message_holds_the_place_of_its_body_until_it_has_arrived(
     a2a: A2A, monkeypatch: pytest.MonkeyPatch, extensions: int
 ) -> None:
-    """A message that takes much memory holds the place until its task ends."""
+    """A message that takes much memory keeps the place until its task ends."""
     few = {**shares.SHARES, shares.Kind.BODIES: shares.Share(1, 1, 1)}
     monkeypatch.setattr(shares, "SHARES", few)
     large = (*headers(), (LARGE_BODY_HEADER, "1"))
     idle, other = await a2a.world.add(), await a2a.world.add()
     request = sending(idle.id, configuration={})
-    # Two bytes each.
+    # Each extension takes two bytes of the message.
     request.message.extensions.extend([""] * extensions)
     waits = a2a.stub.SendMessage(request, metadata=large)
     sent = asyncio.ensure_future(waits)

@@ -99,7 +99,7 @@ async def test_an_agent_calls_with_its_own_certificate_and_token(server: TlsServ
 async def test_a_token_is_refused_on_a_connection_with_another_certificate(
     server: TlsServer, stranger: str, expected: grpc.StatusCode
 ) -> None:
-    """A captured token is replayed at once."""
+    """Somebody else replays a captured token over a connection of their own."""
     strangers = server.certificates.strangers(server.workspace_id, 2, server.own.trusted)
     assert await server.heartbeat(strangers[stranger], server.token) is expected
     assert await server.heartbeat(server.own, server.token) is OK
@@ -131,7 +131,7 @@ async def test_the_listener_of_agents_takes_no_callers(server: TlsServer) -> Non
 
 
 async def test_an_agent_refuses_another_agent_in_place_of_the_control_plane() -> None:
-    """The listener has the certificate of an agent, which a different authority has issued."""
+    """The listener has an agent's certificate. Another authority issues the control plane's."""
     of = certificates()
     imposter = of.agent("ws_1", 1)
     async with running(World(), agent_tls=imposter) as server:

@@ -32,7 +32,7 @@ async def stored(world: World) -> list[AuditEntry]:
 
 
 async def entry_of(server: Running) -> AuditEntry:
-    """The only entry of the call that was made."""
+    """The audit entry of the call that was made. There is only one."""
     # A call that fails is recorded after its reply.
     await eventually_async(lambda: server.audit.entries)
     (entry,) = server.audit.entries
@@ -117,7 +117,7 @@ async def test_a_call_without_a_credential_leaves_an_entry(server: Running) -> N
     entry = await entry_of(server)
     assert (entry.rpc, entry.outcome) == ("CancelTask", "unauthenticated")
     assert (entry.org_id, entry.actor_id, entry.credential_kind) == ("", "", "")
-    # The request of a caller who is not known is not read.
+    # The service does not read the request of an unknown caller.
     assert entry.workspace_id == ""
     assert entry.client_address == "127.0.0.1"
 

@@ -58,7 +58,7 @@ async def test_a_users_credential_does_not_open_the_runtime_service(
 
 
 async def test_a_second_credential_is_refused(server: Running) -> None:
-    """The edge drops an empty value, so this test sends one to the worker itself."""
+    """The edge drops an empty header, so this test calls the worker directly."""
     empty = (("authorization", ""),)
     for metadata in ((*empty, *bearer()), (*bearer(), *empty)):
         refused = await unauthenticated(server, PUBLIC + "ListWorkspaces", metadata)

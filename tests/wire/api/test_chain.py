@@ -50,8 +50,8 @@ class Probe(Interceptor):
     def __init__(self) -> None:
         self.wrapped: Counter[str] = Counter()
         self.calls: list[Call] = []
-        # What the core sees: the trace, the time limit of a wait, and what is left of an hour since
-        # the call arrived.
+        # What the core sees in each call: the trace id, the limit of a wait of an hour, and what is
+        # left of the hour after the call's arrival.
         self.seen: list[tuple[str, float, float]] = []
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
@@ -98,7 +98,7 @@ async def test_every_method_of_every_service_passes_every_interceptor(
             # `Reading` refuses the request, which is not a message.
             assert Failed.of(raised.value).slug == "validation_error", path
         assert len(probe.calls) == len(PATHS)
-        # The handlers of these calls were not composed again.
+        # The interceptors wrap each method once, not again for each call.
         assert dict(probe.wrapped) == dict.fromkeys(PATHS, 1)
 
 
@@ -127,7 +127,7 @@ async def test_a_call_without_a_trace_or_a_deadline_has_neither(world: World, pr
 
 
 async def test_a_stream_of_health_passes_the_interceptors(world: World, probe: Probe) -> None:
-    """The method Watch of health writes its messages itself."""
+    """Unlike other methods, Watch of the health service writes its messages itself."""
     async with running(world) as server:
         watch: Any = server.channel.unary_stream(
             "/grpc.health.v1.Health/Watch",

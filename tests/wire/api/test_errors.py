@@ -238,7 +238,7 @@ async def test_every_error_of_a_call_that_must_not_be_repeated_says_so(server: R
 
 @pytest.mark.parametrize("is_named", [False, True])
 async def test_a_cancellation_that_fails_before_it_is_read(world: World, is_named: bool) -> None:
-    """The edge says whether the path names the task."""
+    """The edge tells the worker whether the path names the task."""
 
     async def find_key(digest: bytes) -> ApiKey | None:
         raise UnavailableError

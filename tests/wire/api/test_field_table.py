@@ -88,7 +88,7 @@ def is_map(field: FieldDescriptor) -> bool:
 
 
 def bodies(method: str, path: tuple[str, ...], field: FieldDescriptor, kind: str) -> Iterator[str]:
-    """The bodies with such a value; none if the field has no value of this kind."""
+    """Bodies in which the field has a value of this kind; none if there is no such value."""
     name, long = path[-1], "x" * LONG.get(method, USUAL_LONG)
     value = valid(field)
     match kind:

@@ -47,7 +47,7 @@ async def lines_of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
 
 
 def most_since(began: float) -> float:
-    """The number of lines that 20 a second allow since then, by the event loop's clock."""
+    """How many lines the limit of 20 a second has allowed since `began`, a time of the loop."""
     return 20 * (1 + asyncio.get_running_loop().time() - began) + 1
 
 

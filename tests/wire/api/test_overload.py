@@ -67,7 +67,7 @@ def delay(clock: Clock) -> QueueingDelay:
 
 
 def measure(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
-    """A measurement with this wait as its result."""
+    """Makes a measurement that finds this wait."""
     delay.begin()
     clock.seconds += seconds
     delay.end()
@@ -78,7 +78,7 @@ def refused(delay: QueueingDelay) -> list[Priority]:
 
 
 def fall_behind(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
-    """Fixes the wait at this length."""
+    """Measures this wait several times, so that it counts."""
     for _ in range(5):
         measure(delay, clock, seconds)
         clock.seconds += 0.1
@@ -138,7 +138,7 @@ async def server(world: World, delay: QueueingDelay, metrics: Metrics) -> AsyncI
 
 
 def ended_calls(metrics: Metrics) -> Counter[str]:
-    """The calls that have ended, by outcome."""
+    """The number of cancellations and heartbeats that have ended, by outcome."""
     return Counter(
         {
             sample.labels["outcome"]: int(sample.value)
@@ -295,14 +295,14 @@ async def test_a_call_whose_caller_has_gone_does_no_work(
 
 
 async def test_a_call_that_waits_for_very_long_is_reset(server: Running) -> None:
-    """Callers behind the edge get `unavailable`, as for any worker that resets a call."""
+    """Callers behind the edge get `unavailable`, as whenever a worker resets a call."""
     path = PUBLIC + "ListWorkspaces"
     connection = http2.Connection(f"127.0.0.1:{server.port}", path, bearer())
     try:
         stream = connection.call(http2.message(b""))
         connection.flush()
         # The server shares this event loop, so it begins no call meanwhile. It has already asked
-        # for the first one.
+        # the gRPC library for the first call, but not for the second one.
         later = connection.call(http2.message(b""))
         connection.flush()
         time.sleep(3.2)  # noqa: ASYNC251

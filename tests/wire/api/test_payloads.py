@@ -22,7 +22,7 @@ from tests.support.world import NOW
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _INTEGERS = st.integers(-(2**65), 2**65) | st.integers(-9, 9) | st.just(2**31)
-# Values that no field, or only some fields, can have.
+# Values that most fields, or all fields, cannot have.
 _ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -36,7 +36,10 @@ _ODD = st.one_of(
 
 
 def _fields_of(message: Descriptor) -> st.SearchStrategy[dict[str, Any]]:
-    """Payloads of the message: each field usual, odd, absent or by its JSON name, or unknown."""
+    """Payloads of the message, whose fields are absent or have usual values; or any values.
+
+    In the second case, fields may also have their JSON names, and there may be unknown fields.
+    """
     known = {
         name: _usual(field) | _usual(field) | _ODD
         for field in message.fields

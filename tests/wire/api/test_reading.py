@@ -47,7 +47,7 @@ A2A_LIKE = {
 
 
 class Incomplete:
-    """A call that sends these messages and leaves its stream open, until it is cancelled."""
+    """A call that sends these messages and leaves its stream open until `finish`."""
 
     def __init__(
         self, server: Running, method: str, metadata: Metadata = (), sent: Sequence[bytes] = ()
@@ -175,8 +175,8 @@ async def test_an_agent_that_sends_fast_waits_for_its_next_turn(
     began = time.monotonic()
     for _ in range(3):
         await server.raw(commit, agent, unknown_field(500_000))
-    # The limit makes the calls take two half seconds. Without it, a worker needs a hundredth of
-    # that time.
+    # The limit delays the second and the third call by half a second each. Without the limit, all
+    # calls take a hundredth of a second.
     assert time.monotonic() - began >= 1.0
 
 
@@ -218,7 +218,7 @@ async def test_slow_requests_beyond_a_share_are_refused_at_once(
         assert [each.slug for each in refused] == ["rate_limited"] * 3
         assert all("RetryInfo" in each.details for each in refused)
         assert await server.raw(LIST, bearer()) == b""
-        # The organization's share has one more place.
+        # The organization's share has a place for one of them.
         others = [Incomplete(server, LIST, bearer(READER)) for _ in range(2)]
         failures += [asyncio.create_task(each.failure()) for each in others]
         await eventually_async(lambda: in_flight(metrics) == 3)

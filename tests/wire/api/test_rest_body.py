@@ -31,7 +31,7 @@ def merged(request: Message, body: bytes) -> Any:
 
 
 def problems(kind: type[Message], body: bytes | str) -> dict[str, str]:
-    """The fields that the answer names."""
+    """The fields that the refusal names, each with its problem."""
     with pytest.raises(Failure) as raised:
         merged(kind(), body.encode() if isinstance(body, str) else body)
     assert raised.value.slug == "validation_error"
@@ -90,7 +90,7 @@ def test_the_path_stands_beside_the_body() -> None:
             '{"filter": {"workspace_ids": ["ws_1", null]}}',
             "filter.workspace_ids[1]",
         ),
-        # An empty field next to another field would select more tasks.
+        # If an empty field next to another field were ignored, the filter would select more tasks.
         (
             CancelTasksRequest,
             '{"filter": {"submitted_by": "u", "task_ids": []}}',
@@ -114,7 +114,7 @@ def test_the_path_stands_beside_the_body() -> None:
         (CancelTaskRequest, '{"wait": "10"}', "wait"),
         (CancelTaskRequest, '{"force_after": "\\"}}"}', "force_after"),
         (HoldOrgRequest, '{"cancel_running": "true"}', "cancel_running"),
-        # Reading all of them would delay other calls.
+        # Reading so many values would delay other calls.
         (CancelTaskRequest, '{"reason": [' + "{}," * 100 + "{}]}", "body"),
         (CancelTaskRequest, "[" * 100_000, "body"),
         (CancelTaskRequest, '{"wait": ' + "9" * 10_000 + "}", "body"),

@@ -25,14 +25,14 @@ from tests.support.world import World, caller
 from tests.wire.api.running import READER, bearer, running
 
 FEW = Share(total=6, organization=4, credential=2)
-# A method for each kind of calls. The kinds for bodies have no method.
+# A method of each kind of call. The kinds for bodies have no methods.
 METHODS = {
     Kind.FIRST: "GetTask",
     Kind.READS: "ListWorkspaces",
     Kind.STREAMS: "WatchEvents",
     Kind.OTHERS: "SubmitTask",
 }
-# The route of each kind in the edge: its cluster and its priority.
+# The cluster and the priority of the edge's routes for each kind.
 ROUTES = {
     Kind.FIRST: ("control_plane", "HIGH"),
     Kind.READS: ("control_plane", "DEFAULT"),
@@ -108,7 +108,7 @@ async def test_a_credential_and_an_organization_have_a_share(
     other = [caller(org_id="org_b", actor_id=f"user_{number}") for number in range(3)]
     assert [await held.served(kind, each, 2) for each in other] == [2, 0, 0]
     for rest in METHODS.keys() - {kind}:
-        assert await held.served(rest, one) == 1, "each kind has places of its own"
+        assert await held.served(rest, one) == 1, "each kind has its own places"
     await held.end()
     assert await held.served(kind, one, 5) == FEW.credential
 

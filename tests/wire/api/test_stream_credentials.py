@@ -62,7 +62,7 @@ async def server(
 async def last_message(
     stream: "AsyncIterator[messages.WatchEventsResponse]",
 ) -> tuple[messages.WatchEventsResponse | None, Failed]:
-    """The last message of the stream, and its failure."""
+    """The last message of the stream, and the failure that ends the stream."""
     last: messages.WatchEventsResponse | None = None
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         async for message in stream:

@@ -149,7 +149,7 @@ def test_grpc_passes_the_service_and_limits_its_messages(edge: RunningEdge, stub
 
 
 def check_error(answer: Answer, status: int | None, slug: str) -> None:
-    """The answer is this error, in the format of A2A."""
+    """Checks that the answer is this error, in the format of A2A."""
     error = check(answer)
     assert error is not None
     assert status in (None, answer.status)

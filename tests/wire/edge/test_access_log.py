@@ -35,7 +35,7 @@ def quiet_edge(
     with running_edge(
         short_directory(tmp_path_factory), _stub_and_address[1], logs_all=False
     ) as running:
-        # The calls that the start of the edge makes are in the log before a test counts lines.
+        # Waits for the log lines of calls that the edge gets as it starts. No test must count them.
         started = Log(running, from_start=True)
         eventually(
             lambda: (

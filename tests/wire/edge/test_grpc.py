@@ -138,7 +138,7 @@ def test_a_header_that_is_not_printable_ascii_is_refused(
 
 
 def grpc_status(edge: RunningEdge, header: str, value: bytes) -> Any:
-    """The status of a call with the header."""
+    """The status of a call that has this header."""
     path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
     with closing(Connection(edge.grpc_address, path, ((header, value),))) as connection:
         connection.call(message(b""))
@@ -164,7 +164,7 @@ def grpc_status(edge: RunningEdge, header: str, value: bytes) -> Any:
 def test_a_bad_header_of_one_call_does_not_make_other_calls_fail(
     edge: RunningEdge, header: str, values: list[str]
 ) -> None:
-    """A worker's gRPC library would refuse later values of the same header from every caller."""
+    """After a bad value, a worker's gRPC library would refuse the header from every caller."""
     is_refused = header in ("grpc-timeout", "grpc-encoding")
     expected = grpc.StatusCode.INVALID_ARGUMENT if is_refused else grpc.StatusCode.OK
     for value in values:
@@ -205,7 +205,7 @@ def test_a_bad_binary_header_is_refused_and_does_not_affect_other_callers(
 def test_trailers_of_a_request_do_not_reach_the_worker(
     edge: RunningEdge, trailer: tuple[str, bytes], is_rest: bool
 ) -> None:
-    """A trailer that the worker's gRPC library cannot read would make calls of others fail."""
+    """A trailer that the worker's gRPC library cannot read would make other callers' calls fail."""
     address, path = edge.grpc_address, "/evershell.workspace.v1.WorkspaceService/CancelTask"
     if is_rest:
         address, path = edge.rest_url.removeprefix("http://"), CANCEL

@@ -25,7 +25,7 @@ TRAILERS_FLAG = 0x80
 
 @dataclass(frozen=True)
 class Reply:
-    """The messages of an answer, and its status, from the headers or the last frame."""
+    """The messages of an answer, and its status, which is in the headers or in the last frame."""
 
     answer: httpx.Response
     messages: list[bytes]
@@ -36,7 +36,7 @@ class Reply:
         return int(self.trailers["grpc-status"])
 
     def details(self) -> tuple[status_pb2.Status, error_details_pb2.ErrorInfo]:
-        """The rich status and its ErrorInfo. Checks that it agrees with the plain status."""
+        """The rich status and its ErrorInfo. Checks the rich status against the plain one."""
         encoded = self.trailers["grpc-status-details-bin"]
         status = status_pb2.Status.FromString(base64.b64decode(encoded + "=" * (-len(encoded) % 4)))
         assert (status.code, status.message) == (
@@ -72,7 +72,7 @@ def read(answer: httpx.Response) -> Reply:
         else:
             messages.append(content)
     if not trailers:
-        # A script reads only the headers that the answer exposes.
+        # A script can read only the headers that the answer exposes.
         trailers = {name: answer.headers[name] for name in exposed if name in answer.headers}
     for name in (*answer.headers, *trailers):
         assert not name.startswith(("x-evershell-", "x-envoy-")), name
@@ -101,7 +101,7 @@ def test_a_call_reaches_the_worker_as_grpc(rest: httpx.Client, stub: Stub) -> No
     assert reply.code == 0
     request, metadata = stub.seen[-1]
     assert request.reason == "ö"
-    # The worker must not answer with the envelope of REST.
+    # With this header, the worker would answer with the envelope of REST.
     assert "x-evershell-edge" not in metadata
     assert "x-evershell-status" not in metadata
     assert "x-evershell-content" not in metadata

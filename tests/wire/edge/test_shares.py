@@ -24,7 +24,7 @@ from tests.support.waiting import eventually, eventually_async
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 HEALTH = "/grpc.health.v1.Health/Check"
 METHOD = "/evershell.workspace.v1.WorkspaceService/CancelTask"
-# The limit in envoy.yaml for reflection and for health.
+# The limit in envoy.yaml on calls of reflection, and on calls of health.
 PLACES = 64
 EXCESS = 16
 OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
@@ -138,7 +138,7 @@ class Multiplexed:
         self.receive()
 
     def call(self) -> None:
-        """Begins a cancellation that waits. Raises h2.exceptions.TooManyStreamsError."""
+        """Begins a cancellation that waits. Raises TooManyStreamsError at the edge's limit."""
         stream = self.protocol.get_next_available_stream_id()
         path = CANCEL.replace("ws_1", "waits") if self._is_rest else METHOD
         request = workspace_service_pb2.CancelTaskRequest(workspace_id="waits")
@@ -183,7 +183,7 @@ def test_a_connection_has_as_many_calls_as_it_may_and_others_cancel(
         eventually(lambda: len(stub.seen) == limit)
         assert edge.stat("cluster.control_plane.upstream_rq_active") == limit
         assert httpx.post(edge.rest_url + CANCEL, trust_env=False).status_code == 202
-        # One connection for each class of calls with a time limit.
+        # At most one connection for each of the two classes of calls with a time limit.
         assert edge.stat("cluster.control_plane.upstream_cx_active") <= 2
         stub.release.set()
         ended = 0

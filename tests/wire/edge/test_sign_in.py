@@ -68,7 +68,7 @@ def get(
 
 
 def sign_in(edge: RunningEdge, **changes: str) -> httpx.Response:
-    """The answer to a browser that comes back from the provider, with changes of the state."""
+    """The answer to a browser that comes back from the provider, with `changes` to its `state`."""
     begun = get(edge, "/console/sign-in", cookies="")
     state = dict(parse_qsl(urlsplit(begun.headers["location"]).query))["state"]
     if changes:
@@ -115,7 +115,7 @@ def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
     renewed = get(provided, "/v1/workspaces/ws_1", cookies=refresh)
     assert renewed.status_code == 200
     assert renewed.cookies["evershell-session"]
-    # Cookies do not count for a page of another site.
+    # The edge ignores the cookies in a call from a page of another site.
     assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies
 
 
@@ -133,7 +133,7 @@ def test_cookies_do_not_count_if_one_of_several_headers_names_another_site(
 ) -> None:
     with httpx.Client(base_url=provided.rest_url, trust_env=False) as client:
         headers = [("cookie", OLD_COOKIES), *(("sec-fetch-site", site) for site in sites)]
-        # The call passes the filter, which would refuse the old session.
+        # Without the cookies, the call passes the filter. The filter would refuse the old session.
         assert client.get("/v1/workspaces/ws_1", headers=headers).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""Edge tests that do not fit into the tables of cases. HTTP/2 frame by frame, the access log, and
+"""Edge tests that do not fit into the tables of cases: HTTP/2 frame by frame, the access log, and
 an overloaded edge.
 """
 

@@ -53,7 +53,7 @@ def worker() -> Iterator[Worker]:
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     stub = Stub()
-    # A thread, because the main thread does not wait for signals while the stub stops.
+    # Uses a thread, because the main thread does not wait for signals while the stub stops.
     threading.Thread(target=_release_at_signal, args=(stub,), daemon=True).start()
     with serving(stub, grace_seconds=GRACE_SECONDS) as address:
         sys.stdout.write(f"{address}\n")

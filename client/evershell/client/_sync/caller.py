@@ -41,7 +41,7 @@ _log = logging.getLogger("evershell.client")
 class Pages(Generic[T]):
     """A list of the service. Iterate over it for all items, or over `pages()`.
 
-    Each page is fetched when it is needed, so the iteration raises CallError.
+    Each page is fetched when it is needed, so the iteration may raise CallError.
     """
 
     def __init__(self, fetch: Callable[[str], Page[T]], page_token: str) -> None:
@@ -112,12 +112,12 @@ class Caller:
 
         Args:
             credential: The credential of its calls.
-            timeout: The limit of each call with its retries, in seconds or as a timedelta. It
-                also replaces the `timeouts` of this client.
+            timeout: The limit of each call including its retries, in seconds or as a timedelta.
+                It also replaces the `timeouts` of this client.
             timeouts: Like `timeout`, for single methods, by name: `{"CancelTask": 2}`.
             max_retries: How often a call that may be repeated is repeated; 0 for never.
             traceparent: The W3C trace context of its calls. Without it, a call belongs to the
-                current span of OpenTelemetry, if the program uses that.
+                current span of OpenTelemetry, if the program uses OpenTelemetry.
             metadata: Headers for its calls, in addition to the headers of this client, for example
                 for a proxy. The service ignores names that it does not know.
             on_answer: Called with the Answer to each attempt of a call, even a failed attempt, but
@@ -175,7 +175,7 @@ class Caller:
         /,
         **fields: Any,
     ) -> Pages[T]:
-        """The pages of a list, from the page that the token names, by default from the first."""
+        """The pages of a list. They begin with the page that the token names, or with the first."""
         return Pages(
             lambda token: self._call(
                 make_call(rpc, decode, page_size=page_size or 0, page_token=token, **fields)

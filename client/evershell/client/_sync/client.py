@@ -11,10 +11,10 @@ class Client(TaskCalls):
         with Client("https://acme.evershell.ai", "sk_…") as client:
             client.cancel("ws_…", reason="it has gone wrong")
 
-    Reads, submissions, creations, and cancellations that name their task are repeated if the
-    service is unavailable or has refused the call because of a rate limit, after the pause that the
-    service asks for. A stop or a resumption is repeated only after such a refusal, because a
-    refused call has no effect. A cancellation without a task id is never repeated.
+    A call is repeated if the service is unavailable or has refused the call because of a rate
+    limit, after the pause that the service asks for. Never repeated are `stop_workspace`,
+    `resume_workspace`, `release`, and a cancellation without a task id, because a repeat could have
+    another effect.
 
     Args:
         url: Where the service listens for gRPC: `https://host:port`, or `http://host:port` for
@@ -22,7 +22,7 @@ class Client(TaskCalls):
             variable EVERSHELL_URL.
         credential: An API key, a session token, or a callable that returns one and is called before
             each call. Default: the variable EVERSHELL_API_KEY.
-        timeout: The limit of each call with its retries, in seconds or as a timedelta.
+        timeout: The limit of each call including its retries, in seconds or as a timedelta.
         timeouts: Like `timeout`, for single methods, by name: `{"CancelTask": 2}`.
         max_retries: How often a call that may be repeated is repeated; 0 for never.
         metadata: Headers that are added to each call. The service ignores names that it does not

@@ -40,9 +40,9 @@ class TaskCalls(PlainCalls):
             task_id: Cancels only this task. None cancels the task that runs; an empty id is
                 refused.
             reason: Human-readable; at most 500 characters. Recorded in the task and its events.
-            wait: Answers when the task has ended, but no later than this: 0 to 30 seconds. It is
-                added to the client's timeout. When this time is over, the result has the task as it
-                is then; `cancel_and_wait` has no such limit.
+            wait: Answers when the task has ended, but no later than this: 0 to 30 seconds. This
+                time is added to the client's timeout. If the task has not ended by then, the result
+                shows it as it is at that moment. `cancel_and_wait` can wait longer.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None does not interrupt the iteration.
             include_descendants: Also cancels the descendants that have not ended, even if the task
@@ -89,7 +89,7 @@ class TaskCalls(PlainCalls):
             include_descendants: Also cancels the descendants that have not ended. The call waits
                 only for the end of the task itself.
             timeout: How long to wait for the end, in seconds or as a timedelta. None waits as long
-                as it takes: the service ends every accepted cancellation in bounded time.
+                as it takes: the service ends every cancelled task in bounded time.
 
         Returns:
             The outcome of the first call, with the task as it ended.
@@ -229,7 +229,8 @@ class TaskCalls(PlainCalls):
         Raises:
             CallError: As for `cancel_tasks`. Raised by the iteration.
         """
-        # Calls in a row that cancelled nothing, because slow transactions have locked the tasks.
+        # The number of calls in a row that cancelled nothing because other transactions had locked
+        # the tasks.
         failures = 0
         while True:
             result = self.cancel_tasks(

@@ -1,7 +1,8 @@
 """The clients of the SDKs of A2A walk through the service, over each binding that they have.
 
-Each receives a card, sends, streams, is cut off, subscribes again, cancels while the task runs,
-cancels again, and is refused after the end. A receiver gets the push notifications.
+Each client gets the card, sends a message, streams, is cut off, subscribes again, cancels the task
+while it runs, cancels it again, and is refused after its end. A receiver gets the push
+notifications.
 """
 
 import asyncio
@@ -30,7 +31,8 @@ BINDINGS = ["HTTP+JSON", "GRPC"]
 QUICK = "echo one"
 PUSH_TOKEN = "token-of-the-client"
 PUSHED = "TASK_STATE_CANCELED"
-# A worker checks every 5 s whether there are webhooks, and then starts a process.
+# The time limit for a push notification. A worker looks for webhooks only every 5 s, and then
+# starts the process that sends.
 LIMIT_SECONDS = 40.0
 # Each iteration is long enough for a second cancellation, and short enough for the test to wait for
 # its end.

@@ -1,4 +1,4 @@
-"""The committed bundle of the console is built from its current sources. They pass type checks."""
+"""The committed bundle of the console is built from its current sources, which pass type checks."""
 
 import importlib.util
 from collections.abc import Iterator

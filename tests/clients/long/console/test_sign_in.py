@@ -26,7 +26,7 @@ HOLD_TURN = """() => new Promise((begun) => {
   const hold = () => new Promise((end) => { window.endTurn = end; begun(); });
   navigator.locks.request("evershell-session", hold);
 })"""
-# How many calls of other tabs wait for their turn.
+# The number of calls of other tabs that wait for their turn.
 WAITING = """async () => {
   const own = (await navigator.locks.query()).held[0].clientId;
   const { pending } = await navigator.locks.query();
@@ -123,7 +123,7 @@ def sign_in(page: Page, stack: Stack, name: str) -> Page:
 
 
 def ask(page: Page, path: str, method: str = "GET", mode: str = "cors") -> tuple[int, Any]:
-    """Calls with the cookies that the browser has for the page."""
+    """Makes a call from the page, with the page's cookies."""
     status, body = page.evaluate(ASK, [path, method, mode])
     return status, body
 
@@ -169,7 +169,7 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 ) -> None:
     first = expiry(page)
     eventually(lambda: expiry(page) != first)
-    # The page looks for the session until the service answers.
+    # The page keeps asking for its session until the service answers.
     page.route("**/v1/caller", lambda route: route.abort())
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("No connection")
@@ -203,7 +203,7 @@ def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack,
 
 
 def test_a_new_tab_takes_its_turn(page: Page) -> None:
-    """Another tab renews the session while this one is opened."""
+    """A new tab waits while another tab has the turn, which a tab takes to renew the session."""
     opened = page.context.new_page()
     calls: list[str] = []
     opened.on("request", lambda request: calls.append(urlsplit(request.url).path))

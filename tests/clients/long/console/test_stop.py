@@ -24,8 +24,8 @@ def released(stack: Stack) -> Iterator[None]:
 def running(stack: Stack) -> Iterator[dict[str, Workspace]]:
     """Maps tasks, which run until their gates open, to their workspaces. No other task runs."""
     path = "/v1/tasks/cancel"
-    # Tasks that earlier tests have left running could end between the page's count and its
-    # cancellation.
+    # Ends the tasks that earlier tests have left running. They could end by themselves between the
+    # page's count and its cancellation.
     stack.rest().post(path, {"all": True, "force_after": "0s"})
     eventually(lambda: stack.rest().post(path, {"all": True, "dry_run": True})["matched"] == 0, 30)
     made = [Workspace(stack) for _ in range(TASKS)]

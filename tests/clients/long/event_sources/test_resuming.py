@@ -90,8 +90,8 @@ def sample_client(language: str) -> Client:
     return run
 
 
-# Starts of programs that run a sample. They print what `_seen` reads, and end when the workspace
-# stops.
+# The beginnings of programs that run a sample. The programs print what `_seen` reads, and end when
+# the workspace stops.
 JAVASCRIPT_PRELUDE = """
 const [url, token, workspaceId] = process.argv.slice(2);
 const seq = 0;
@@ -146,7 +146,7 @@ LIBRARIES: dict[str, Client] = {
     "sample-js": sample_client("JavaScript"),
     "sample-python": sample_client("Python"),
 }
-# These libraries need packages of npm.
+# These libraries need npm packages.
 IN_NODE = ("eventsource", "fetch-event-source")
 
 
@@ -172,7 +172,7 @@ class Readings:
 
 @pytest.fixture(scope="module")
 def readings(stack: Stack) -> Iterator[Readings]:
-    """Makes events while all libraries whose packages are there read them."""
+    """Makes events while all libraries whose packages are installed read them."""
     libraries = dict(LIBRARIES)
     try:
         node_modules()

@@ -132,5 +132,5 @@ def test_the_sample_for_go_cancels_a_task(
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
     failed = run("ws_unknown")
-    # The library reads the details.
+    # The library decodes the details of the error.
     assert failed.startswith("NotFound ") and "WORKSPACE_NOT_FOUND" in failed

@@ -16,7 +16,7 @@ USER = {"id": "U0000000001", "username": "ada"}
 
 
 class FakeSlack(ThreadingHTTPServer):
-    """Keeps what the bot has said. The first posts to a channel fail."""
+    """Records what the bot says. The first `failures` posts to a channel fail."""
 
     daemon_threads = True
 

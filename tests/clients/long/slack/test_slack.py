@@ -1,4 +1,4 @@
-"""The bot of examples/slack, as it is, between the service and a fake of Slack."""
+"""The unchanged bot of examples/slack, between the service and a fake of Slack."""
 
 import json
 import subprocess
@@ -84,7 +84,7 @@ def test_the_bot_shows_and_cancels_a_task_and_posts_its_end(
         assert slack.press(bot, wrong).status_code == 200
         eventually(lambda: len(slack.responses) > 2, LIMIT_SECONDS)
         assert slack.responses[2]["text"].startswith("workspace_not_found: ")
-        # The listener fails at once after it has acknowledged the request.
+        # The bot acknowledges this request, and then fails to handle it.
         assert slack.press(bot, button | {"value": "broken"}).status_code == 200
         forged = {"workspace_id": workspace.id, "task_id": task_id, "task_completed": {}}
         answer = httpx.post(f"{bot}/evershell", json=forged, trust_env=False)

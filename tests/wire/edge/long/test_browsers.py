@@ -34,7 +34,7 @@ async ([url, method, headers, body]) => {
 
 @pytest.fixture
 def page(browser: Browser, edge: RunningEdge) -> Iterator[Page]:
-    """A page of another origin than the edge's address, without a policy."""
+    """A page whose origin is not the edge's address. It has no content security policy."""
     page = browser.new_page()
     page.goto(f"{edge.rest_url.replace('127.0.0.1', 'localhost')}/healthz")
     yield page

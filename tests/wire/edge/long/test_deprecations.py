@@ -49,7 +49,7 @@ print(json.dumps({"routes": routes, "openapi": document(protos)}))
 
 
 def descriptors(*, deprecated: bool = True) -> bytes:
-    """The descriptor set with the deprecations. Without `deprecated`, only their days."""
+    """The descriptor set with the deprecations; without `deprecated`, only with their dates."""
     files = descriptor_pb2.FileDescriptorSet.FromString(edge_file("workspace.binpb").read_bytes())
     for file in files.file:
         for method in (method for service in file.service for method in service.method):

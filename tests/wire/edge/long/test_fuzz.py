@@ -22,7 +22,7 @@ from tests.support.edge.stub import Stub
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-# How long to wait for an answer. The edge does not answer a request that it takes for incomplete.
+# How long to wait for an answer. The edge does not answer a request that seems incomplete to it.
 QUIET_SECONDS = 0.5
 # How long to wait for the rest of an answer that has begun.
 REST_SECONDS = 30.0
@@ -37,7 +37,7 @@ PREFACE = b"PRI *"
 
 
 def as_bytes(sent: Request | bytes) -> bytes:
-    """A request of the tables, which asks to close the connection, so that the answer ends."""
+    """The bytes of a request of the tables, which asks for the end of the connection."""
     if isinstance(sent, bytes):
         return sent
     body = sent.body or b""
@@ -130,7 +130,7 @@ def received_for(edge: RunningEdge, sent: bytes) -> bytes:
 
 
 def is_complete(received: bytes, *, to_head: bool) -> bool:
-    """Whether an answer ends here, as far as its headers tell."""
+    """Whether this is a complete answer, according to its headers."""
     try:
         answer = parse(received, to_head=to_head)
     except (AssertionError, ValueError):

@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 
 Health = health_pb2.HealthCheckResponse
 CALLS = 6
-# A health check that is not answered fails after 5 s.
+# The time limit for a change of health. A health check that is not answered fails after 5 s.
 LIMIT_SECONDS = 60.0
 
 
@@ -43,7 +43,7 @@ class Pair:
         eventually(lambda: line in self.edge.admin("/clusters"), LIMIT_SECONDS)
 
     def called(self) -> set[int]:
-        """The workers that answer a number of calls, which all succeed."""
+        """Makes several calls, which all succeed. Returns which workers answered them."""
         before = [len(stub.seen) for stub in self.stubs]
         for _ in range(CALLS):
             url = f"{self.edge.rest_url}/v1/workspaces/ws_1"

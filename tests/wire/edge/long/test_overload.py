@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 # The limit of envoy.yaml for large bodies in flight.
 LARGE_BODIES = 256
-# The used share of the heap. From RESET_PERCENT on, Envoy gives up answers that nobody reads.
+# How much of the heap is used. From RESET_PERCENT on, Envoy gives up answers that nobody reads.
 MEMORY_PERCENT = "overload.envoy.resource_monitors.fixed_heap.pressure"
 RESET_PERCENT = 85
 # Counters of streams, and of connections without a stream, that Envoy gives up.
@@ -86,8 +86,8 @@ def test_answers_that_nobody_reads_are_given_up_when_memory_runs_out(
         )
         for _ in range(8):
             opened.enter_context(connected(edge, request))
-        # On a busy machine, it takes long to make and to read 160 MB. The memory may be full for
-        # less time than the test needs to ask how full it is.
+        # On a busy machine, it takes long to make and to read 160 MB. Reads counters, because the
+        # memory may be full only between two looks at it.
         eventually(lambda: any(edge.stat(name) for name in GIVEN_UP), 60)
         eventually(lambda: can_cancel(edge) and edge.stat(MEMORY_PERCENT) < RESET_PERCENT, 30)
 

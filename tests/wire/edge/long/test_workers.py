@@ -17,7 +17,7 @@ from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.waiting import eventually
 from tests.wire.edge.worker import Worker, worker
 
-# Answered when the worker is released.
+# The worker answers this call when it is released.
 WAITS = "/v1/workspaces/waits/task/cancel"
 LIMIT_SECONDS = 60.0
 

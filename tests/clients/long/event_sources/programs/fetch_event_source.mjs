@@ -1,7 +1,7 @@
 // Prints the id and the type of each event, as JSON lines, until the workspace has stopped.
 import { createRequire } from "node:module";
 
-// The library is for browsers.
+// What the library needs from a browser.
 globalThis.window = globalThis;
 globalThis.document = { removeEventListener() {} };
 const { fetchEventSource } = createRequire(import.meta.url)("@microsoft/fetch-event-source");

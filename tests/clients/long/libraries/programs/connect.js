@@ -1,4 +1,4 @@
-// Calls the REST listener by gRPC-Web with Connect's client for browsers, as it is.
+// Calls the REST listener by gRPC-Web with Connect's unchanged client for browsers.
 //
 // Reads the descriptor set, the URL, the token and a workspace from its arguments. Prints JSON.
 import { readFileSync } from "node:fs";

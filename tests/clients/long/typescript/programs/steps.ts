@@ -94,7 +94,7 @@ export const steps = {
     const seen: [number, string][] = [];
     for await (const { seq, type } of new Client(url, token).watch(workspaceId, { taskId })) {
       seen.push([Number(seq), EventType_Type[type]]);
-      // Tells the proxy of the test that the event has arrived. It may cut this connection too.
+      // Tells the proxy of the test that the event has arrived. The proxy may cut this call too.
       const headers = { "last-event-id": String(seq) };
       while (!(await fetch(url, { headers }).catch(() => undefined)));
     }
