@@ -309,7 +309,7 @@ def test_all_alerts_end(stage: Stage) -> None:
 
 
 def _await_idle(workspace: Workspace) -> None:
-    """Waits for up to a lease: an agent that did not answer may get its task at its next renewal."""
+    """Waits at most a lease: an agent that did not answer may get its task at its next renewal."""
     eventually(lambda: workspace.get()["status"] == "idle", _LEASE_SECONDS)
 
 
