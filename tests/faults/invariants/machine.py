@@ -202,8 +202,7 @@ class CancellationMachine(Steps):
     @precondition(lambda self: self.limit_ahead is not None)
     @rule(what=st.sampled_from(["crash", "crash out of reach", "no controller", "no controller"]))
     def limit_is_reached_unseen(self, what: str) -> None:
-        """The task reaches its limit of duration as its agent dies, or while no controller leads.
-        """
+        """The task reaches its limit of duration as its agent dies, or while no controller runs."""
         self._troubles += 1
         if what == "no controller":
             self.world.run(self._reach_limit_without_controller())

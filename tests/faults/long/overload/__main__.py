@@ -3,10 +3,10 @@
     python -m tests.faults.long.overload [--agents N] [--seconds N] [--checkout DIRECTORY]
 
 Raises the rate of cancellations until one call in a hundred takes a second or fails. The rate
-before that is the highest rate. Then runs three times the highest rate, and the highest rate again.
-Prints the figures of each phase. Exits 1 unless the goodput under overload was at least 80 % of the
-goodput at the highest rate, no program was replaced, no workspace has failed, and the service had
-recovered 10 s after the overload.
+before that one is the highest rate. Then the load runs at three times the highest rate, and at the
+highest rate again. Prints the figures of each phase. Exits 1 unless the goodput under overload was
+at least 80 % of the goodput at the highest rate, no program was replaced, no workspace has failed,
+and the service had recovered 10 s after the overload.
 """
 
 import os
@@ -38,7 +38,7 @@ def main(
     checkout: Path,
     workers: int,
 ) -> None:
-    """Starts a stack, puts the load on it and prints the results."""
+    """Measures whether a new stack keeps its goodput under overload."""
 
     def show(name: str, phase: Phase) -> None:
         click.echo(f"{name:9} {phase}  load of the machine {os.getloadavg()[0]:.0f}")

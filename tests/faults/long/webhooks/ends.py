@@ -1,4 +1,4 @@
-"""Ends many tasks, and says which events their receivers must get."""
+"""Ends many tasks, and says which events the receivers of webhooks must get."""
 
 import json
 import time
@@ -20,7 +20,7 @@ from tests.support.runtime_tokens import runtime_token
 from tests.support.stack import Stack
 from tests.support.wires import OVERLOADED_SECONDS
 
-# The types of the events of each end, which the agent commits in one transaction.
+# The types of the two events that end a task. The agent commits both in one transaction.
 TYPES = ["iteration_completed", "task_completed"]
 # The calls all begin at once, so the last commit waits for all others.
 _CALL_SECONDS = 300.0
@@ -61,7 +61,7 @@ def end(stack: Stack, count: int) -> set[EventKey]:
         calls = {each: commit(*each) for each in left}
         left = []
         for each, call in calls.items():
-            # A busy worker has refused the call, which an agent would repeat too. gRPC's own
+            # A busy worker has refused the call. An agent would repeat such a call too. gRPC's own
             # retries are off: with them, on a busy machine, calls that a worker had served ended
             # with CANCELLED.
             if call.code() is grpc.StatusCode.UNAVAILABLE:
