@@ -155,7 +155,7 @@ def _measure(
             waiting = [block for block in waiting if number < _rounds(block, options)]
         for block in waiting:
             if number == 0:
-                skipped[block.name] = "the time was over"
+                skipped[block.name] = "there was no time left"
     return results
 
 

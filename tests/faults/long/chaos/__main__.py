@@ -60,8 +60,8 @@ PLACES = {
 )
 @click.option("--workspaces", default=20, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the state even if every promise was kept.")
-@click.option("--load", default=0, help="Processes that take the processors during the whole run.")
-@click.option("--place", type=click.Choice(list(PLACES)), help="Play only in this place.")
+@click.option("--load", default=0, help="How many processes use up the processors throughout.")
+@click.option("--place", type=click.Choice(list(PLACES)), help="Run only in this place.")
 def main(
     seconds: float, seed: int | None, workspaces: int, *, keep: bool, load: int, place: str | None
 ) -> None:

@@ -36,9 +36,11 @@ _PAIRS_AT_ONCE = 20
 @click.command()
 @click.option("--row", "rows", multiple=True, type=click.Choice(list(FILLERS)))
 @click.option("--keys", multiple=True, type=int, default=(1, 50), show_default=True)
-@click.option("--phases", default=10, show_default=True, help="Phases without and with the filler.")
+@click.option(
+    "--phases", default=10, show_default=True, help="Phases with the filler, and as many without."
+)
 @click.option("--pairs", default=100, show_default=True, help="Calls of each method in a phase.")
-@click.option("--mixed", default=0.0, help="How many seconds to run several fillers at once.")
+@click.option("--mixed", default=0.0, help="Run several fillers at once, for these seconds.")
 def main(
     rows: tuple[str, ...], keys: tuple[int, ...], phases: int, pairs: int, mixed: float
 ) -> None:

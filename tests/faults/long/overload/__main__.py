@@ -22,12 +22,12 @@ from tests.support.stack import ROOT
 
 
 @click.command()
-@click.option("--agents", default=400, show_default=True, help="Busy agents.")
-@click.option("--seconds", default=600.0, show_default=True, help="The overload.")
-@click.option("--step", default=30.0, show_default=True, help="Each rate before it.")
+@click.option("--agents", default=400, show_default=True, help="The number of busy agents.")
+@click.option("--seconds", default=600.0, show_default=True, help="The duration of the overload.")
+@click.option("--step", default=30.0, show_default=True, help="The duration of each other rate.")
 @click.option("--first-rate", default=8.0, show_default=True, help="The first rate.")
-@click.option("--rate", default=0.0, help="The highest rate; 0: find it.")
-@click.option("--checkout", type=Path, default=ROOT, help="Another checkout, to compare.")
+@click.option("--rate", default=0.0, help="The highest rate; 0 to search for it.")
+@click.option("--checkout", type=Path, default=ROOT, help="The checkout whose stack is measured.")
 @click.option("--workers", default=2, show_default=True)
 def main(
     agents: int,
