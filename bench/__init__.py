@@ -20,7 +20,7 @@ How to read the table:
 - The floor is a bare gRPC server that updates one row of a table and makes an empty call to an
   agent. The durable floor records a cancellation in one statement instead of the update. Both are
   in servers/floor.py and do not change with the service.
-- `holds` compares the median with the target.
+- `holds` says whether the median is within the target.
 - `before ÷ after` has a verdict only if there are at least 5 pairs, all on the same side of 1.
 
 The benchmark runs the full path of a CancelTask: the real worker, Envoy where the row says so, an

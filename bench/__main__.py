@@ -134,7 +134,7 @@ def _measure(
     skipped: dict[str, str],
     console: Console,
 ) -> Results:
-    """Runs one round of each block in turn, until all rounds have run or the time is over."""
+    """Runs one round of each block in turn, until all rounds have run or the time is up."""
     results: Results = {side.name: {} for side in setting.sides}
     for needs_controller in (True, False):
         waiting = [block for block in blocks if block.needs_controller is needs_controller]
@@ -155,7 +155,7 @@ def _measure(
             waiting = [block for block in waiting if number < _rounds(block, options)]
         for block in waiting:
             if number == 0:
-                skipped[block.name] = "the time was over"
+                skipped[block.name] = "there was no time left"
     return results
 
 
@@ -166,7 +166,7 @@ def _rounds(block: Block, options: Options) -> int:
 def _run_round(setting: Setting, block: Block, results: Results, until: float) -> None:
     """Runs the windows of one round: shared windows once, all others once for each side.
 
-    Leaves out windows that have not begun when the time is over.
+    Leaves out windows that have not begun when the time is up.
     """
     measured: dict[str, dict[str, Figures]] = {side.name: {} for side in setting.sides}
     for window in block.windows:

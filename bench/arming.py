@@ -139,7 +139,7 @@ ITERATION = json.dumps(
 
 
 class WrongOutcomeError(Exception):
-    """What the callers were told differs from what the database has."""
+    """Raised if the callers were told something other than what the database has."""
 
 
 @dataclass(frozen=True, slots=True)

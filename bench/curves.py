@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bench import size
 from bench.idle_fleet import WORKSPACES
 
-# By the name of a row: its median, its smallest and its largest value.
+# Maps the name of a row to its median, its smallest and its largest value.
 Measured = Mapping[str, tuple[float, float, float]]
 
 _CALLERS = {"1": "1 caller", "4": "4 callers", "16": "16 callers", "64": "64 callers"}
@@ -22,7 +22,7 @@ class Curve:
     unit: str
     # The names of the rows whose sum is shown, by the value on the horizontal axis.
     points: Mapping[str, Sequence[str]]
-    # The sum is multiplied by this factor.
+    # The factor by which the sum is multiplied.
     factor: float = 1
 
     def median(self, measured: Measured, x: str) -> float | None:
@@ -104,7 +104,7 @@ PICTURES = (
                 label="for 1,000 cancellations a second",
                 unit="cores",
                 points={x: [*_WORKER[x], *_POSTGRES[x]] for x in _CALLERS},
-                # Converts µs of CPU for each call to cores at 1,000 calls a second.
+                # Converts µs of processor time per call to cores at 1,000 calls a second.
                 factor=1_000 / 1e6,
             ),
         ],

@@ -28,7 +28,10 @@ def describe(database: psycopg.Connection[Any]) -> dict[str, Any]:
 
 
 def commit(checkout: Path) -> str:
-    """The commit of a checkout, with `+` if files differ from it. Empty without git."""
+    """The commit of a checkout, followed by `+` if files differ from the commit.
+
+    Empty without git.
+    """
     command = ["git", "-C", str(checkout), "describe"]
     options = ["--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
     try:

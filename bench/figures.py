@@ -52,7 +52,7 @@ class Row:
     unit: str
     value: Callable[[Round], float]
     target: Target | None = None
-    # Used only if the row has no target.
+    # Whether a smaller value is better. Used only if the row has no target.
     less_is_better: bool = True
 
     @property
@@ -126,7 +126,7 @@ def summarise(rows: Sequence[Row], rounds: Sequence[Round]) -> list[Summary]:
 
 
 def paired_ratios(before: Summary, after: Summary) -> list[float]:
-    """before ÷ after for each round in which both have a value."""
+    """The ratio before ÷ after of each round in which both sides have a value."""
     return [old / new for old, new in zip(before.values, after.values, strict=False) if new]
 
 

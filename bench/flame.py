@@ -143,7 +143,7 @@ def _recorder(pid: int, format_: str, output: Path) -> Iterator[None]:
 
 
 def parts(lines: Iterable[str]) -> dict[str, Counter[str]]:
-    """The number of samples of each part by innermost frame. Leaves out waiting threads."""
+    """For each part, the number of samples by innermost frame. Leaves out waiting threads."""
     found: dict[str, Counter[str]] = {}
     for line in lines:
         stack, _, count = line.rpartition(" ")

@@ -85,7 +85,7 @@ class Connection:
     def set_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         """Sets the metadata of all further calls."""
         self._metadata = metadata
-        # The headers of each call after the first one with this metadata.
+        # The header block of each call with this metadata, except for the first one.
         self._block: bytes | None = None
 
     def call(self, body: bytes, trailers: Sequence[tuple[str, str | bytes]] = ()) -> int:
@@ -203,7 +203,7 @@ class Connection:
 
 
 def _literal_status(block: bytes) -> int | None:
-    """The status; None if the block does not have its field as plain text."""
+    """The status in a block of trailers; None if the block does not have it as plain text."""
     _, found, rest = block.partition(b"\x0bgrpc-status")
     if not found or not 1 <= rest[0] <= 2:
         return None

@@ -1,18 +1,18 @@
-"""What an idle agent costs the control plane, from 100 to 100,000 idle workspaces.
+"""The cost of an idle workspace for the control plane, with 100 to 100,000 idle workspaces.
 
     python -m bench.idle_fleet [--checkout DIRECTORY] [--rounds N] [WORKSPACES …]
 
 Runs a PostgreSQL, a worker and a fleet controller, and inserts the workspaces. Simulated agents,
-each with its own connection and token, send Heartbeat calls to the worker. The script
-measures the processor time of worker, controller and PostgreSQL in windows without heartbeats and
-in windows with them:
+each with its own connection and token, send Heartbeat calls to the worker. The script measures the
+processor time of worker, controller and PostgreSQL in a window without heartbeats and in a window
+with heartbeats:
 
-    cost of an agent = time without heartbeats / agents + time of a heartbeat / its interval
+    cost of a workspace = processor time per second without heartbeats / workspaces
+                        + processor time of one heartbeat / heartbeat interval
 
-At most _MAX_AGENTS agents send heartbeats, because one machine cannot simulate more agents at the
-rate of real ones. With more workspaces, the time of a heartbeat is measured with these agents
-only. The field `rate` contains the heartbeats per second. All other workspaces have leases that
-outlast the measurement.
+At most _MAX_AGENTS simulated agents send heartbeats, because one machine cannot simulate more
+agents at the rate of real ones. All other workspaces get leases that outlast the measurement. The
+field `rate` contains the heartbeats per second.
 
 Prints a JSON object for each row: name, unit, runs, median, min, max, target, holds, and others.
 """
@@ -41,7 +41,7 @@ from tests.support.stack import ROOT
 from tests.support.waiting import eventually
 
 WORKSPACES = (100, 1_000, 10_000, 100_000)
-# A thousandth of a core.
+# In thousandths of a core.
 TARGET = at_most(0.2)
 _MAX_AGENTS = 2_000
 _START_SECONDS = 20.0
@@ -49,7 +49,7 @@ _START_SECONDS = 20.0
 _SETTLE_SECONDS = 6.0
 _QUIET_SECONDS = 10.0
 _WARM_SECONDS = INTERVAL_SECONDS + 1
-# Longer than the pause between two reads of the leases by the controller.
+# Longer than the controller's pause between two reads of the leases.
 _BEATING_SECONDS = 20.0
 _RUN_ID = "run_bench"
 _CONTROLLER = Path(__file__).parent / "servers" / "controller.py"
@@ -154,15 +154,15 @@ def used(plane: ControlPlane, before: Used) -> Used:
 
 
 def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, float]:
-    """Runs one round. Returns the cost of an idle agent by program, and the heartbeats per second.
+    """Runs one round. Returns the cost of a workspace by program, and the heartbeats per second.
 
-    The cost is in thousandths of a core. Fails unless every heartbeat was answered and every agent
-    still has its lease.
+    The cost is in thousandths of a core. Fails unless every heartbeat was answered and every
+    workspace still has its lease.
     """
     with psycopg.connect(plane.url, autocommit=True) as connection:
         connection.execute("UPDATE workspaces SET lease_expires_at = now() + interval '1 hour'")
         connection.execute("VACUUM workspaces")
-    # By then, the controller has read the workspaces that are new.
+    # Time for the controller to read the new workspaces.
     time.sleep(2 + workspaces / 20_000)
     before, began = plane.cpu_seconds(), time.monotonic()
     time.sleep(_QUIET_SECONDS)

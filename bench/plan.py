@@ -46,8 +46,8 @@ class Window:
 
     name: str
     measure: Measure
-    # Whether all sides use the same result, for example of the floor. Such a window runs only once
-    # in each round.
+    # Whether one result counts for all sides, as for the floor. Such a window runs only once in
+    # each round.
     is_shared: bool = False
 
 
@@ -58,7 +58,7 @@ def never_skipped(setting: Setting) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Windows that are compared with each other. Each round runs them one after the other."""
+    """Windows that are compared with each other. A round runs them one after the other."""
 
     name: str
     windows: Sequence[Window]

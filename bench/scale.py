@@ -29,7 +29,7 @@ _END = "<!-- The end of what `make scale` writes. -->"
 
 
 class UnusableDocumentError(Exception):
-    """A document has no place for the tables."""
+    """Raised if a document has no place for the tables."""
 
 
 def read(bench: Path, *others: Path) -> tuple[Measured, Mapping[str, Any]]:

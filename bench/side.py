@@ -15,7 +15,7 @@ from bench.http2 import Connection
 from tests.support.stack import ROOT, Stack
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService"
-# The key of the lock in server/evershell/store/leadership.py. The controller that holds it leads.
+# The key of the lock in server/evershell/store/leadership.py. Its holder leads.
 _LEADER_LOCK = 0x6576_6C64
 
 

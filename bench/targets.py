@@ -29,5 +29,5 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def listed_as_missed() -> set[str]:
-    """The names of the rows whose missed target the page explains."""
+    """The names of the rows for which the page explains why the target is missed."""
     return set(_MISSED.findall(DOCUMENT.read_text()))

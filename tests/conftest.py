@@ -41,9 +41,9 @@ _numbers = itertools.count(1)
 def plain_log() -> None:
     """Sets a plain format: structlog's default shows all variables of a traceback, which is slow.
 
-    A program that a test has run in this process leaves its settings behind. These include a cache:
-    with it, modules that log later would keep their loggers, and `capture_logs` would miss their
-    lines.
+    A program that an earlier test has run in this process leaves its settings of structlog behind.
+    These include a cache, because of which modules would keep their loggers, and `capture_logs`
+    would miss their lines.
     """
     structlog.configure(
         processors=[structlog.processors.JSONRenderer(default=str)],

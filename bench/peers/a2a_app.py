@@ -1,11 +1,11 @@
 """CancelTask with the server of a2a-sdk and its database store: one peer's server.
 
-This peer promises less than this service. The SDK's request handler signals the agent first
-and stores the status afterwards: it calls the executor's `cancel`, and then saves the status that
+This peer promises less than this service. The SDK's request handler signals the agent first and
+stores the status afterwards: it calls the executor's `cancel`, and then saves the status that
 `cancel` has published. If the server ends in between, the agent has ended a task whose status in
 the database is still `working`. If the agent cannot be reached, the task is stored as failed. There
-is no log of events, and no lock orders two cancellations at the same time. As in this service, the
-answer is sent after the commit.
+is no log of events, and no lock orders two concurrent cancellations. As in this service, the answer
+is sent after the commit.
 
 It follows the SDK's documentation: the SDK's JSON-RPC routes in a Starlette
 application, with Starlette's middleware for authentication, and an executor for the agent.

@@ -34,7 +34,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _around_a_burst(seconds: float) -> Measure:
-    """Uses a separate worker: after a burst, the pool of a worker keeps the connections."""
+    """Uses a separate worker, because the pool of a worker keeps its connections after a burst."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with side.second_worker(setting.folder / "burst-worker.log") as (address, pid):
@@ -52,7 +52,7 @@ def _around_a_burst(seconds: float) -> Measure:
 
 
 def _create(side: Side, address: str) -> None:
-    """Creates the workspaces at the same time. No controller starts their agents."""
+    """Creates the workspaces at the same time. No agents start, because no controller leads."""
     request = workspace_service_pb2.CreateWorkspaceRequest(name="bench")
     connection = side.connect("CreateWorkspace", address=address)
     try:

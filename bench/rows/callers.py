@@ -70,7 +70,7 @@ def one_caller(seconds: float) -> Block:
 
 
 def four(seconds: float) -> Block:
-    """Four callers. A worker has two statements in flight, so only few calls wait."""
+    """Four callers. A worker has at most two statements in flight, so only a few calls wait."""
     return Block(
         name="4 callers",
         windows=[Window("cancel", windows.cancel(4, seconds))],
@@ -81,7 +81,7 @@ def four(seconds: float) -> Block:
 
 
 def tree(seconds: float) -> Block:
-    """What the lookup of descendants costs a call for a task without descendants."""
+    """What the lookup of descendants costs a call whose task has no descendants."""
     return Block(
         name="trees",
         windows=[

@@ -93,7 +93,10 @@ def _cancel(turns: int) -> Measure:
 
 
 def _workspace_ids(setting: Setting, side: Side) -> Iterator[str]:
-    """Yields workspaces with running tasks, endlessly. The worker has a stream to each agent."""
+    """Yields the ids of workspaces with running tasks, endlessly.
+
+    The worker has a stream to each agent.
+    """
     tasks = side.next_tasks(setting.agent_addresses)
     with closing(side.connect("CancelTask")) as connection:
         windows.cancel_each(side, tasks, [connection], 1)
@@ -110,7 +113,7 @@ class _BareEdge:
         self._address = ""
 
     def empty(self, turns: int) -> Measure:
-        """The floor's empty call, with and without the bare Envoy."""
+        """The floor's empty call, through the bare Envoy and without it."""
 
         def measure(setting: Setting, side: Side) -> Figures:
             if not self._address:

@@ -1,4 +1,4 @@
-"""WatchEvents: the replay of a long log, compared with a bare stream of messages as large."""
+"""WatchEvents: the replay of a long log, compared with a bare stream of equally large messages."""
 
 import time
 

@@ -93,7 +93,7 @@ def _with_webhook(measured: Measure) -> Measure:
 
 
 def _delivered(*others: str) -> Measure:
-    """The time from an event to its delivery, next to other receivers with these behaviours."""
+    """The time from an event to its delivery, while other receivers have these behaviours."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(_PACED_CALLS, setting.agent_address)
@@ -111,7 +111,7 @@ def _delivered(*others: str) -> Measure:
 
 
 def _warm_up(setting: Setting, side: Side, log: Path) -> None:
-    """Delivers one event, because the first webhook starts the process that delivers."""
+    """Delivers one event first: the first webhook starts the process that delivers."""
     (workspace_id,) = side.arm(1, setting.agent_address).workspace_ids
     _call_at_a_pace(side, [windows.cancel_body(workspace_id)])
     _await(log, 1)

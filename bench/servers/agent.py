@@ -20,7 +20,7 @@ from evershell.agent.v1.agent_service_pb2_grpc import (
 )
 
 METHOD = "/bench.Agent/Empty"
-# Fewer than the streams that a worker keeps open at most.
+# Below the maximum number of streams that a worker keeps open.
 AGENTS = 400
 
 

@@ -1,4 +1,4 @@
-"""A fleet controller for the bench. To this controller, all pods are alive and never end.
+"""A fleet controller for the bench. It believes that all pods are alive and never end.
 
 In everything else, it is the program `fleet`, with the same environment variables. The bench starts
 it by its path, so that it can run the code of another checkout.

@@ -1,4 +1,4 @@
-"""What the bench counts in the database, against the floor's own way to record a cancellation."""
+"""The bench counts the cancellations in the database correctly; the durable floor records them."""
 
 import re
 from collections.abc import Iterator

@@ -38,14 +38,14 @@ def test_a_ratio_is_taken_within_each_round_so_drift_cancels_out() -> None:
     rounds = [
         {"cancel": {"p50": 2.0}, "floor": {"p50": 1.0}},
         {"cancel": {"p50": 40.0}, "floor": {"p50": 20.0}},
-        # The run's time was over before this round was complete.
+        # The run ended before this round was complete.
         {"cancel": {"p50": 1.0}},
         {"cancel": {"p50": 9.0}, "floor": {"p50": 3.0}},
     ]
     value = ratio("p50", "cancel", "floor")
     (summary,) = summarise([Row(name="row", unit="×", value=value, target=at_most(2))], rounds)
     assert summary.values == [2, 2, 3]
-    # Not the ratio of the medians, which is 3.
+    # The median of the ratios is 2. The ratio of the medians would be 3.
     assert summary.as_json() == {
         "name": "row",
         "unit": "×",

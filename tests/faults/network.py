@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.waiting import eventually
 
-# The name of the host that this process is.
+# The name of this process as a host.
 TEST = "test"
 # This range is reserved for benchmarks of networks (RFC 2544), so no real host uses it.
 _PREFIX = "198.18"
@@ -91,7 +91,7 @@ class Network:
 
     @contextmanager
     def parted(self, *ways: tuple[str, str]) -> Iterator[None]:
-        """Cuts the given ways inside the block, and ends these cuts afterwards."""
+        """Cuts these pairs of sender and receiver inside the block, and heals them afterwards."""
         self.cut(*ways)
         try:
             yield
@@ -125,7 +125,7 @@ def one_way(senders: Sequence[str], receivers: Sequence[str]) -> list[tuple[str,
 
 @contextmanager
 def network(names: Sequence[str]) -> Iterator[Network]:
-    """Makes a network of new hosts with these names, and of this process.
+    """Makes a network of new hosts with these names and of this process.
 
     Raises OSError, or RuntimeError with the output of ip(8), if the machine cannot have such a
     network.

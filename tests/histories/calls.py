@@ -1,4 +1,4 @@
-"""Helpers that write calls and histories by hand."""
+"""Helpers for writing calls and histories by hand."""
 
 import math
 from collections.abc import Iterable
@@ -65,7 +65,7 @@ def event(kind: str, status: str = "completed", **others: Any) -> dict[str, Any]
 
 
 def history(calls: Iterable[Call]) -> History:
-    """A history of these calls, in their order. Each call without a time takes about a second."""
+    """A history of these calls, in this order. A call without a time takes about a second."""
     now = 0.0
     timed = list(calls)
     for call in timed:

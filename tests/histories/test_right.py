@@ -252,7 +252,7 @@ def test_the_checker_judges_files_and_needs_nothing_else(tmp_path: Path) -> None
     path = tmp_path / "history.jsonl"
 
     def verdict() -> tuple[int, str]:
-        # Runs without the environment of the service.
+        # No service is running: the checker reads only the file.
         command = [sys.executable, "-m", "evershell.histories", str(path)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         return done.returncode, done.stdout

@@ -17,7 +17,7 @@ NAMES = ("cancel", "force", "agent", "controller", "database", "trees", "holds",
 _LIMIT_SECONDS = 120
 _COMPILE = ("gcc", "-O0", "-w", "-DNFAIR=3", "-o", "pan", "pan.c")
 _PROPERTY = re.compile(r"/\* ([^*]+?) \*/\nltl (\w+)\s+\{ (.+?) \}\n", re.DOTALL)
-# The comment that says what a transition stands for: `/* path: name, name */`.
+# The comment that names the functions for which a transition stands: `/* path: name, name */`.
 _REFERENCE = re.compile(r"/\* (\S+/\S+): ([\w, ]+?) \*/")
 
 

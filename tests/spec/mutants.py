@@ -14,9 +14,9 @@ class Mutant:
     model: str
     # The property that finds the mutant. No other property does.
     found_by: str
-    # What is wrong, as a clause for docs/model.md.
+    # The defect, as a clause for docs/model.md.
     defect: str
-    # A text of the model, and its replacement.
+    # A text in the model, and its replacement.
     text: str
     replacement: str
 

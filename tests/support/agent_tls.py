@@ -22,7 +22,7 @@ class Certificates:
         return self.of.agent(AgentIdentity(workspace_id, epoch))
 
     def strangers(self, workspace_id: str, epoch: int, trusted: str) -> dict[str, TlsIdentity]:
-        """Returns identities of others than this agent, by description. All trust `trusted`."""
+        """Returns identities that are not this agent's, by description. All trust `trusted`."""
         other = certificates()
         found = {
             "another workspace": self.agent(f"{workspace_id}x", epoch),
@@ -36,7 +36,7 @@ class Certificates:
 
 
 def certificates(key: str = "") -> Certificates:
-    """Returns the certificates of the stack with this signing key; if empty, of a new stack."""
+    """Returns the certificates of the stack with this signing key; without one, of a new stack."""
     made = AgentCertificates(key or new_key())
     return Certificates(made, made.control_plane())
 
@@ -47,7 +47,7 @@ def parsed(pem: str) -> x509.Certificate:
 
 
 def is_issued_by(certificate: str, authority: str) -> bool:
-    """Whether the first certificate in `authority` has signed the certificate."""
+    """Whether the first certificate in `authority` has signed `certificate`."""
     try:
         parsed(certificate).verify_directly_issued_by(parsed(authority))
     except (InvalidSignature, ValueError):

@@ -12,11 +12,11 @@ import yaml
 from tests.support.stack import ROOT
 
 _FOLDER = ROOT / "deploy" / "monitoring"
-# The rules for Prometheus.
+# The recording rules and the alerts.
 SPEC: dict[str, Any] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["spec"]
 _RULES: list[dict[str, Any]] = [rule for group in SPEC["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in _RULES if "alert" in rule}
-# The expressions of the series that the rules record, by name.
+# The expressions of the recording rules, by the name of the recorded series.
 RECORDED: dict[str, str] = {rule["record"]: rule["expr"] for rule in _RULES if "record" in rule}
 DASHBOARD: dict[str, Any] = json.loads((_FOLDER / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
@@ -40,7 +40,7 @@ def promtool(*arguments: str) -> str:
 
 
 def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
-    """Writes the rules to a file for Prometheus. Returns its path."""
+    """Writes the rules to a file for Prometheus. Returns the path of the file."""
     path = folder / "rules.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from tests.support.stack import ROOT
 
-# What is not copied. Compiled modules are copied: otherwise, each program would compile them at its
-# start. The last pattern matches a compiled module that is still being written.
+# What is not copied. Compiled modules are copied: otherwise, each program would compile its modules
+# when it starts. The last pattern matches a compiled module that is still being written.
 _LEFT_OUT = (".git", ".venv", ".state", ".hypothesis", "site", "dist", "node_modules", "*.pyc.*")
 
 
@@ -20,9 +20,9 @@ class Edit(NamedTuple):
 
 
 def copied_checkout(folder: Path, *edits: Edit) -> Path:
-    """Copies the checkout, with the edits. The copy uses this checkout's environment.
+    """Copies the checkout, and applies the edits to the copy.
 
-    Returns the folder.
+    The copy uses this checkout's environment. Returns the folder of the copy.
     """
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*_LEFT_OUT), symlinks=True)
     (folder / ".venv").symlink_to(ROOT / ".venv")

@@ -1,6 +1,6 @@
 """A cluster of the embedded PostgreSQL, which is made once and then copied for each stack.
 
-It takes a second to make a cluster. For most of this time, initdb waits for the disk.
+It takes a second to make a cluster, because initdb waits for the disk.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from tests.support.npm import cache_folder
 def copy_cluster(state_dir: Path) -> None:
     """Copies a cluster into the state folder of a stack, unless the folder has one.
 
-    The copy is the same as a cluster that `up` makes.
+    The copy does not differ from a cluster that `up` makes.
     """
     data_dir = postgres.places(_private(state_dir)).data_dir
     if not data_dir.exists():

@@ -10,7 +10,7 @@ from evershell.cli.main import main
 from tests.support import programs
 from tests.support.stack import Stack
 
-# Takes the command's arguments, its standard input as `typed`, and environment variables.
+# Runs a command. Takes its arguments, its standard input as `typed`, and environment variables.
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Python runs this when it starts. From then on, a module has the new values once it is imported.
+# Python runs this code when it starts. It gives a module the new values as soon as the module is
+# imported.
 _SITECUSTOMIZE = """
 import sys
 from importlib.machinery import PathFinder
@@ -31,7 +32,7 @@ SMALL_LOGS = {"evershell.stack.up": {"LOG_MAX_BYTES": 64 * 1024}}
 def with_constants(folder: Path, constants: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Returns an environment in which a stack's modules have these values of their constants.
 
-    Writes the values to a file in `folder`. Agents do not read it.
+    Writes the values to a file in `folder`, which agents do not read.
     """
     folder.mkdir(exist_ok=True)
     with (folder / "sitecustomize.py").open("a") as file:

@@ -29,7 +29,7 @@ from tests.support import typescript_client
 from tests.support.stack import ROOT, Stack
 
 RUN_SECONDS = 240
-# The programs that run the untitled blocks of each language. Node runs TypeScript as well.
+# The commands that run the untitled blocks, by language. Node runs TypeScript, too.
 INTERPRETERS = {"python": "python {}.py", "ts": "node {}.mts", "js": "node {}.mjs"}
 RUNNABLE = ("sh", *INTERPRETERS)
 OUTPUTS = ("json", "text")
@@ -39,12 +39,12 @@ _BLOCK = re.compile(
     r"```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
-# This character separates the outputs of two blocks.
+# Separates the outputs of two blocks.
 _MARK = "\x1e"
 # The variables that `demo.env` exports. A page must load that file itself.
 _DEMO = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID", "EVERSHELL_URL", "EVERSHELL_API_KEY")
-# A reader needs some seconds between two blocks. In this time, the agent begins an iteration of a
-# task that the first block has submitted. So `pause` waits for that iteration.
+# A reader takes some seconds between two blocks. In this time, the agent begins an iteration of the
+# task that the first block has submitted. So `pause` waits until that iteration has begun.
 _PAUSE = """
 pause() {
   tasks="$REST_URL/v1/workspaces/$WORKSPACE_ID/tasks?page_size=1"
@@ -111,9 +111,9 @@ def steps(document: str) -> list[Step]:
 def run(
     document: str, stack: Stack, folder: Path, **environment: str
 ) -> Iterator[tuple[Step, str]]:
-    """Runs the steps of a document in one shell, in a folder as `evershell up` makes it.
+    """Runs the steps of a document in one shell, in a folder like the one of `evershell up`.
 
-    Yields each step with what it printed, as a reader would see it on a terminal.
+    Yields each step with its output, as a reader would see it on a terminal.
     """
     (folder / ".state").symlink_to(stack.state_dir)
     for name in (".venv", "environment"):

@@ -8,7 +8,7 @@ class FakeAuditQueue:
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
-        # The ids of entries that the described call may already have stored itself.
+        # The ids of entries that may already be stored, by the calls that they describe.
         self.uncertain: set[str] = set()
         self.lost = 0
 

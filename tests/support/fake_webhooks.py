@@ -19,7 +19,7 @@ class FakeWebhookStore:
         self.audit: list[AuditEntry | None] = []
         self.first_calls: dict[str, FirstCall] = {}
         self.deliveries: list[WebhookDelivery] = []
-        # The number of failed deliveries.
+        # The number of failed deliveries that can be replayed.
         self.failed = 0
 
     async def create_webhook(

@@ -1,4 +1,4 @@
-"""The store in memory, with faults that a test switches on."""
+"""The store in memory, with faults that a test can turn on."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ class FaultyStore(MemoryStore):
         self.silences: list[float] = [0.0]
 
     def begin(self) -> None:
-        """Called when a method begins."""
+        """Every method calls this when it begins."""
         if self.unavailable:
             raise UnavailableError("the fake database is down")
         if self.error is not None:

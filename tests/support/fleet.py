@@ -35,7 +35,7 @@ class FakePods:
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
     # The running pods, by workspace id and epoch. The event is set when the pod exits.
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
-    # The ids of workspaces that certainly never had a pod.
+    # The ids of the workspaces that have certainly never had a pod.
     never_run: set[str] = field(default_factory=set)
     start_error: OSError | None = None
     # The result of `end`.
@@ -46,7 +46,7 @@ class FakePods:
     files_exist: bool = True
     explanation: str = ""
     syncs: int = 0
-    # Called during each `end`, before the pods exit.
+    # `end` calls this function before the pods exit.
     on_end: Callable[[], object] = lambda: None
 
     def add(self, workspace: Workspace) -> None:

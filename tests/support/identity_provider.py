@@ -12,7 +12,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 ISSUER = "https://idp.example"
 AUDIENCE = "evershell"
-# All tests share these keys, because generating an RSA key takes long.
+# All tests share these keys, because it takes long to generate an RSA key.
 RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
 EC = ECKey.generate_key("P-256", {"kid": "ec"})
 ED = OKPKey.generate_key("Ed25519", {"kid": "ed"})
@@ -42,7 +42,8 @@ def token(
 ) -> str:
     """Returns a signed token.
 
-    If `kid` is empty, the header's `kid` is the id of the key. If None, the header has no `kid`.
+    If `kid` is empty, the header's `kid` is the id of the key. If `kid` is None, the header has no
+    `kid`.
     """
     key = key or KEYS[algorithm]
     header: dict[str, Any] = {"alg": algorithm, "kid": key.kid if kid == "" else kid}

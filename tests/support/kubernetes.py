@@ -28,7 +28,7 @@ def require_cluster() -> None:
 
 @asynccontextmanager
 async def new_namespace() -> AsyncIterator[Api]:
-    """Makes a namespace in which pods can be created, and deletes it at the end."""
+    """Creates a namespace in which pods can be created. Deletes the namespace after the block."""
     require_cluster()
     async with connect("default", MANAGED_BY) as cluster:
         nodes = await cluster._call("GET", "api/v1/nodes", LIMIT_SECONDS)
@@ -71,11 +71,11 @@ class Node:
         # The names of pods whose container runs, and of pods that ended at SIGTERM.
         self.running: set[str] = set()
         self.asked_to_end: set[str] = set()
-        # By the name of a pod: when the node kills it.
+        # When the node kills each pod, by the name of the pod.
         self._kill_at: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Plays its part until this call is cancelled."""
+        """Plays the scheduler and the kubelet until this call is cancelled."""
         while True:
             with suppress(ApiError, UnreachableError):
                 pods, _ = await self._api.list("pods", LIMIT_SECONDS)
@@ -143,7 +143,7 @@ def _container(state: Object) -> Object:
         "imageID": "",
         "ready": "running" in state,
         "restartCount": 0,
-        # A merge patch replaces the whole list, so it also removes the old state.
+        # A merge patch replaces a list as a whole, so this also removes the old state.
         "state": state,
     }
     return {"containerStatuses": [status]}

@@ -32,7 +32,7 @@ _SHARED_FILES = (
     (Path("/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
     (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
-# How many seconds processes may take to exit after they get their signal.
+# The name and the default of the setting for how many seconds processes may take to exit.
 _OPTION, _SETTLE_SECONDS = "settle_seconds", "10"
 
 
@@ -52,7 +52,7 @@ class Leftovers:
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
 
     def found(self, pytest_folder: Path, settle_seconds: float) -> list[str]:
-        """Waits until nothing is left, for this time at most. Returns what is still left."""
+        """Waits until nothing is left, but not longer than this. Returns what is left then."""
         try:
             eventually(lambda: not list(self._leftovers(pytest_folder)), settle_seconds)
         except TimeoutError:
@@ -88,7 +88,7 @@ def _shared_files() -> Iterator[Path]:
 
 
 def _running_children() -> Iterator[str]:
-    """Yields the descendants of this process that have not ended. A zombie has ended."""
+    """Yields the id and name of each descendant that has not ended. A zombie counts as ended."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if is_alive(child):
@@ -152,7 +152,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Runs after pytest has removed its own folders, which it keeps if a test has failed."""
+    """Runs after pytest has removed its own folders. If a test has failed, pytest keeps them."""
     leftovers = session.config.stash[_key]
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     folder = factory.getbasetemp() if factory._basetemp is not None else leftovers.folder
@@ -160,7 +160,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     settle_seconds = float(session.config.getini(_OPTION))
     found += leftovers.found(folder, settle_seconds)
     if hasattr(session.config, "workeroutput"):
-        # The run itself will remove the worker's folder of pytest.
+        # The run itself will remove the folder that pytest has made for this worker.
         session.config.workeroutput["left_behind"] = found
         return
     if exitstatus == pytest.ExitCode.OK and folder != leftovers.folder:

@@ -1,4 +1,4 @@
-"""In CI, turns the skip of a test into a failure, because CI installs every tool."""
+"""In CI, makes skipped tests fail, because CI installs every tool."""
 
 import os
 from collections.abc import Generator
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
-# A skip whose reason begins with this text is allowed in CI, too: the case does not exist for some
+# A skip whose reason has this text is allowed even in CI: the case does not exist for some
 # parameters.
 NOT_APPLICABLE = "not applicable: "
 

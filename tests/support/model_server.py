@@ -106,7 +106,7 @@ def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _pieces(text: Any) -> list[Any]:
-    """Splits a text into pieces. Another value is a single piece; an empty value has no pieces."""
+    """Splits a text into pieces. A value of another type is one piece; an empty value has none."""
     if not text or not isinstance(text, str):
         return [text] if text else []
     size = max(len(text) // _PIECES, 1)
@@ -154,8 +154,8 @@ class ModelServer(ThreadingHTTPServer):
         self.respond: Callable[[dict[str, Any]], Answer] | None = None
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
-        # Set once a connection has ended. While a gate is closed, a connection ends only if its
-        # client leaves.
+        # Set once a connection has ended. While a gate is closed, this means that the client has
+        # left.
         self.left = threading.Event()
 
     @property

@@ -72,7 +72,7 @@ def cache_folder() -> Path:
 
 
 def program_folder(folder: Path, *programs: Path) -> Path:
-    """Copies programs into a folder in which they can import the packages."""
+    """Makes a folder with these programs, in which they can import the packages."""
     for program in programs:
         shutil.copy(program, folder)
     (folder / "package.json").write_text('{"type": "module"}')
@@ -109,7 +109,7 @@ def node(
         env={
             **os.environ,
             "PATH": f"{executable.parent}{os.pathsep}{os.environ['PATH']}",
-            # Tools must not report their use or look for newer versions.
+            # Keeps tools from reporting their use and from looking for newer versions.
             "REDOCLY_TELEMETRY": "off",
             "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
             # Otherwise, Node would leave the files of its compile cache in the temporary folder.

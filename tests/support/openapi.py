@@ -89,7 +89,7 @@ def operation(method: str, path: str) -> Operation | None:
 
 
 def resolved(value: dict[str, Any]) -> dict[str, Any]:
-    """Follows references. Returns the value that is not a reference."""
+    """Follows references until the value is not a reference. Returns this value."""
     while "$ref" in value:
         found: Any = document()
         for name in value["$ref"].removeprefix("#/").split("/"):
@@ -134,7 +134,7 @@ def _registry() -> Registry[Any]:
 
 
 def _walked(value: Any, change: Any) -> Any:
-    """Applies `change` to every mapping in the value, from the inside out."""
+    """Applies `change` to every mapping in the value, to inner mappings first."""
     if isinstance(value, dict):
         return change({name: _walked(each, change) for name, each in value.items()})
     if isinstance(value, list):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.stack import Gate, Stack, Workspace
 
-# The name of the credential that the owner of the other organization has.
+# The name of a demo credential, which belongs to the owner of the other organization.
 OTHER_ORG = "other_org"
 
 
@@ -22,7 +22,10 @@ def others(stack: Stack) -> Iterator[list[Workspace]]:
 
 
 def begin(workspaces: list[Workspace], **fields: Any) -> list[tuple[Gate, str]]:
-    """Begins a task in each workspace. Returns the tasks, each with its iteration's gate."""
+    """Begins a task in each workspace.
+
+    Returns the gate of each task's iteration with the task's id.
+    """
     begun = []
     for workspace in workspaces:
         gate = Gate(workspace)

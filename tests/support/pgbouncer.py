@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
 
-# The programs of a stack open more connections, so they must share these sessions.
+# Fewer than the connections that the programs of a stack open, so they must share sessions.
 SERVER_CONNECTIONS = 4
 _SETTINGS = """\
 [databases]
@@ -103,7 +103,7 @@ class PgBouncer:
             return cursor.fetchall() if cursor.description else []
 
     def stop(self) -> None:
-        """Ends PgBouncer immediately, with the connections of its clients."""
+        """Ends PgBouncer immediately, and with it the connections of its clients."""
         if self._process is not None:
             # SIGTERM would wait until all clients have left.
             self._process.send_signal(signal.SIGQUIT)

@@ -28,8 +28,8 @@ class TaskRecord:
     completed_at: float | None = None
     cancel_requested_at: float | None = None
     force_at: float | None = None
-    # How many model calls the usage counts. A model call that was reported for an iteration that
-    # still runs is not included.
+    # How many model calls the usage counts, without a call that was reported for the open
+    # iteration.
     model_calls: int = 0
     has_open_iteration: bool = False
     iteration_lost: bool = False
@@ -67,7 +67,7 @@ class History:
     promised: Sequence[tuple[str, str]] = ()
     # Whether the oldest events of a log may have been removed.
     removes_old: bool = False
-    # How much the clocks of the programs that wrote the times may differ.
+    # How far the clocks of the programs that wrote the times may differ.
     clocks_differ_seconds: float = 0.0
 
     def log(self, workspace_id: str) -> list[EventRecord]:
@@ -135,7 +135,8 @@ def read_history(
             last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
             promised=promised,
             removes_old=removes_old,
-            # The clock of a new worker may be wrong by half the round trip of its first reading.
+            # A new worker's clock may be wrong by half the round trip of its first reading of the
+            # database clock.
             clocks_differ_seconds=STEP_SECONDS,
         )
 
@@ -185,7 +186,10 @@ def ends_agree_with_their_task(history: History) -> Iterator[str]:
 
 
 def each_iteration_counts_once(history: History) -> Iterator[str]:
-    """A lost iteration may add one model call. A task that has ended has no open iteration."""
+    """Each iteration counts as one model call; a lost iteration may add one.
+
+    A task that has ended has no open iteration.
+    """
     for task in history.tasks.values():
         most = task.iterations + task.iteration_lost
         if not task.iterations <= task.model_calls <= most:
@@ -215,7 +219,7 @@ def requests_are_recorded_once(history: History) -> Iterator[str]:
 
 
 def one_iteration_follows_a_request(history: History) -> Iterator[str]:
-    """After a cancellation, at most one iteration completes; none if the task has not started."""
+    """After a cancellation, at most one iteration completes; none if the task had not started."""
     for task, log in history.logs_by_task():
         types = [event.type for event in log]
         if "task_cancel_requested" not in types:
@@ -235,7 +239,10 @@ def force_is_due(history: History) -> Iterator[str]:
 
 
 def only_force_interrupts(history: History) -> Iterator[str]:
-    """No iteration follows an interrupted one. An interrupted model call has no tool call."""
+    """Only force interrupts an iteration.
+
+    No iteration follows an interrupted one. An interrupted model call has no tool call.
+    """
     for task, log in history.logs_by_task():
         iterations = [event for event in log if event.type == "iteration_completed"]
         for event in iterations:

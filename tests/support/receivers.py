@@ -29,7 +29,7 @@ class Request:
     body: bytes
     # When the request arrived, in seconds since 1970, by this machine's clock.
     arrived_at: float
-    # Whether the caller got a success. False, too, if the caller left before the answer.
+    # Whether the caller got a success. Also False if the caller left before the answer.
     accepted: bool
 
     @property
@@ -50,7 +50,7 @@ class Receiver:
 
     behaviour: Behaviour
     host: str = "127.0.0.1"
-    # The port. It is chosen when the receiver listens for the first time.
+    # The port, which is chosen when the receiver listens for the first time.
     port: int = 0
     # The requests, in the order of their arrival.
     requests: list[Request] = field(default_factory=list)
@@ -222,7 +222,7 @@ def redirect(url: str) -> Behaviour:
 
 
 def fail_at_random(share: float, seed: int = 0) -> Behaviour:
-    """Fails this share of the requests, at random."""
+    """Fails requests at random: this share of them on average."""
     numbers, fail = random.Random(seed), refuse("500 Internal Server Error")
 
     async def answer(writer: asyncio.StreamWriter) -> bool:

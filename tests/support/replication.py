@@ -35,9 +35,9 @@ class Server:
     def start(self, **settings: str) -> None:
         """Starts the server. Returns once it answers."""
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
-        # Shared memory is in the server's folder, because after a kill, nobody would remove it from
-        # /dev/shm. If one of its processes crashes, the server restarts itself, because it has no
-        # supervisor.
+        # Keeps shared memory in the server's folder, because nobody would remove it from /dev/shm
+        # after a kill. Lets the server restart itself if one of its processes crashes, because it
+        # has no supervisor.
         settings = {
             "dynamic_shared_memory_type": "mmap",
             "restart_after_crash": "on",
@@ -68,7 +68,7 @@ class Server:
             yield
 
     def kill(self) -> None:
-        """Kills all processes of the server at the same time, as if its machine was lost."""
+        """Kills all processes of the server at the same time, as if its machine had been lost."""
         family = self.processes()
         # Freezes all processes first, so that no process reacts to the end of another process.
         for process in family:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-# The number of characters in a fragment: enough that it does not occur in other texts by accident,
-# but few enough to find a credential that was cut off.
+# The number of characters in a fragment: so many that a fragment does not occur in other texts by
+# accident, and so few that a credential that was cut off is found.
 _FRAGMENT = 20
 # Patterns that match credentials of each kind, even credentials that the tests do not know.
 _ANY = {
@@ -96,10 +96,11 @@ def issued(ready: Mapping[str, Any], state_dir: Path) -> list[Secret]:
 
 
 def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the files of a state folder, except the database's, and the output of its stack."""
+    """Yields a stack's output and the files of its state folder, without the database's files."""
     output = state_dir.with_name(state_dir.name + ".output")
     for path in (output, *sorted(state_dir.rglob("*"))):
-        # A file may have been removed. Tools may have made pipes and links.
+        # A file may have been removed meanwhile. Leaves out pipes and links, which tools may have
+        # made.
         with suppress(OSError):
             is_plain = path.is_file() and not path.is_symlink()
             relative = path.relative_to(state_dir.parent)
@@ -112,7 +113,7 @@ def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
-    """Returns the credentials in a stack's files. Skips the files that may hold credentials."""
+    """Returns the credentials that are in files of a stack that may not hold credentials."""
     secrets = Secrets(issued(ready, state_dir))
     return [
         f"{path}: {name}"

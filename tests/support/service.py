@@ -15,12 +15,12 @@ class Service:
     """A running service: its addresses, and callers for tests."""
 
     def __init__(self) -> None:
-        # The content of ready.json, or at least the parts that tests use.
+        # The content of ready.json, or at least those parts that tests use.
         self.ready: dict[str, Any] = {}
         self._rest: dict[str, Rest] = {}
         self._grpc: dict[tuple[str, str], Grpc] = {}
         self._own: list[Callable[[], None]] = []
-        # Several threads of a test may ask for the same new caller at the same time.
+        # Needed because several threads of a test may ask for the same new caller at the same time.
         self._making = threading.Lock()
 
     @property
@@ -29,7 +29,10 @@ class Service:
         return tokens
 
     def rest(self, token: str = "full_access") -> Rest:
-        """Returns a REST caller with this demo credential or bearer token; if empty, with none."""
+        """Returns a REST caller with this demo credential or bearer token.
+
+        If `token` is empty, the caller sends no credential.
+        """
         with self._making:
             if token not in self._rest:
                 self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
@@ -111,10 +114,10 @@ class ServiceWorkspace:
         return self.rest.get(self.path)
 
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until this event. Returns the event.
+        """Follows the log until an event of this type. Returns the event.
 
-        After the time limit, fails at the next heartbeat. The stream sends a heartbeat after 15 s
-        without an event.
+        Once the time limit has passed, fails at the next heartbeat of the stream, which is sent
+        after 15 s without an event.
         """
         deadline = time.monotonic() + self.limit_seconds
         for message in self.rest.events(self.id, after):

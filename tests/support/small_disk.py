@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 _BALLAST = ".ballast"
-# The sizes of the writes in bytes. Smaller writes fill the space in which larger ones do not fit.
+# The sizes of the writes in bytes. Smaller writes fill the space into which larger ones do not fit.
 _CHUNKS = (1 << 20, 4096, 1)
 
 
@@ -45,15 +45,16 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
 
 
 def fill(path: Path, spare_bytes: int = 0) -> None:
-    """Fills the disk, except for `spare_bytes`.
+    """Fills the disk, but leaves `spare_bytes` free.
 
-    If space has become free after a first call, a second call fills it.
+    A second call fills the space that has become free since the first one.
     """
     descriptor = os.open(path / _BALLAST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         for size in _CHUNKS:
             block = bytes(size)
-            # The loop ends with ENOSPC. If a write was only partial, the next write raises ENOSPC.
+            # The loop ends when a write raises ENOSPC. A partial write raises nothing, but the next
+            # one does.
             with suppress(OSError):
                 while True:
                     os.write(descriptor, block)

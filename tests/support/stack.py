@@ -28,7 +28,7 @@ STOP_SECONDS = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 # The folders of a checkout that contain the packages.
 _SOURCES = ("server", "client", "gen", "envoy")
-# Other code may seed the shared generator of the random module, so this is a separate one.
+# Other code may seed the shared generator of the random module, so the tests use this one.
 _random = random.SystemRandom()
 
 
@@ -39,7 +39,8 @@ class Stack(Service):
     checkout: Path = ROOT
     # Whether the stack makes its database cluster itself. If not, `start` copies an existing one.
     makes_cluster: bool = False
-    # A command to which the command line of `up` is added. May be changed before the start.
+    # A command that runs `up`: the command line of `up` is added to it. May be changed before the
+    # start.
     runner: Sequence[str] = ()
     # More arguments for `up`. May be changed before the start.
     arguments: Sequence[str] = ()
@@ -168,11 +169,11 @@ class Stack(Service):
 
     @contextmanager
     def ended(self) -> Iterator[None]:
-        """Stops the stack after the block if it is still running.
+        """Stops the stack after the block if the stack is still running.
 
         If the block fails, even during a start or a stop, kills every process of the stack. If the
-        block succeeds, kills no process that a stop has left behind: such a process is a defect,
-        and the test run must find it.
+        block succeeds, does not kill a process that a stop has left behind: such a process is a
+        defect, which the test run must find.
         """
         try:
             yield
@@ -197,7 +198,7 @@ class Stack(Service):
         return self._process.pid
 
     def processes(self) -> list[psutil.Process]:
-        """Returns all processes of the stack except `up`."""
+        """Returns all processes of the stack except for `up`."""
         return psutil.Process(self.pid).children(recursive=True)
 
     @property
@@ -260,7 +261,7 @@ class Stack(Service):
         """Returns the process ids of a program, `serve` or `fleet`."""
         found = []
         for child in psutil.Process(self.pid).children():
-            # A process that has just started or ended has no command line.
+            # A process that has just started or has ended has no command line.
             with suppress(psutil.Error):
                 if child.cmdline()[1:4] == ["-m", self.module, program]:
                     found.append(child.pid)
@@ -301,7 +302,7 @@ class Stack(Service):
 
 
 class Workspace(ServiceWorkspace):
-    """A workspace of a stack that one test creates."""
+    """A workspace that one test creates in a stack."""
 
     def __init__(self, stack: Stack, token: str = "full_access", name: str = "test") -> None:
         super().__init__(stack, token, name)
@@ -360,7 +361,7 @@ def environment_of(checkout: Path) -> dict[str, str]:
     """Returns the variables with which a program runs the code of `checkout`.
 
     A copied checkout uses the environment of this checkout. Without these variables, Python would
-    find the code of this checkout first.
+    find the code of this checkout.
     """
     if checkout == ROOT or not (checkout / "server" / "evershell").is_dir():
         return {}
@@ -385,7 +386,7 @@ def processes_of(state_dir: Path) -> list[str]:
 
 
 def _texts(process: psutil.Process) -> list[str]:
-    """Returns the texts of a process that may contain the state folder of its stack."""
+    """Returns the texts of a process in which the state folder of its stack may occur."""
     return [*process.cmdline(), *process.environ().values(), process.cwd()]
 
 
@@ -419,7 +420,7 @@ def _kill(state_dir: Path) -> None:
 
 
 def unique_seconds() -> str:
-    """Returns a time for `sleep`: about a day, and unique, so that a test can find the process."""
+    """Returns a unique argument for `sleep`, about a day, by which a test can find the process."""
     return f"86400.{_random.randrange(10**9):09}"
 
 

@@ -12,7 +12,7 @@ from tests.support.stack import Gate, Stack, Workspace
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack that tests share if they do not stop it. Its metrics are on.
+    """The stack that all tests share, except for tests that stop it. Its metrics are on.
 
     The stack starts with an empty folder, like the stack of a new user.
     """
@@ -33,7 +33,7 @@ def workspace(stack: Stack) -> Iterator[Workspace]:
     """An idle workspace for one test. Its agent, which takes 20 MiB, ends after the test."""
     made = Workspace(stack)
     yield made
-    # The stop may fail: the workspace can be in any state, and workers may still be starting.
+    # The stop may fail: the workspace may be in any state, and workers may still be starting.
     with suppress(httpx.TransportError):
         stack.rest().call("POST", f"{made.path}/stop")
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import click
 
-# The time limit. It is long enough for a machine that is five times slower.
+# The time limit, which is long enough for a machine that is five times slower.
 _SECONDS = 30.0
 
 
@@ -35,7 +35,7 @@ class Terminal:
         os.write(self._descriptor, keys.encode())
 
     def await_text(self, pattern: str, *, after: int = 0) -> int:
-        """Waits until the text after this position matches. Returns the position after the match.
+        """Waits until text after position `after` matches. Returns the position after the match.
 
         Raises TimeoutError if it does not match in time.
         """
@@ -60,7 +60,7 @@ class Terminal:
     def _read(self, deadline: float) -> bool:
         """Reads what the command prints.
 
-        Returns False if the command has ended or the time is over.
+        Returns False if the command has ended or the time is up.
         """
         remaining = max(deadline - time.monotonic(), 0.0)
         if not select.select([self._descriptor], [], [], remaining)[0]:
@@ -83,7 +83,7 @@ def terminal(
     def attach() -> None:
         # Makes this the controlling terminal of the command, so that Ctrl-C sends a signal. If the
         # tests are a background job, the shell makes them ignore SIGINT, and the command would
-        # inherit that. So SIGINT gets its default action.
+        # inherit this. So SIGINT gets its default action back.
         os.login_tty(theirs)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -9,7 +9,8 @@ from tenacity import AsyncRetrying, Retrying, retry_if_result, stop_after_delay,
 
 T = TypeVar("T")
 
-# The default time limit: many times what an idle machine needs. Only a failing test waits so long.
+# The default time limit: many times what an idle machine needs. Only a failing test waits that
+# long.
 LIMIT_SECONDS = 60.0
 _POLL = wait_fixed(0.01)
 _UNTIL_TRUE = retry_if_result(lambda answer: not answer)
@@ -48,7 +49,7 @@ async def eventually_async(
 
 
 async def settle() -> None:
-    """Runs all asyncio tasks that are ready now, or become ready in the meantime."""
+    """Runs all asyncio tasks that are ready now or become ready meanwhile."""
     for _ in range(50):
         await asyncio.sleep(0)
 

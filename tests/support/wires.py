@@ -19,10 +19,10 @@ from grpc_status import rpc_status
 from tests.support.openapi import Operation, operation
 from tests.support.waiting import LIMIT_SECONDS
 
-# The beginning of the message with which a busy worker refuses a call. The messages of an outage
-# begin differently. A call that is refused by a busy worker has no effect.
+# The beginning of the message with which a busy worker refuses a call. Such a call has had no
+# effect. The messages of an outage begin differently.
 OVERLOADED = "The service is overloaded."
-# The pause after which the refusal asks callers to try again.
+# The pause that the refusal asks callers to make before they try again.
 OVERLOADED_SECONDS = 1.0
 
 
@@ -35,7 +35,8 @@ class Failed:
     slug: str
     message: str
     request_id: str
-    # Over REST, the details of the error; over gRPC, the standard details by message name.
+    # Over REST, the details of the error; over gRPC, the standard details, by the name of their
+    # message.
     details: Mapping[str, Any]
 
 
@@ -89,7 +90,10 @@ class Rest:
         return rest_failure(response)
 
     def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Yields the events of the log. Checks each one against the OpenAPI document."""
+        """Yields the messages of the log's stream: events and heartbeats.
+
+        Checks each event against the OpenAPI document.
+        """
         path = f"/v1/workspaces/{workspace_id}/events"
         watch = operation("GET", path)
         assert watch is not None
@@ -100,7 +104,7 @@ class Rest:
     def _events(
         self, path: str, after: int, watch: Operation, until: float
     ) -> Generator[dict[str, Any], None, bool]:
-        """Yields the events of one stream. Returns False if a busy worker refused the stream."""
+        """Yields the messages of one stream. Returns False if a busy worker refused the stream."""
         with self.client.stream("GET", path, params={"after": after}) as response:
             if response.status_code != 200:
                 text = response.read().decode()
@@ -154,7 +158,7 @@ class Grpc:
         headers: tuple[tuple[str, str], ...] = (),
         **fields: Any,
     ) -> dict[str, Any]:
-        """Makes a call. Returns the response as REST would show it. Raises grpc.RpcError.
+        """Makes a call. Returns the response in the form of REST's JSON. Raises grpc.RpcError.
 
         Repeats the call while a busy worker refuses it.
         """

@@ -46,15 +46,15 @@ class FakeClock:
 
 
 async def _nothing(workspace: Workspace, task: Task) -> None:
-    """The default hook of FakeAgents."""
+    """The default of FakeAgents.meanwhile."""
 
 
 @dataclass
 class FakeAgents:
     """Implements core.ports.Agents: records its calls, and answers as the test has set.
 
-    If `reachable` is false, every call fails. `known` is the answer to a cancellation. `iteration`
-    is the agent's answer about its current iteration.
+    If `reachable` is false, every call fails. `known` is the answer to a cancellation: whether the
+    agent has the task. `iteration` is the agent's answer about its current iteration.
     """
 
     reachable: bool = True
@@ -91,7 +91,10 @@ def caller(
     kind: CredentialKind = CredentialKind.SESSION,
     every: bool = True,
 ) -> Caller:
-    """Returns a caller with these scopes; without scopes, with all scopes if `every` is set."""
+    """Returns a caller with these scopes.
+
+    If no scopes are given, the caller has all of them, or none if `every` is false.
+    """
     held = scopes or (ALL_SCOPES if every else ())
     return Caller(org_id, actor_id, kind, frozenset(held))
 

@@ -1,6 +1,6 @@
 """Runs the real Agent in this process.
 
-The rules drive its control plane, its model and its tool.
+The rules of the state machine (machine.py) drive its control plane, its model and its tool.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from tests.faults.invariants.runtime_stub import RuntimeStub
 from tests.faults.invariants.spy_store import SpyStore
 from tests.faults.invariants.trouble import Fault, Link
 
-# The rules end or interrupt every call, so no call reaches this limit.
+# The rules of the state machine end or interrupt every call, so no call reaches these limits.
 _NO_LIMITS = Limits(model_timeout_seconds=1e6, tool_timeout_seconds=1e6)
 
 
 def _defects_log(record: Record) -> FilteringBoundLogger:
-    """Returns a log that only records the agent's defects."""
+    """Returns a log that adds the agent's defects to the record, and drops everything else."""
 
     def note(_: object, __: str, line: MutableMapping[str, Any]) -> NoReturn:
         if line["event"] == "agent_crashed":
@@ -61,7 +61,7 @@ class Surrounded:
 
 
 class Agent:
-    """Stands for the agent's process in the pod of one epoch."""
+    """The agent's process in the pod of one epoch."""
 
     def __init__(self, workspace_id: str, epoch: int, shared: Surrounded) -> None:
         self.workspace_id = workspace_id
@@ -71,7 +71,8 @@ class Agent:
         self.fault: Fault | None = None
         # Whether a fault outside the agent may have let the agent's lease expire.
         self.was_disturbed = False
-        # The time after which every call has succeeded, in seconds of the monotonic clock.
+        # When the process was last thawed or its link last repaired, in seconds of the monotonic
+        # clock.
         self.mended_at = shared.clock.monotonic()
         # Set unless the process is frozen.
         self.thawed = asyncio.Event()
@@ -115,7 +116,7 @@ class Agent:
         return not self.thawed.is_set()
 
     def note_cancellation(self, task_id: str, cancellation: Cancellation) -> None:
-        """Notes that the agent receives a cancellation."""
+        """Notes that the agent receives the cancellation of a task."""
         known = self.known_cancellations.get(task_id)
         if cancellation.HasField("force_after_ms"):
             force_at = self._shared.clock.unix_seconds() + cancellation.force_after_ms / 1000
@@ -123,7 +124,7 @@ class Agent:
         self.known_cancellations[task_id] = known
 
     def note_directive(self, directive: Directive) -> None:
-        """Notes the cancellation in a directive that the agent receives."""
+        """Notes the cancellation in a directive that the agent receives, if there is one."""
         if directive.HasField("task") and directive.task.HasField("cancellation"):
             self.note_cancellation(directive.task.task_id, directive.task.cancellation)
 

@@ -6,9 +6,9 @@ _START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class Clock:
-    """A clock that advances only when a rule says so.
+    """A clock that advances only when a rule of the state machine says so.
 
-    A float represents its steps exactly, so comparisons with deadlines are exact.
+    A float represents the steps of the clock exactly, so comparisons with deadlines are exact.
     """
 
     def __init__(self) -> None:

@@ -13,9 +13,9 @@ _LIMIT_SECONDS = round(BOUNDS.lease_seconds) + 30
 
 
 class DeletionMachine(CancellationMachine):
-    """The machine of cancellations, with a rule that deletes the workspace.
+    """The state machine of cancellations, with an additional rule that deletes the workspace.
 
-    All invariants still hold.
+    All invariants must still hold.
     """
 
     @precondition(lambda self: self.may_be_trouble)

@@ -11,8 +11,8 @@ from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# Longer than each of these: a lease, the controller's limits for an agent's start and stop, and the
-# bounds of a cancellation.
+# Longer than a lease, than the controller's limits for the start and the stop of an agent, and than
+# the bounds of a cancellation.
 _LIMIT_SECONDS = 60 + round(
     BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds()
 )
@@ -39,11 +39,11 @@ async def repair(world: World) -> None:
     for agent in world.agents:
         agent.thaw()
         agent.set_link(Link.GOOD)
-    # Longer than any pause between two attempts of an agent or of the controller. After this time,
-    # outages postpone no bound.
+    # Longer than any pause between two attempts of an agent or of the controller. Afterwards, the
+    # outages of the run no longer postpone a bound.
     await world.advance(RECOVERY_MARGIN.total_seconds())
     if any(agent.fault and not agent.is_gone for agent in world.agents):
-        # A defective agent never ends its task.
+        # A defective agent never ends its task by itself, so the task is cancelled.
         await world.cancel(CALLER)
         await world.settle()
 
@@ -99,7 +99,7 @@ async def _await_ends(world: World) -> None:
 
 
 def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
-    """Returns when each open cancelled task must have ended, even if its agent does nothing."""
+    """Returns the latest end of each open cancelled task, even if its agent does nothing."""
     faults = {
         agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone
     }
@@ -137,7 +137,7 @@ async def _check_next_task(world: World) -> None:
     if (await world.workspace()).status is not WorkspaceStatus.SUSPENDED:
         await world.resume()
         await world.advance(4.0)
-    # The task also wakes a suspended workspace.
+    # If the workspace is suspended, the task wakes it.
     await world.submit()
     await world.advance(4.0)
     await open_gates(world)

@@ -1,4 +1,4 @@
-"""An agent whose model and tool wait until a rule lets their calls end."""
+"""An agent's model and tool, whose calls wait until a rule of the state machine ends them."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the model says."""
+    """What the model replies."""
 
     content: str
     calls_tool: bool
@@ -43,13 +43,13 @@ class Reply:
 
 
 class Gates:
-    """The agent's model and tool, whose calls wait for a rule. At most one call is open."""
+    """The agent's model and tool. At most one call is open, and it waits until a rule ends it."""
 
     def __init__(self, surroundings: Surroundings, record: Record) -> None:
         self._surroundings = surroundings
         self._record = record
         self._iteration: Iteration | None = None
-        # What the open model call or tool call waits for; None if no such call is open.
+        # What the open model call, or the open tool call, waits for; None without such a call.
         self._reply: asyncio.Future[Reply] | None = None
         self._result: asyncio.Future[ToolResult] | None = None
 
@@ -84,7 +84,7 @@ class Gates:
         self._result.set_result(ToolResult(status=ToolStatus.EXITED, output=output))
 
     async def agent(self, task: Task) -> str:
-        """The function of the agent."""
+        """The function that the agent runs for a task."""
         async for step in task.iterations():
             reply = await step.model_call(self._next(step))
             step.reply.content = reply.content

@@ -1,7 +1,7 @@
 """The invariants of a cancellation, numbered as in the contract.
 
-Each function checks the observations so far, and raises AssertionError. Checks that need only rows
-and logs are in tests.support.promises.
+Each function checks the observations so far, and raises AssertionError if one is wrong. Checks that
+need only rows and logs are in tests.support.promises.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.view import View
 from tests.support.promises import violations
 
-# The longest time in which a call may answer that the agent is unreachable.
+# How long a call may take to answer `agent_unreachable`.
 _UNREACHABLE_SECONDS = 2.0
 # Slightly longer than an agent's pause between two attempts of a call.
 _BACKOFF_SECONDS = 1.5
@@ -70,7 +70,10 @@ def invariant_1_durable_first(view: View) -> None:
 
 
 def invariant_2_accepted_means_cancelled(view: View) -> None:
-    """A cancelled task keeps its result. No answer reports an end before the end is committed."""
+    """A task keeps the final reply as its result, even if it is cancelled.
+
+    No answer reports an end before the end is committed.
+    """
     for task in view.tasks.values():
         iterations = view.events_of(task.id, EventType.ITERATION_COMPLETED)
         content = iterations[-1].payload["model_call"]["content"] if iterations else ""
@@ -84,7 +87,7 @@ def invariant_2_accepted_means_cancelled(view: View) -> None:
 
 
 def invariant_3_one_end(view: View) -> None:
-    """The end in the log agrees with the row, and never changes."""
+    """The end in the log agrees with the row, and never changes. Only the current task is open."""
     for task in view.tasks.values():
         for end in view.events_of(task.id, EventType.TASK_COMPLETED):
             payload = end.payload
@@ -103,7 +106,7 @@ def invariant_3_one_end(view: View) -> None:
 
 
 def invariant_5_no_leak(view: View) -> None:
-    """An intent is recorded only for the task that the call has targeted."""
+    """Each intent comes from a call that targeted the task, from a stop, or from a limit."""
     assert not view.record.unasked, view.record.unasked
     for task in view.tasks.values():
         if task.cancel is not None:
@@ -143,7 +146,7 @@ def invariant_6_the_pod_lives(view: View) -> None:
 
 
 def invariant_7_not_lost(view: View) -> None:
-    """Callers learn what is recorded if the agent is unreachable; a lost agent is fenced.
+    """If the agent is unreachable, callers learn what is recorded. A lost agent is fenced.
 
     The tools of a lost agent end before its task does.
     """
@@ -280,7 +283,7 @@ def _is_in_touch(view: View, epoch: int) -> bool:
 
 
 def invariant_4_the_iteration_is_finished(view: View) -> None:
-    """After a cancellation, the agent begins no iteration and the current one is recorded.
+    """After a cancellation, no further iteration begins, and the current one is recorded.
 
     The current iteration is recorded with its result, unless it was interrupted by force.
     """
@@ -338,7 +341,7 @@ def _check_iteration(event: Event, begun: Iteration) -> None:
 
 
 def invariant_11_force_is_asked_for(view: View) -> None:
-    """The earliest requested deadline applies. Only the call that is open then is interrupted."""
+    """The earliest requested deadline applies. It interrupts only the call that is open then."""
     for task in view.tasks.values():
         _check_deadline(view, task)
         # Tasks without a pod to end are excluded: tasks that were never delivered, and tasks that
@@ -400,7 +403,7 @@ def _check_deadline(view: View, task: Task) -> None:
         or task.id in view.record.stops.values()
         or task.limits.force_after_seconds is not None
     ):
-        # The effect of these calls is unknown. A limit may also force the end.
+        # It is unknown which deadline a failed call has set. A stop or a limit may also set one.
         return
     asked = [
         call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
@@ -504,9 +507,9 @@ def _tokens(task: Task) -> int:
 
 
 def limits_are_recorded_in_time(view: View) -> None:
-    """A controller records each duration that is over.
+    """A leading controller soon records that a task has reached its limit of duration.
 
-    It may have ended before the controller led.
+    The task may have reached the limit before the controller led.
     """
     world, now = view.world, view.world.clock()
     for task in view.tasks.values():
@@ -520,9 +523,9 @@ def limits_are_recorded_in_time(view: View) -> None:
 
 
 def suspended_only_when_idle(view: View) -> None:
-    """A workspace is suspended after a long idle time or a forced end of its pod.
+    """A workspace is suspended only after a long idle time or a forced end of its pod.
 
-    It has no agent.
+    A suspended workspace has no agent.
     """
     at = view.workspace
     if at.status is WorkspaceStatus.SUSPENDED:
@@ -535,7 +538,7 @@ def suspended_only_when_idle(view: View) -> None:
 
 
 def a_wake_is_exact(view: View) -> None:
-    """A task that wakes its workspace starts after its agent registers, or has no iterations."""
+    """A task that wakes its workspace starts after the agent registers, or has no iterations."""
     for task in view.tasks.values():
         if not _wakes(view, task):
             continue

@@ -17,8 +17,8 @@ from tests.faults.invariants.wire import Network
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
 # An index into the live agents, mostly the index of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
-# An iteration has five tokens, which cost five nano-dollars. Each duration ends between two scans
-# of the controller.
+# An iteration has five tokens, which cost five nano-dollars. Each limit of duration is reached
+# between two scans of the controller.
 LIMITS = [
     TaskLimits(),
     TaskLimits(),
@@ -33,7 +33,8 @@ LIMITS = [
 class CancellationMachine(Steps):
     """One workspace with its agents and callers.
 
-    After every rule, the machine waits until no task can run, and checks every invariant.
+    After every rule, the machine waits until no asyncio task can continue, and checks every
+    invariant.
     """
 
     @initialize(limits=st.sampled_from(LIMITS))
@@ -121,7 +122,7 @@ class CancellationMachine(Steps):
         wait_seconds=st.sampled_from([None, 10.0]),
     )
     def cancel_another(self, which: str, wait_seconds: float | None) -> None:
-        """Cancels a task that may have ended, or names no task, even if none runs."""
+        """Names a task that may have ended or not exist, or names no task although none may run."""
         self._troubles += 1
         task_ids = self.world.task_ids
         named = {
@@ -197,11 +198,11 @@ class CancellationMachine(Steps):
                 )
             )
 
-    # Does not ask `may_be_trouble`: few tasks get close to their limit, and each one only once.
+    # Does not ask `may_be_trouble`: few tasks get close to their limit, and each of them only once.
     @precondition(lambda self: self.limit_ahead is not None)
     @rule(what=st.sampled_from(["crash", "crash out of reach", "no controller", "no controller"]))
     def limit_is_reached_unseen(self, what: str) -> None:
-        """The task reaches its limit of duration while its agent dies or without a controller."""
+        """The task reaches its limit of duration as its agent dies, or while no controller runs."""
         self._troubles += 1
         if what == "no controller":
             self.world.run(self._reach_limit_without_controller())
@@ -212,9 +213,9 @@ class CancellationMachine(Steps):
     @precondition(lambda self: self.there() and self.may_be_trouble)
     @rule(fault=st.sampled_from(Fault), which=WHICH)
     def agent_is_defective(self, fault: Fault, which: int) -> None:
-        """From now on, an agent renews its lease but does not work.
+        """Makes an agent defective: it still renews its lease, but does not work correctly.
 
-        This lasts until its process ends.
+        The defect lasts until the agent's process ends.
         """
         self._troubles += 1
         self._one_of(self.there(), which).fault = fault

@@ -10,7 +10,7 @@ class Pods:
     """Implements fleet.pods.Pods."""
 
     def __init__(self, agents: list[Agent], shared: Surrounded) -> None:
-        # Whether the controller can end pods and observe their end.
+        # Whether the controller is able to end pods and to observe their end.
         self.are_in_reach = True
         self._agents = agents
         # Each pod that was started, by workspace, epoch and run.
@@ -79,7 +79,8 @@ class Pods:
 class Changes:
     """Implements fleet.changes.Changes.
 
-    A rule can make the controller scan at once; otherwise it scans after its usual interval.
+    A rule of the state machine can make the controller scan at once. Otherwise, the controller
+    scans after its usual interval.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
-"""The product in one process, wired as in production.
+"""Runs the product in one process, put together as in production.
 
-The rules control its network and the failures of its database.
+The rules of the state machine (machine.py) control its clock and its network, and make its database
+fail.
 """
 
 import asyncio
@@ -32,8 +33,8 @@ from tests.faults.invariants.stage import Stage
 from tests.faults.invariants.wire import Wire
 
 LEASE_SECONDS = 12.0
-# Longer than any run: agents of a run have no limits, because their calls last until a rule ends
-# them.
+# These timeouts are longer than any run. The agents themselves have none, because their calls last
+# until a rule of the state machine ends them.
 BOUNDS = Bounds(
     model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS
 )
@@ -70,11 +71,11 @@ class Product:
         self._stage.open(self._open(open_stores))
 
     def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
-        """Runs a step and all that follows, until only time or a gate can continue the run."""
+        """Runs a step and what it causes, until only the clock or a gate can continue the run."""
         return self._stage.run(step)
 
     async def settle(self) -> None:
-        """Returns once nothing continues without a rule."""
+        """Waits until no asyncio task can continue without another rule."""
         await self._stage.settle()
 
     async def _open(self, open_stores: OpenStores) -> None:

@@ -1,4 +1,4 @@
-"""The observations of a run. The invariants check them together with the rows."""
+"""The observations of a run. The invariants check them together with the rows of the database."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Call:
     # The answers that are correct for the state before the call; None if the database may fail
     # during the call.
     expected: frozenset[str] | None
-    # How many drains of a server had begun before the call.
+    # How many times a server had begun to drain before the call.
     drains_before: int
     runner: "asyncio.Task[CancelResult]"
     # The outcome, or the slug of the failure. Empty until the call is answered.
@@ -111,7 +111,7 @@ class Record:
     refused_submits: list[str] = field(default_factory=list)
     # The request ids of SubmitTask calls on a suspended workspace.
     wakes: set[str] = field(default_factory=set)
-    # The current task of each StopWorkspace call, by request id.
+    # The current task at each call of StopWorkspace or DeleteWorkspace, by request id.
     stops: dict[str, str | None] = field(default_factory=dict)
     # Each task as first seen after its end, and each intent as first seen.
     ends: dict[str, Task] = field(default_factory=dict)

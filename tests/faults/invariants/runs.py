@@ -83,7 +83,7 @@ def run_deletions_on_postgres(
 def run_trees(database_url: str | None, examples: int) -> None:
     """Runs the machine of trees on PostgreSQL, or in memory if `database_url` is None.
 
-    This machine has no races.
+    This machine makes one call at a time, so there are no races.
     """
     open_stores = _in_memory if database_url is None else _on_postgres(database_url)
 
@@ -117,7 +117,8 @@ def _on_postgres(url: str) -> OpenStores:
     async def open_stores(
         resources: AsyncExitStack, publish: Publish, clock: Clock
     ) -> tuple[Store, Store]:
-        # The time stands still during a step, so a heartbeat would wait for ever.
+        # Turns off the gathering of heartbeats: the clock stands still during a step, so a
+        # heartbeat would wait for ever.
         resources.enter_context(patch.object(leases, "GATHER_SECONDS", 0.0))
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))

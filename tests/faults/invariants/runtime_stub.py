@@ -1,4 +1,4 @@
-"""RuntimeService in this process: real messages over a network that the rules control."""
+"""RuntimeService in this process: real messages, over a network that the state machine controls."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -37,7 +37,10 @@ _NAMED: dict[Fault | None, str] = {
 
 
 class RuntimeStub:
-    """The stub of one agent. It works like api/runtime_servicer.py, and records each reply."""
+    """The stub that one agent calls.
+
+    It works like api/runtime_servicer.py, and records each reply.
+    """
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class Hiccup(Enum):
     AFTER = "when it is done"
 
 
-# The methods for which a rule can inject a failure.
+# The methods in which a rule of the state machine can inject a failure.
 _WRITES = (
     "record_cancellation",
     "cancel_tasks",
@@ -169,7 +169,7 @@ class SpyStore:
                 self._at_rest.set()
 
     def _note(self, workspace: Workspace | None, task: Task | None) -> None:
-        """Keeps the newest rows: replies may arrive in another order than their commits."""
+        """Keeps only the newest rows: replies may arrive in another order than their commits."""
         known = self.workspace
         if workspace is None or (
             known is not None

@@ -1,4 +1,7 @@
-"""The event loop of a run. A clock sets its time, and each step runs until all is at rest."""
+"""The event loop of a run.
+
+A clock sets its time, and each step runs until everything is at rest.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +11,7 @@ from unittest.mock import patch
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.spy_store import SpyStore
 
-# After this many turns of the event loop, every asyncio task waits for something.
+# After this many turns of the event loop, every asyncio task is waiting for something.
 _SETTLED_TURNS = 25
 _LIMIT_TURNS = 200_000
 
@@ -22,7 +25,7 @@ class Stage:
         # The stores whose open calls `settle` waits for.
         self.stores: list[SpyStore] = []
         self._turns = 0
-        # The patched time also serves the event loop.
+        # The event loop reads the patched time, too.
         self._time = patch("time.monotonic", clock.monotonic)
         self._time.start()
         self._runner = asyncio.Runner()
@@ -40,7 +43,7 @@ class Stage:
         return self._runner.run(self._take(step))
 
     async def settle(self) -> None:
-        """Returns once nothing continues without a rule."""
+        """Waits until no asyncio task can continue without another rule."""
         quiet_turns = 0
         for _ in range(_LIMIT_TURNS):
             if quiet_turns == _SETTLED_TURNS:

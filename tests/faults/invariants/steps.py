@@ -14,8 +14,8 @@ from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# The number of steps for each fault, and for each advance of the clock. If there were more faults,
-# a run would not progress.
+# The minimum number of steps per fault, and per advance of the clock. With more faults, a run would
+# not progress.
 _STEPS_A_TROUBLE = 5
 _STEPS_A_PASSING = 4
 
@@ -98,7 +98,7 @@ class Steps(RuleBasedStateMachine):
             await self._scan()
 
     async def _come_up(self) -> None:
-        """Resumes the workspace unless it is suspended, in which case a task can wake it."""
+        """Resumes the workspace, unless it is suspended: then a task can wake it."""
         if (await self.world.workspace()).status is not WorkspaceStatus.SUSPENDED:
             await self.world.resume()
         await self._scan()
@@ -121,7 +121,7 @@ class Steps(RuleBasedStateMachine):
         await self.world.advance(2 * SUSPEND_AFTER.total_seconds() + 2.0)
 
     async def _fence(self) -> None:
-        """Begins a new epoch while the controller cannot reach the agent of the current one."""
+        """Begins a new epoch while the controller cannot reach the agent of the current epoch."""
         self.world.pods.are_in_reach = False
         await self.world.restart_stack()
         await self._scan()

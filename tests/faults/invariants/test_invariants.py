@@ -1,4 +1,4 @@
-"""A short run of random interleavings against the invariants; long/ has a long one."""
+"""Tests the invariants with a few random runs; long/ has many."""
 
 from tests.faults.invariants.runs import (
     run_deletions_in_memory,

@@ -32,7 +32,7 @@ from tests.support.store.examples import (
 # The last workspace belongs to another user.
 _WORKSPACES = 6
 _PLACE = st.integers(0, _WORKSPACES - 1)
-# Selects a task by its age; the newest is 0. Runs are short, so most of these tasks exist.
+# Selects a task by its age: the newest task has the age 0. Runs are short, so the range is small.
 _AGE = st.integers(0, 4)
 
 
@@ -48,7 +48,7 @@ class Node:
     is_open: bool = True
     is_cancelled: bool = False
     is_removed: bool = False
-    # When the task ended, in seconds that the machine counts.
+    # When the task ended, in seconds of the machine's own clock.
     ended_at: int = 0
 
     def is_below(self, other: "Node") -> bool:

@@ -1,4 +1,4 @@
-"""How the control plane reaches the agents: over a network that the rules control."""
+"""How the control plane reaches the agents: over a network that the state machine controls."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,9 +17,10 @@ from tests.faults.invariants.record import Record, Signal
 
 Answer = TypeVar("Answer")
 
-# Longer than a step of the clock, shorter than the limit of 2 s.
+# The delay of a call over a slow network: longer than a step of the clock, shorter than the limit
+# of 2 s.
 SLOW_SECONDS = 1.0
-# After how long a late message arrives. Its caller has given up by then.
+# The delay of a late message. Its caller has given up by then.
 LATE_SECONDS = 2.0
 
 
@@ -74,7 +75,7 @@ class Wire:
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Drops the messages that are still on their way."""
+        """Drops the messages that have not arrived yet."""
         for late in self._late:
             late.cancel()
 

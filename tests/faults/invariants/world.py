@@ -33,7 +33,7 @@ class World(Product):
 
     def __init__(self, open_stores: OpenStores) -> None:
         super().__init__(open_stores)
-        # Whether a hold is known to be in force, and whether one may be in force.
+        # Whether a hold is certainly in force, and whether one may be in force.
         self.is_held = self.may_be_held = False
         self._request_numbers = count(1)
 
@@ -41,7 +41,7 @@ class World(Product):
         """Submits a task.
 
         Records a failure if the submission failed although an idle and healthy agent had to accept
-        it, or although it had to wake a suspended workspace.
+        the task, or although the task had to wake a suspended workspace.
         """
         before = await self.workspace()
         is_free = (
@@ -117,7 +117,7 @@ class World(Product):
             None if self.store.hiccups else self._expected(at, target, named=task_id is not None)
         )
         if times > 1 and expected is not None and target is not None:
-            # The first call may end the task before the last call is handled.
+            # After the first call, the task may end before the last call is handled.
             expected |= {"no_active_task"}
         target_id = target.id if target is not None else None
         now = self.clock()
@@ -153,7 +153,7 @@ class World(Product):
             self._start(self._note_answer(call))
 
     def _expected(self, at: Workspace, target: Task | None, *, named: bool) -> frozenset[str]:
-        """Returns the correct answers, by the contract's order of checks."""
+        """Returns the correct answers, in the order in which the contract checks the state."""
         if self.removed is not None:
             return frozenset({"workspace_not_found"})
         if named and target is None:
@@ -196,7 +196,7 @@ class World(Product):
     async def cancel_all(
         self, by: Caller, *, holds: bool, force_after_seconds: float | None
     ) -> None:
-        """Cancels every task of the organization, by CancelTasks or with a hold."""
+        """Cancels every task of the organization, by CancelTasks or by a hold."""
         at = await self.workspace()
         target = await self.task(at.current_task_id)
         now, request_id = self.clock(), f"all_{next(self._request_numbers)}"
@@ -236,7 +236,7 @@ class World(Product):
         *,
         holds: bool,
     ) -> CancelResult:
-        """Cancels all tasks, and returns what CancelTask would have answered."""
+        """Cancels all tasks. Returns what CancelTask would have answered for the current one."""
         origin = Origin(request_id)
         if holds:
             request = HoldOrg(cancel_running=True, origin=origin)

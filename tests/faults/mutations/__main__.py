@@ -1,4 +1,4 @@
-"""`python -m tests.faults.mutations [text]`: tests the rules whose name contains `text`.
+"""`python -m tests.faults.mutations [text]`: tests the rules whose names contain `text`.
 
 Prints a line for each mutant. Exits 1 if a mutant has survived.
 """

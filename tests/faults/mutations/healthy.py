@@ -16,7 +16,7 @@ HEALTHY: tuple[Rule, ...] = (
             "return now > max(bound, min(last_outage_at + recovery, bound + lease))",
             "return now > bound",
         ),
-        # In this mutant, no silent worker counts as an outage.
+        # In this mutant, a silent worker does not count as an outage.
         (_BOUNDS, "SILENT_SECONDS < each < self.lease_seconds", "False"),
         # In this mutant, a silent program is replaced even if it is the last one of its kind.
         (_FROZEN, "is_silent and others > 0 and may_replace", "is_silent and may_replace"),

@@ -1,8 +1,8 @@
-"""The rules of the contract, in its order. Each rule has a name, its tests and its mutants.
+"""The rules of the contract. Each rule has a name, its tests and its mutants.
 
-The rules about cancelling are in cancelling.py, about healthy programs in healthy.py, about trees
-in trees.py, about suspension in suspending.py, about webhooks in delivering.py, about removal in
-removing.py, and all others in calling.py.
+The rules about cancelling are in cancelling.py, the rules about healthy programs in healthy.py,
+about trees in trees.py, about suspension in suspending.py, about webhooks in delivering.py and
+about removal in removing.py. All other rules are in calling.py.
 """
 
 from tests.faults.mutations.calling import CALLING

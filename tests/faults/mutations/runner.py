@@ -13,7 +13,7 @@ from tests.faults.mutations.mutants import Rule
 from tests.support.checkout import Edit, apply
 from tests.support.stack import environment_of
 
-# In seconds. Because of a mutant, a test may wait for ever.
+# The time limit of a test, because a mutant may make a test wait for ever.
 _TEST_SECONDS = 120
 _PYTEST = ("-m", "pytest", "-x", f"--timeout={_TEST_SECONDS}")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)

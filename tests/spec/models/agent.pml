@@ -51,9 +51,9 @@ bool dropped;
 
 /* A task ends at most once. */
 ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
-/* With a recorded cancellation a task never ends completed, whatever its agent proposes. */
+/* A task with a recorded cancellation never ends completed, whatever its agent proposes. */
 ltl cancel_decides_the_end { [] (!(intent[0] && status[0] == COMPLETED) && !(intent[1] && status[1] == COMPLETED)) }
-/* Without a recorded cancellation a task never ends cancelled, even if its agent proposes it. */
+/* A task without a recorded cancellation never ends cancelled, even if its agent proposes this. */
 ltl cancelled_was_asked { [] ((status[0] == CANCELLED -> intent[0]) && (status[1] == CANCELLED -> intent[1])) }
 /* No iteration begins after the agent has learned of the cancellation. */
 ltl no_iteration_after_learning { [] (!unheard) }

@@ -6,8 +6,8 @@
  * unknown, an agent of an earlier epoch that attackers have taken over, a resume.
  *
  * Leaves out: signals (cancel.pml), suspension and deletion (lifecycle.pml), stops, restarts of the
- * stack, and a freeze between `_require_term` and the next call of the pods: in the model, both are one step,
- * because the backends of the pods do not know of terms.
+ * stack, and a freeze between `_require_term` and the call of the pods that follows: in the model, both are one
+ * step. The backends of the pods do not know terms, so a leader that freezes there may still act later.
  */
 
 /* Counts to two. */
@@ -40,7 +40,7 @@ bool other_epoch;
 
 /* A task ends at most once. */
 ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
-/* With a recorded cancellation a task ends cancelled. */
+/* A task with a recorded cancellation ends cancelled. */
 ltl cancel_decides_the_end { [] (!wrong_end) }
 /* work_stopped is recorded only if no pod of the workspace runs. */
 ltl work_stopped_is_true { [] (!false_stop) }
@@ -48,7 +48,7 @@ ltl work_stopped_is_true { [] (!false_stop) }
 ltl former_leader_touches_no_pod { [] (!by_former_leader) }
 /* What a controller has read about an epoch never changes a later epoch. */
 ltl step_changes_only_its_epoch { [] (!other_epoch) }
-/* A commit of an earlier epoch has no effect. */
+/* A commit by the agent of an earlier epoch has no effect. */
 ltl fenced_agent_changes_nothing { [] (!by_fenced) }
 /* With fair scheduling, a cancelled task ends, even if leaders change and pods do not die. */
 ltl cancelled_ends { [] (intent -> <> (status != OPEN)) }
@@ -74,7 +74,7 @@ active proctype callers()
     od
 }
 
-/* The agent of each epoch. Attackers may have taken it over: it ends whatever task is the current one. */
+/* The agent of each epoch. Attackers may have taken it over: it tries to end the current task. */
 proctype agent(byte own)
 {
     do
@@ -86,7 +86,7 @@ proctype agent(byte own)
         end_task(COMPLETED) }
     /* environment: the agent dies, with its pod */
     :: atomic { pod[own] == RUNNING -> pod[own] = GONE }
-    /* environment: a pod that was asked to end ends */
+    /* environment: a pod ends after it was asked to */
     :: atomic { pod[own] == DYING && !hangs[own] -> pod[own] = GONE }
     /* environment: the pod hangs, and nobody knows whether it has ended */
     :: atomic { pod[own] == DYING && !hangs[own] -> hangs[own] = true }
@@ -96,7 +96,7 @@ proctype agent(byte own)
 #define ended(e) (pod[e] == NOT_STARTED || pod[e] == GONE)
 #define all_ended (ended(0) && (seen == 0 || ended(1)))
 
-/* Asks the pods of this epoch and of earlier ones to end. */
+/* Asks the pods of this epoch and of earlier epochs to end. */
 inline end_pods()
 {
     by_former_leader = by_former_leader || term != own;

@@ -2,11 +2,11 @@
  * A fail-over of PostgreSQL with synchronous replication, and one task.
  *
  * Covers: a commit that waits for the standby, the promotion at each step, workers that still talk to the old
- * primary, a call that is given up while its commit waits (PostgreSQL then keeps the commit and shows it), an
+ * primary, a call that is given up while its commit waits (PostgreSQL then keeps the commit and makes it visible), an
  * agent that learns of such an intent, repeats of a named call.
  *
  * Leaves out: asynchronous replication, for which docs/database.md promises nothing; a standby that lacks a
- * commit that was answered; a second fail-over. A commit holds the lock of its workspace until it shows.
+ * commit that was answered; a second fail-over. A commit holds the lock of its workspace until it is visible.
  */
 
 /* Counts to two. */
@@ -15,7 +15,7 @@
 mtype = { OPEN, COMPLETED, CANCELLED, FAILED };
 
 /* What each server has stored durably (0 is the old primary, 1 the standby), and what the old primary shows.
-   The standby has what it has received. */
+   The standby has stored everything that it has received. */
 bool intent[2];
 mtype status[2] = OPEN;
 bool shown_intent;
@@ -42,11 +42,11 @@ ltl accepted_is_kept { [] ((told_accepted && promoted) -> intent[1]) }
 ltl already_requested_is_kept { [] ((already && promoted) -> intent[1]) }
 /* An end that was acknowledged is the end on the promoted server. */
 ltl end_is_kept { [] ((told_end != OPEN && promoted) -> status[1] == told_end) }
-/* At most one end of a task is acknowledged. */
+/* At most one end of the task is acknowledged. */
 ltl one_end { [] (ends <= 1) }
 /* If a cancellation is recorded, the promoted server commits only cancelled as the end. */
 ltl cancel_decides_the_end { [] (!wrong_end) }
-/* With fair scheduling, a task whose cancellation was accepted ends on the promoted server. */
+/* With fair scheduling, the task ends on the promoted server if its cancellation was accepted. */
 ltl accepted_ends { [] ((told_accepted && promoted) -> <> (status[1] != OPEN)) }
 
 active proctype replication()

@@ -34,7 +34,7 @@ bool answered;
 
 #define is_over (status != OPEN)
 
-/* The recorded deadline is the earliest one of all calls that were answered. */
+/* The recorded deadline is never later than the deadline of a call that was answered. */
 ltl earliest_force_is_recorded { [] (force_at <= asked) }
 /* The agent never replaces a deadline with a later one. */
 ltl agent_keeps_earliest_force { [] (agent_force_at <= heard) }
@@ -97,7 +97,7 @@ active proctype agent()
     :: atomic { !stuck && (signals & 4) -> hear(2) }
     /* server/evershell/agents/session.py: _apply_cancellation */
     :: atomic { !stuck && intent -> hear(force_at) }
-    /* environment: the iteration does not end, and cannot be interrupted */
+    /* environment: the iteration does not end and cannot be interrupted */
     :: atomic { !stuck -> stuck = true }
     /* server/evershell/agents/loop.py: _interrupt, _ending */
     :: atomic { !stuck && !is_over && agent_force_at != NEVER ->

@@ -29,7 +29,7 @@ bool ran[2];
 ltl no_task_begins_in_a_hold { [] (!begun_in_hold) }
 /* No workspace is resumed while a hold is in force. */
 ltl no_agent_begins_in_a_hold { [] (!resumed_in_hold) }
-/* After a hold with cancel_running is answered, every task that ran at its commit is cancelled. */
+/* After a hold with cancel_running is answered, every task that ran when the hold was committed is cancelled. */
 ltl hold_cancels_all_that_runs { [] (promised -> ((ran[0] && status[0] == OPEN -> intent[0]) && (ran[1] && status[1] == OPEN -> intent[1]))) }
 /* With fair scheduling, a hold is answered. */
 ltl hold_is_answered { <> (answered) }

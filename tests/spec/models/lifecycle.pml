@@ -1,9 +1,9 @@
 /*
  * Suspension, wake, cancellation and deletion of a workspace.
  *
- * Covers: a workspace that is suspended after it was idle, a task that wakes it, a cancellation before, while
- * and after its agent registers, a deletion at each step, the removal of files and rows; a controller that dies
- * between two steps; an agent that ignores its fence.
+ * Covers: a workspace that is suspended after it was idle, a task that wakes it, a cancellation before, during
+ * and after the registration of its agent, a deletion at each step, the removal of files and rows; a controller that dies
+ * between two steps; an agent that ignores that it is fenced.
  *
  * Leaves out: workers and signals (cancel.pml), former leaders (controller.pml), stops, the batches in which rows
  * are removed, and pods whose end is unknown.
@@ -45,9 +45,9 @@ bool given_by_fenced;
 
 /* A task ends at most once. */
 ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
-/* With a recorded cancellation a task ends cancelled. */
+/* A task with a recorded cancellation ends cancelled. */
 ltl cancel_decides_the_end { [] (!wrong_end) }
-/* No workspace is removed while a task of it has not ended. */
+/* No workspace is removed before its tasks have ended. */
 ltl no_task_is_lost { [] (!lost_task) }
 /* A suspended workspace has no task. */
 ltl suspended_only_when_idle { [] (!not_idle) }

@@ -2,7 +2,7 @@
  * A tree of three tasks in three workspaces: a root, its child and a grandchild. A second root follows in the
  * workspace of the first one.
  *
- * Covers: submissions of children against a cancellation of the tree, named and unnamed; the lock of the tree,
+ * Covers: submissions of children that race with a cancellation of the tree, named or unnamed; the lock of the tree,
  * the reads under it, a cancellation that finds another current task and begins again.
  *
  * Leaves out: locks of workspaces (cancel.pml), limits of a tree, permissions, signals. The second root gets
@@ -23,7 +23,7 @@ mtype status[4] = ABSENT;
 bool intent[4];
 byte current = ROOT;
 
-/* Variables for the properties. An answered cancellation promises the cancellation of the whole tree. */
+/* Variables for the properties. `promised`: a cancellation of the whole tree was answered. */
 bool promised;
 bool escaped;
 bool other_task;
@@ -33,7 +33,7 @@ byte ends[4];
 ltl no_task_escapes_its_tree { [] (!escaped) }
 /* A call that names no task cancels the task that is current while the call holds the locks. */
 ltl unnamed_cancels_the_current_task { [] (!other_task) }
-/* With a recorded cancellation a task never ends completed. */
+/* A task with a recorded cancellation never ends completed. */
 ltl cancel_decides_the_end { [] (!(intent[0] && status[0] == COMPLETED) && !(intent[1] && status[1] == COMPLETED) && !(intent[2] && status[2] == COMPLETED)) }
 /* With fair scheduling, all tasks of a cancelled tree end. */
 ltl tree_ends { [] (promised -> <> (status[ROOT] != OPEN && status[CHILD] != OPEN && status[GRANDCHILD] != OPEN)) }

@@ -25,7 +25,7 @@ SENT = {"message": MESSAGE}
 
 @dataclass(frozen=True)
 class Success:
-    """A request, the fields of it that the stub receives, and fields of the client's answer."""
+    """A request that succeeds, fields that the stub receives, and fields of the client's answer."""
 
     sent: Request
     # The fields of the request that the stub receives, by their names in the proto.
@@ -65,7 +65,7 @@ SUCCESSES = [
     Success(post(CANCEL), OF_TASK, TASK_JSON),
     Success(post(CANCEL, {}), OF_TASK, TASK_JSON),
     Success(post("/a2a/tasks/task_1:cancel"), {"tenant": "", "id": "task_1"}),
-    # A2A clients repeat the values of the path in the body.
+    # A2A clients repeat values of the path in the body.
     Success(
         post(CANCEL, OF_TASK | {"metadata": {"wait": "5s"}}),
         OF_TASK,

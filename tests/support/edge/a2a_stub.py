@@ -16,10 +16,10 @@ _CANCELED = a2a_pb2.TaskStatus(state=a2a_pb2.TASK_STATE_CANCELED)
 
 
 class Actor(Protocol):
-    """What the stub does in every call."""
+    """What the stub does first in every call."""
 
     async def act(self, request: Any, context: Any) -> None:
-        """Fails or waits if the name of the request's tenant demands it, as `Stub` describes."""
+        """Fails or waits if the name of the tenant says so, as `Stub` describes."""
 
 
 def register(actor: Actor, methods: Methods) -> None:

@@ -21,7 +21,7 @@ PUBLIC = {"x-request-id", "x-content-type-options", "x-should-retry"}
 SECRETS = ("secret", "127.0.0.1", "upstream")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SUCCESSES = {200, 201, 202, 204}
-# The content type of the answers to A2A.
+# The content type of answers to A2A clients.
 A2A_TYPE = "application/a2a+json"
 
 
@@ -94,7 +94,7 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     kind = answer.header("content-type")
     assert kind in ("application/json", A2A_TYPE), answer
     request_id = answer.header("x-request-id") or ""
-    # The edge makes a UUID as the request id, and never uses a value that the client has sent.
+    # The edge generates a UUID as the request id, and never uses a value that the client has sent.
     assert UUID.fullmatch(request_id), request_id
     if to_head:
         return {}

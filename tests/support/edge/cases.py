@@ -32,7 +32,7 @@ class Case:
     # A part of the error message; for a success, a part of the body.
     says: str = ""
     http1_only: bool = False
-    # The name of the fixture of the edge that gets the request.
+    # The name of the fixture for the edge that gets the request.
     edge: str = "edge"
     reaches_service: bool = False
 
@@ -100,7 +100,7 @@ SUCCESSES = [
 
 
 def head(path: str, status: int, **headers: str) -> Case:
-    """A case with a HEAD request.
+    """The case of a HEAD request.
 
     The answer to a failure has no body, so there is no slug to check.
     """
@@ -383,7 +383,7 @@ CORS = [
     ),
 ]
 
-# Calls that fail at the edge, and whether a repeated call would have no further effect.
+# Calls that fail at the edge, and whether the call can be repeated without a second effect.
 REPEATS = [
     (post(), False),
     (post(body=b'{"task_id":"task_1"}'), False),  # the edge does not read bodies

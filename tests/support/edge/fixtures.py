@@ -32,7 +32,7 @@ def edge(
 ) -> Iterator[RunningEdge]:
     """The edge with the configuration that users get.
 
-    At the end, the fixture checks that no script has failed, and that the stub has not closed a
+    At the end, the fixture checks that no Lua script has failed, and that the stub has not closed a
     connection because of too many pings.
     """
     with running_edge(short_directory(tmp_path_factory), _stub_and_address[1]) as running:
@@ -52,7 +52,7 @@ def edge_without_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 def edge_with_short_limits(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEdge]:
-    """An edge with time limits of 0.3 s."""
+    """An edge whose time limits are 0.3 s."""
     replacements = {
         '"35s"': '"0.3s"',
         "request_headers_timeout: 10s": "request_headers_timeout: 0.3s",

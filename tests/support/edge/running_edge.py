@@ -84,7 +84,7 @@ def running_edge(
 
     Envoy has started once /healthz answers with the status `healthz`. `replacements` maps texts of
     the rendered configuration to other texts. `verify` tells httpx how to verify the edge's
-    certificate. `logs_all` lifts the limit on log lines, which tests would exceed.
+    certificate. `logs_all` lifts the limit on the rate of log lines, which tests would exceed.
     """
     rest_port, grpc_port, metrics_port = free_ports(3)
     settings = Edge(

@@ -58,10 +58,10 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # the package ha
 class Stub:
     """A worker whose answer depends on the workspace id of the request.
 
-    With `error_<slug>`, the call fails with that error; with `bare_<n>`, with gRPC status n and no
-    details; with `raise`, because of an exception. With `slow`, the stub answers after
-    SLOW_SECONDS; with `waits`, once `release` is set. With `ended`, a cancellation is answered with
-    HTTP status 200. With `breaks`, a stream ends with an error.
+    With the id `error_<slug>`, the call fails with that error; with `bare_<n>`, it fails with gRPC
+    status n and no details; with `raise`, because of an exception. With `slow`, the stub answers
+    after SLOW_SECONDS; with `waits`, once `release` is set. With `ended`, a cancellation is
+    answered with HTTP status 200. With `breaks`, a stream ends with an error.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Stub:
 
     def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Changes the health that the stub reports."""
-        # No caller watches the health, so it can be set outside the event loop of the server.
+        # No caller watches the health, so it may be set outside the event loop of the server.
         asyncio.run(self.health.set("", status))
 
     async def act(self, request: Any, context: Any) -> None:
@@ -162,7 +162,7 @@ class Stub:
 
 
 def _plain(reply: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a method whose answer contains only the ids of its request."""
+    """Returns a method whose answer contains only ids of its request."""
 
     async def method(self: Stub, request: Any, context: Any) -> Any:
         await self.act(request, context)

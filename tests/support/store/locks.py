@@ -1,4 +1,4 @@
-"""Holds the lock of a workspace or a tree, so that a test decides the order of waiting calls."""
+"""Holds the lock of a workspace or of a tree, so that a test decides the order of waiting calls."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager

@@ -1,6 +1,6 @@
 """A Prometheus that scrapes the programs of a stack and evaluates the alerts of deploy/monitoring.
 
-Its times are shorter, so that an alert that waits for 15 minutes fires after 3 s.
+The times in the alerts are shortened: an alert that waits for 15 minutes fires after 3 s.
 """
 
 import copy
@@ -22,12 +22,12 @@ from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 _WAITS = {"1m": "200ms", "2m": "400ms", "5m": "1s", "15m": "3s"}
-# Even a busy machine makes a few calls, and is scraped twice, within the shortest window.
+# Even on a busy machine, the shortest window contains a few calls and two scrapes.
 _WINDOWS = {"5m": "6s", "15m": "8s", "30m": "10s", "1h": "12s", "6h": "14s"}
 # How long a cancellation may take before the alert fires.
 _BOUND_SECONDS = 3
 _INTERVAL = "500ms"
-# Prometheus looks back 5 minutes for a series that is not marked as ended.
+# By default, Prometheus uses the last sample of a series for 5 minutes, unless the series is stale.
 _LOOKBACK = "3s"
 _LIMIT_SECONDS = 120.0
 
@@ -85,10 +85,9 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, targets: Mapping[str, int]) -> Iterator[Prometheus]:
-    """Runs Prometheus. `targets` maps the name of each program that it scrapes to a port on
-    loopback.
+    """Runs Prometheus inside the block. Skips the test if Prometheus is not installed.
 
-    Skips the test if it is not installed.
+    `targets` maps the name of each program to scrape to the program's port on loopback.
     """
     program = shutil.which("prometheus")
     if program is None:

@@ -20,7 +20,8 @@ _PAGE = (ROOT / "docs" / "runbooks.md").read_text()
 _SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", _PAGE, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# Replaces the `logs` of the page on one machine, which has no cluster.
+# The drills run without a cluster: `kubectl` does nothing, and `logs` is the function that the page
+# defines for one machine.
 _PRELUDE = "kubectl() { :; }\n" + next(
     each.text for each in blocks(_PAGE) if "cat .state/logs" in each.text
 )
@@ -44,7 +45,7 @@ class Stage:
         return "".join(path.read_text() for path in found)
 
     def assert_prints(self, alert: str, expected: str) -> None:
-        """Waits until the runbook's commands print this. Programs write their logs with a delay."""
+        """Waits until the runbook's commands print this: programs write their logs with a delay."""
         try:
             eventually(lambda: re.search(expected, self._walk(alert)))
         except TimeoutError:
@@ -59,7 +60,7 @@ class Stage:
         ]
         done = subprocess.run(
             ["/bin/bash", "-c", "\n".join([_PRELUDE, *commands])],
-            # The state folder is named `.state`.
+            # The commands read `.state`, which is the name of the state folder.
             cwd=self.stack.state_dir.parent,
             env={
                 **os.environ,
@@ -78,7 +79,7 @@ class Stage:
 
 @contextmanager
 def repeated(call: Callable[[], object], pause_seconds: float = 0.0) -> Iterator[None]:
-    """Repeats a call in a thread inside the block. Raises what the call has raised."""
+    """Repeats a call in a thread inside the block. Raises the error that the call has raised."""
     done = threading.Event()
 
     def run() -> None:

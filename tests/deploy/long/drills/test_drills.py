@@ -1,7 +1,8 @@
-"""A drill for each alert: it creates the cause, the alert fires, the commands of the runbook are
-run, and the alert ends.
+"""A drill for each alert.
 
-The programs, the metrics and Prometheus are real. Only the times of the alerts are shorter.
+A drill creates the cause of its alerts. The alerts fire, the commands of the runbook are run, and
+the alerts end once the cause is removed. The programs, the metrics and Prometheus are real. Only
+the times in the alerts are shortened.
 """
 
 import time
@@ -33,22 +34,22 @@ from tests.support.waiting import eventually
 
 _HOUR = 3_600
 _LIMIT_SECONDS = 60.0
-# Longer than the drills freeze an agent.
+# Longer than any drill freezes an agent.
 _LEASE_SECONDS = 240
-# The number of database connections that the drills of a turn share.
+# The size of the worker's pool of database connections. Drills of the same turn share the pool.
 _POOL_SIZE = 8
 # What the log line of a failed call contains.
 _FAILED = '"(unavailable|deadline_exceeded)"'
-# More calls than a worker stores entries for in a second.
+# More unauthenticated calls than a worker stores audit entries for in a second.
 _REFUSED_CALLS = 100
-# The maximum number of webhooks that the drill keeps. An organization may have 20.
+# How many webhooks the drill keeps. An organization may have 20.
 _KEPT_WEBHOOKS = 5
 
 # A pause between calls leaves processor time for the programs.
 _PAUSE_SECONDS = 0.5
 
-# Creates a cause, and removes it after the block. Yields the texts that the runbook's commands must
-# print, by alert.
+# Creates the cause of alerts, and removes the cause after the block. Yields, for each alert, the
+# text that the runbook's commands must print.
 Cause = Callable[[Stage], AbstractContextManager[dict[str, str]]]
 
 
@@ -89,7 +90,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         running.enter_context(small_disk(state / "logs", 8 << 20))
         running.enter_context(stack.started())
         watching = running.enter_context(prometheus(folder, targets))
-        # Prometheus has scraped all programs, so it sees their later counts as an increase.
+        # Once Prometheus has scraped all programs, it sees each later count as an increase.
         watching.await_end(set(ALERTS))
         yield Stage(stack, database, clocks, watching)
 
@@ -97,7 +98,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @drill("HoldInForce", "WebhookDeliveryOld")
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
-    """A new leader counts these values at once. A running leader counts them once a minute."""
+    """Replaces the leader, because a new leader counts these values at once, not once a minute."""
     workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
@@ -135,7 +136,7 @@ def programs_end(stage: Stage) -> Iterator[dict[str, str]]:
             eventually(lambda: not workspace.get())
         yield {}
     eventually(lambda: stack.rest().serves(workspace.path), _LIMIT_SECONDS)
-    # The agent has survived without workers.
+    # The agent has kept running without workers.
     workspace.cancel(force_after="0s")
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
@@ -170,7 +171,7 @@ def much_at_once(stage: Stage) -> Iterator[dict[str, str]]:
 @drill("LogLinesLost")
 @contextmanager
 def the_disk_of_the_logs_is_full(stage: Stage) -> Iterator[dict[str, str]]:
-    """The disk fills up while the worker's webhook process shares its log."""
+    """The disk fills up while the worker and its webhook process write to the same log."""
     stack = stage.stack
     logs, caller = stack.state_dir / "logs", stack.rest()
     (worker,) = stack.pids("serve")
@@ -221,7 +222,7 @@ def agents_are_frozen(stage: Stage) -> Iterator[dict[str, str]]:
 @drill("CallsFail", "DatabaseConnectionsExhausted")
 @contextmanager
 def a_session_holds_a_lock(stage: Stage) -> Iterator[dict[str, str]]:
-    """The runbook finds the session and ends it."""
+    """The runbook finds the session. Then the drill ends it."""
     stack = stage.stack
     workspace = Workspace(stack)
     task_id = workspace.submit("true")
@@ -273,7 +274,7 @@ def clocks_are_wrong(stage: Stage) -> Iterator[dict[str, str]]:
         stage.clocks.set(name, 0)
 
 
-# Drills that do not disturb each other run at the same time. The alerts of the first drill take
+# Drills that do not disturb each other run in the same turn. The alerts of the first turn take
 # longest to end.
 TURNS = (
     [the_database_is_frozen],
@@ -303,12 +304,12 @@ def test_drills(turn: list[Drill], stage: Stage) -> None:
 
 
 def test_all_alerts_end(stage: Stage) -> None:
-    """All alerts end after their causes are removed."""
+    """Every alert ends once its cause is removed."""
     stage.prometheus.await_end(set(ALERTS))
 
 
 def _await_idle(workspace: Workspace) -> None:
-    """An agent that did not answer may get its task only when it renews its lease."""
+    """Waits at most a lease: an agent that did not answer may get its task at its next renewal."""
     eventually(lambda: workspace.get()["status"] == "idle", _LEASE_SECONDS)
 
 
@@ -323,7 +324,7 @@ def _delete_webhook(stage: Stage, webhook_id: str) -> None:
 
 
 def _await_removal_of_deliveries(stage: Stage, webhook_id: str) -> None:
-    """Deliveries to a deleted webhook are removed when their next attempt is due, here at once."""
+    """Deliveries to a deleted webhook are removed at their next attempt, which is made due here."""
     due = "UPDATE webhook_deliveries SET due_at = now() WHERE webhook_id = %s"
     left = "SELECT FROM webhook_deliveries WHERE webhook_id = %s"
     with stage.stack.database() as connection:
@@ -355,13 +356,16 @@ class FailingWebhooks:
         self._created: list[str] = []
 
     def fail(self) -> None:
-        """Makes a delivery to a new webhook fail. Keeps the newest webhooks."""
+        """Makes a delivery to a new webhook fail.
+
+        Deletes the oldest webhook if there are too many.
+        """
         receiver = self._receivers.add(refuse("503 Service Unavailable"))
         self._created.append(_webhook(self._stage, receiver.url))
         if len(self._created) > _KEPT_WEBHOOKS:
             _delete_webhook(self._stage, self._created.pop(0))
-        # On a busy machine the agent may not take the task within 2 s. Even then, the submission is
-        # an event and the task ends.
+        # On a busy machine, the agent may not take the task within 2 s. Even then, there is an
+        # event for the submission, and the task ends.
         path = f"{self._workspace.path}/tasks"
         answer = self._workspace.rest.call("POST", path, json={"description": "true"}).json()
         task_id = answer.get("task_id") or answer["error"]["details"]["task_id"]

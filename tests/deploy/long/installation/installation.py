@@ -1,4 +1,4 @@
-"""Runs Python as if only some extras of the distribution were installed."""
+"""Runs Python programs as if only some extras of the distribution were installed."""
 
 import re
 import subprocess

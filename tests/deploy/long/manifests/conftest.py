@@ -15,11 +15,11 @@ def kubernetes_tools() -> None:
 
 @pytest.fixture(scope="module", params=tools.SETS)
 def values(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Each set of values."""
+    """The values of the chart. The test runs once for each set of values."""
     return tools.SETS[request.param]
 
 
 @pytest.fixture(scope="module")
 def rendered(kubernetes_tools: None, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """The objects of the chart with each set of values."""
+    """The objects of the chart with these values."""
     return tools.render(values)

@@ -7,8 +7,8 @@ import pytest
 
 from tests.support.alerts import ALERTS, PANELS, Series, assert_firing, promtool, rules_file
 
-# A leading controller without cancellations, an edge, and a worker that answers calls and the
-# heartbeats of 10,000 agents, scraped for 30 minutes.
+# The series of a healthy service, scraped for 30 minutes: a leading controller without open
+# cancellations, an edge, and a worker that answers calls and the heartbeats of 10,000 agents.
 CALLS = 'evershell_rpc_seconds_count{instance="a",rpc="SubmitTask",outcome="%s"}'
 HEARTBEATS = 'evershell_rpc_seconds_count{instance="a",rpc="Heartbeat",outcome="ok"}'
 STREAMS = 'evershell_rpc_seconds_count{instance="a",rpc="WatchEvents",outcome="unavailable"}'
@@ -54,16 +54,16 @@ WELL: Series = {
 
 @dataclass(frozen=True)
 class Case:
-    """Two sets of differences from WELL: one that makes an alert fire, and one that almost does."""
+    """Two sets of differences from WELL: one makes an alert fire, the other one almost does."""
 
     fires: Series
     at: str
     quiet: Series
-    # A time at which the cause exists, but the alert does not fire yet.
+    # A time at which the cause already exists, but the alert does not fire yet.
     not_yet: str = ""
 
 
-# The values are one sample every 15 s. `_` is a scrape without the series.
+# A series has one sample every 15 s. `_` is a scrape without the series.
 CASES = {
     "CancellationOverdue": Case(
         fires={OPEN: "1x120", OLDEST: "0+15x120"},
@@ -74,7 +74,7 @@ CASES = {
     ),
     "NoLeadingController": Case(
         fires={OPEN: "0x20 _x100", OLDEST: "0x20 _x100"},
-        # Prometheus looks back 5 minutes for a series that is not marked as ended.
+        # Prometheus uses the last sample of a series for 5 minutes, unless the series is stale.
         at="12m",
         not_yet="5m",
         quiet={OPEN: "0x20 _x2 0x100", OLDEST: "0x20 _x2 0x100"},
@@ -141,14 +141,14 @@ CASES = {
         quiet={LOG: "40x120"},
     ),
     "WebhooksFail": Case(
-        # No request leaves the service.
+        # All requests fail, because none leaves the service.
         fires={
             WEBHOOKS % "delivered": "0+100x20 2000x100",
             WEBHOOKS % "failed": "0+10x20 210+20x100",
         },
         at="28m",
         not_yet="15m",
-        # Some receivers fail for a long time.
+        # A few receivers fail for a long time.
         quiet={WEBHOOKS % "failed": "0+90x120"},
     ),
     "WebhookDeliveryOld": Case(

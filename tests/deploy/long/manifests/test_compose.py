@@ -30,7 +30,7 @@ def test_the_settings_exist(services: dict[str, Any]) -> None:
 
 
 def test_the_image_has_the_folder_of_the_state(services: dict[str, Any]) -> None:
-    """A volume that is mounted there belongs to the user of the image."""
+    """A new volume that is mounted there gets the owner of the folder, the user of the image."""
     state_dir = services["evershell"]["environment"]["STATE_DIR"]
     assert services["evershell"]["volumes"] == [f"state:{state_dir}"]
     built = (tools.DEPLOY / "Containerfile").read_text()

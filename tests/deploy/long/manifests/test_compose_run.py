@@ -25,7 +25,7 @@ FILE = tools.DEPLOY / "compose" / "compose.yaml"
 PAGE = ROOT / "docs" / "operating.md"
 # Differs from the project name in the file, which another stack on this machine may use.
 PROJECT = "evershell-test"
-# A machine of CI may be slow.
+# CI machines may be slow.
 LIMIT_SECONDS = 120.0
 
 
@@ -54,13 +54,13 @@ class Containers(Service):
         self.ready = {"rest_url": f"http://127.0.0.1:{rest}", "grpc_addr": f"127.0.0.1:{grpc}"}
 
     def start_as_documented(self) -> None:
-        """Runs the commands of the page, of which the last one prints an API key."""
+        """Runs the commands of the page. The last one prints an API key."""
         (commands,) = [each.text for each in self._blocks if "compose up" in each.text]
         key = self.run("bash", "-ec", commands, folder=self.folder.parents[1]).strip()
         self.ready["demo"] = {"tokens": {"full_access": key}}
 
     def serve_other_machines(self, authority: Authority) -> None:
-        """Adds the Compose file that the page shows, and a certificate."""
+        """Adds the Compose override that the page shows, and a certificate."""
         (override,) = [each.text for each in self._blocks if each.language == "yaml"]
         (self.folder / "compose.override.yaml").write_text(override)
         tls, issued = self.folder / "tls", authority.issue("edge")
@@ -155,7 +155,7 @@ def cancel_over_grpc(workspace: ServiceWorkspace) -> str:
 
 
 def assert_cancelled_after_its_iteration(workspace: ServiceWorkspace, task_id: str) -> None:
-    """The running command has ended, and the next command has not begun."""
+    """Checks that the running command has finished and that the next one has not begun."""
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"], end["reason"]) == ("cancelled", 1, "enough")
     iteration = workspace.await_event("iteration_completed", task_id)["iteration_completed"]

@@ -28,9 +28,9 @@ from tests.support.small_agent import spec_for
 
 pytestmark = pytest.mark.usefixtures("kubernetes_tools")
 
-# How long the command of a preStop may take to start.
+# How long the command of a preStop hook may take to start.
 START_SECONDS = 5.0
-# What the Pod Security Standard `restricted` allows.
+# The types of volumes that the Pod Security Standard `restricted` allows.
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 # The port on which workers accept only agents.
 RUNTIME_PORT = 50151
@@ -38,7 +38,7 @@ RUNTIME_PORT = 50151
 # it.
 DNS_SECONDS = 30
 REFRESH_SECONDS = 2
-# The settings of the manifests' programs, in addition to the settings of the base.
+# The settings that the programs get from Secrets. They get all others from a ConfigMap.
 SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
 
 
@@ -130,7 +130,7 @@ def test_the_settings_are_valid(
 
 
 async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
-    """The trial reads its keys from the file that issue.py makes."""
+    """The trial reads the key set from the file that issue.py makes."""
     rendered = tools.render(tools.SETS["trial"])
     found = settings_of(rendered)
     spec = dict(pod_specs(rendered))["workers"]
@@ -158,10 +158,10 @@ async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
 
 
 def served(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The objects that an old API server knows too.
+    """The objects that this API server knows, even if it is old.
 
-    It serves neither the autoscaler nor the disruption budgets of today, and knows no gRPC probes
-    and no grace period of a probe.
+    An old API server does not serve the current versions of autoscalers and disruption budgets. It
+    knows neither gRPC probes nor a probe's grace period.
     """
     names = set(tools.kubectl("api-versions").split())
     found = [o for o in rendered if o["apiVersion"] in names]
@@ -178,8 +178,9 @@ def served(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def priority_class(values: dict[str, Any]) -> Iterator[None]:
-    """The PriorityClass that the values name. The API server refuses pods if the class does not
-    exist.
+    """Creates the PriorityClass that the values name.
+
+    The API server refuses pods if their class does not exist.
     """
     require_cluster()
     if name := values.get("priorityClassName"):
@@ -202,7 +203,7 @@ async def test_a_real_api_server_accepts_the_objects(rendered: list[dict[str, An
 
 
 class As(httpx2.AsyncHTTPTransport):
-    """The connections of a service account."""
+    """Makes requests as a service account, by impersonation."""
 
     def __init__(self, namespace: str, account: str) -> None:
         super().__init__(verify=False)

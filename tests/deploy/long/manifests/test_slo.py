@@ -23,7 +23,6 @@ OVERLOAD = (
 )
 HEALTHY = 'envoy_cluster_membership_healthy{instance="e",envoy_cluster_name="control_plane"}'
 FAILS, LATE = {"CancelTaskFails"}, {"CancelSignalsLate"}
-# WatchEvents and StreamEvents end with `unavailable` when a worker is replaced.
 OTHER_METHODS = [
     method.name
     for file in (workspace_service_pb2, runtime_service_pb2)
@@ -32,7 +31,8 @@ OTHER_METHODS = [
     if method.name != "CancelTask"
 ]
 
-# A sample a minute. Every method is called 1,000 times a minute, also through the edge.
+# One sample per minute. Workers answer 1,000 calls of each method per minute, and the edge counts
+# 1,000 successful requests per minute.
 WELL: Series = {
     "evershell_cancellations_open": "0x480",
     "evershell_cancellations_oldest_seconds": "0x480",
@@ -82,8 +82,8 @@ def test_an_outage_fires_within_two_minutes_and_stops_soon_after_it(tmp_path: Pa
 
 
 def test_a_slow_burn_fires_by_the_long_windows(tmp_path: Path) -> None:
-    # From 1 h on, 0.9 % of the calls fail. This burns the budget at 9 times the rate, less than
-    # 14.4.
+    # From 1 h on, 0.9 % of the calls fail. This uses up the error budget 9 times too fast. The
+    # short windows need a factor of 14.4.
     burn = cancel_task_fails("0x60 0+9x420")
     fires(tmp_path, burn, "2h", set())
     fires(tmp_path, burn, "7h30m", FAILS)
@@ -107,7 +107,7 @@ def test_errors_of_callers_and_of_agents_are_no_failures(tmp_path: Path) -> None
     refused = {CALLS % ("CancelTask", each): "0+9000x480" for each in outcomes}
     unreachable = cancel_task_fails("0+1000x480", "agent_unreachable")
     fires(tmp_path, refused | unreachable, "7h30m", set())
-    # Refused calls also do not hide failures.
+    # Nor do refused calls hide failures.
     fires(tmp_path, refused | cancel_task_fails("0+20x480"), "7h30m", FAILS)
 
 
@@ -133,7 +133,7 @@ def test_an_edge_that_answers_no_call_fires(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "late",
     [
-        # 20 % arrive after 0.25 s.
+        # 20 % of the signals take longer than 0.25 s.
         {IN_TIME: "0+1000x360 360000+800x120"},
         {SIGNALS % ("w", "unreachable"): "0x360 0+250x120"},
     ],

@@ -36,8 +36,9 @@ def is_allowed(rendered: list[dict[str, Any]], source: Peer, target: Peer, port:
 def _passes(
     policies: list[dict[str, Any]], direction: str, pod: Peer, peer: Peer, port: int
 ) -> bool:
-    """Whether a policy of the pod allows the traffic, or no policy of the pod limits this
-    direction.
+    """Whether a policy of the pod allows the traffic.
+
+    Also true if no policy of the pod limits this direction.
     """
     if not pod.name or pod.namespace != NAMESPACE:
         return True
@@ -58,7 +59,7 @@ def _passes(
 def _is_peer(found: dict[str, Any], peer: Peer) -> bool:
     assert set(found) <= {"podSelector", "namespaceSelector", "ipBlock"}
     if "ipBlock" in found:
-        # Public addresses. The addresses of pods are private.
+        # Only public addresses: the addresses of pods are private.
         return not peer.name
     if not peer.name:
         return False

@@ -15,7 +15,7 @@ from tests.support.stack import ROOT
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "chart"
 README = DEPLOY / "README.md"
-# Kinds of objects of operators and of the Gateway API. The validator has no schemas for them.
+# Kinds that operators and the Gateway API define. The validator has no schemas for them.
 FOREIGN_KINDS = {"ExternalSecret", "HTTPRoute", "PodMonitor", "PrometheusRule"}
 # The newest three versions of Kubernetes.
 VERSIONS = ("1.35", "1.36", "1.37")
@@ -55,7 +55,7 @@ def kubectl(*arguments: str, given: str = "") -> str:
 
 
 def trial_objects() -> list[dict[str, Any]]:
-    """The database of the trial."""
+    """The objects of the trial's database."""
     return list(yaml.safe_load_all((DEPLOY / "trial" / "database.yaml").read_text()))
 
 
@@ -68,7 +68,7 @@ def templates(values: dict[str, Any]) -> dict[str, str]:
 
 
 def config_map(objects: list[dict[str, Any]], name: str) -> dict[str, str]:
-    """The data of the ConfigMap with this name, to which kustomize adds a hash."""
+    """The data of a ConfigMap, which is found by its label: kustomize adds a hash to its name."""
     labels = {"app.kubernetes.io/name": name}
     (found,) = (
         dict(each["data"])

@@ -16,7 +16,7 @@ from tests.support.stack import Stack
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """The trial of `deploy/` in the cluster."""
+    """The trial of `deploy/`, installed in the cluster."""
     node.require()
     with Deployment.installed(tmp_path_factory.mktemp("deployment")) as running:
         yield running
@@ -24,7 +24,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack that waits longer for pods and agents than a slow node takes."""
+    """A stack that waits for pods and agents for longer than a slow node takes."""
     with running_stack(
         tmp_path_factory.mktemp("node"),
         LEASE_SECONDS="60",

@@ -27,7 +27,7 @@ _RELEASE = "evershell"
 _READY_SECONDS = 200
 _READY = f"--timeout={_READY_SECONDS}s"
 _DATABASE_PASSWORD = "evershell"
-# What an upgrade changes.
+# The memory request that an upgrade sets.
 UPGRADED_MEMORY = "96Mi"
 
 
@@ -48,7 +48,7 @@ class Deployment(Service):
     @classmethod
     @contextmanager
     def installed(cls, folder: Path) -> Iterator["Deployment"]:
-        """Creates the namespace, which must not exist, and deletes it afterwards."""
+        """Installs the trial in a new namespace, and deletes the namespace after the block."""
         library = pytest.importorskip("helm_python", reason="run `make .venv/.deploy-ready`")
         tools.kubectl("create", "-f", str(tools.DEPLOY / "trial" / "database.yaml"))
         try:
@@ -102,7 +102,10 @@ class Deployment(Service):
 
     @contextmanager
     def own_edge(self) -> Iterator[str]:
-        """A ready pod like the edge's pods, for one test. Yields its name for kubectl."""
+        """Runs another pod of the edge inside the block, for one test.
+
+        Yields its name for kubectl.
+        """
         edge = json.loads(kubectl("get", "deployment/edge", "-o", "json"))
         template = edge["spec"]["template"]
         copy = {
@@ -129,7 +132,7 @@ def _delete() -> None:
 def _values() -> dict[str, Any]:
     """The values of the trial, with two workers.
 
-    The node of CI has two CPUs, and during a roll-out twice as many pods.
+    The pods request little CPU: CI's node has two CPUs, and twice as many pods during a roll-out.
     """
     values = copy.deepcopy(tools.SETS["trial"])
     values["agents"] = {"resources": {"requests": {"cpu": "10m"}}}
@@ -142,8 +145,8 @@ def _values() -> dict[str, Any]:
 def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The chart and its values.
 
-    For an old cluster, the chart contains the rendered objects, patched by the overlay, as `helm
-    install --post-renderer` would do it.
+    For an old cluster, the chart contains the rendered objects, patched by the overlay as `helm
+    install --post-renderer` would patch them.
     """
     server = json.loads(tools.kubectl("version", "-o", "json"))["serverVersion"]
     if (int(server["major"]), int(server["minor"].rstrip("+"))) >= _GRPC_PROBES:
@@ -159,7 +162,7 @@ def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def _described() -> Iterator[None]:
-    """Adds to an error what the pods report."""
+    """Adds the status and the logs of the pods to an error of the block."""
     try:
         yield
     except Exception as error:

@@ -4,7 +4,7 @@ from tests.deploy.long.node.stacks import NodeWorkspace
 
 
 def busy(workspace: NodeWorkspace, *, is_cancelled: bool) -> str:
-    """Submits a task that runs until its pod ends, and cancels it. Returns its id."""
+    """Submits a task that runs until its pod ends. Cancels it if asked to. Returns its id."""
     task_id = workspace.begin("sleep 600")
     if is_cancelled:
         assert workspace.cancel(reason="enough")["outcome"] == "accepted"
@@ -12,7 +12,7 @@ def busy(workspace: NodeWorkspace, *, is_cancelled: bool) -> str:
 
 
 def assert_truth(workspace: NodeWorkspace, task_id: str, reason: str, work_stopped: str) -> None:
-    """The workspace failed for this reason, and its task ended."""
+    """Checks that the workspace failed for this reason, and that its task ended as it must."""
     found = workspace.await_status("failed")
     end = workspace.await_end(task_id)
     assert end["work_stopped"] == work_stopped, end

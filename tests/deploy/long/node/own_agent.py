@@ -1,4 +1,7 @@
-"""The agent in the image `own-agent:1`: a graph whose tool waits for `open_gate`, repeatedly."""
+"""The agent in the image `own-agent:1`: a graph that calls a tool in a loop.
+
+Each call waits for `open_gate`.
+"""
 
 import asyncio
 from pathlib import Path

@@ -33,7 +33,7 @@ def running_pod(workspace: ServiceWorkspace, kubectl: Kubectl = tools.kubectl) -
 def await_condition(
     condition: str, *workspaces: ServiceWorkspace, kubectl: Kubectl = tools.kubectl
 ) -> None:
-    """Waits until `kubectl wait` finds the condition in all pods of the workspaces."""
+    """Waits until all pods of the workspaces meet the condition of `kubectl wait`."""
     for each in workspaces:
         kubectl("wait", "pods", *_of(each), f"--for={condition}", _LIMIT)
 
@@ -44,12 +44,12 @@ def await_no_pods(*workspaces: ServiceWorkspace) -> None:
 
 
 def open_gate(workspace: ServiceWorkspace, kubectl: Kubectl = tools.kubectl) -> None:
-    """Lets GATE end, which runs in the workspace's pod."""
+    """Lets the command GATE end, which runs in the workspace's pod."""
     name = pod(workspace, kubectl)["metadata"]["name"]
     kubectl("exec", name, "--", "touch", "gate")
 
 
-# A command that runs until `open_gate`.
+# A command that runs until `open_gate` is called.
 GATE = "until [ -e gate ]; do sleep 0.1; done; rm gate"
 
 

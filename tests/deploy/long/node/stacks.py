@@ -13,7 +13,7 @@ from tests.support.ports import free_ports
 from tests.support.service import ServiceWorkspace
 from tests.support.stack import Stack
 
-# A machine of CI may be slow.
+# CI machines may be slow.
 LIMIT_SECONDS = 120.0
 MEMORY_LIMIT = "128Mi"
 
@@ -30,7 +30,7 @@ def running_stack(
 ) -> Iterator[Stack]:
     """A stack whose agents run on the node, with TLS to them as in the chart.
 
-    It waits longer for the end of a pod than a slow node takes, unless `end_seconds` is less.
+    By default, it waits for the end of a pod for longer than a slow node takes.
     """
     node.require()
     host = os.environ.get("NODE_HOST") or _own_address()
@@ -64,6 +64,6 @@ def running_stack(
 def _own_address() -> str:
     """The address of this machine for other hosts, such as the nodes of kind."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
-        # Chooses a route, and sends nothing. 192.0.2.1 belongs to nobody (RFC 5737).
+        # Only chooses a route: nothing is sent. 192.0.2.1 belongs to nobody (RFC 5737).
         unconnected.connect(("192.0.2.1", 1))
         return str(unconnected.getsockname()[0])

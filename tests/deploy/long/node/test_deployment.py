@@ -128,6 +128,6 @@ def test_the_command_that_ends_an_edge_runs_in_its_pod(deployment: Deployment) -
     command = json.loads(kubectl("get", "deployment/edge", "-o", path))
     with deployment.own_edge() as edge, forwarded_ports(edge, 8080) as (port,):
         kubectl("exec", edge, "--", *command[:-1], "0s")
-        # After this, each answer of the edge closes the answer's connection.
+        # From now on, the edge closes each connection after its next answer.
         answer = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
         assert answer.headers["connection"] == "close"

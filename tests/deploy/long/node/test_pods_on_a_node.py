@@ -31,8 +31,9 @@ def test_a_forced_cancellation_interrupts_the_tool(workspace: NodeWorkspace) -> 
 
 
 def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: NodeWorkspace) -> None:
-    """The file has a bootstrap token that is no longer valid. Processes of the agent's user cannot
-    read the agent's memory and environment.
+    """The file contains a bootstrap token that is no longer valid.
+
+    Even processes of the agent's user cannot read the agent's memory and environment.
     """
     task_id = workspace.submit(
         "cat /run/evershell/spec.json",
@@ -57,7 +58,7 @@ def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: NodeWo
 
 
 def test_a_tool_cannot_call_a_worker_as_a_caller(stack: Stack, workspace: NodeWorkspace) -> None:
-    """The tool has its agent's certificate and a caller's key, and tries to bypass the edge."""
+    """The tool has its agent's certificate and a caller's API key, and tries to bypass the edge."""
     task_id = workspace.submit("cat /run/evershell/spec.json")
     workspace.await_end(task_id)
     (output,) = [
@@ -78,7 +79,7 @@ def test_a_tool_cannot_call_a_worker_as_a_caller(stack: Stack, workspace: NodeWo
 
 
 def runtime_channel(stack: Stack, spec: dict[str, str]) -> grpc.Channel:
-    """The port of agents, with the certificate in the spec."""
+    """A channel to the port for agents, with the certificate in the spec."""
     identity = (spec["tls_trusted"], spec["tls_key"], spec["tls_certificate"])
     credentials = grpc.ssl_channel_credentials(*(each.encode() for each in identity))
     options = [("grpc.ssl_target_name_override", CONTROL_PLANE)]

@@ -27,9 +27,7 @@ def impatient_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
 
 
 def test_a_silent_node(impatient_stack: Stack) -> None:
-    """The cluster does not know what still runs on the node, but running agents report it
-    themselves.
-    """
+    """The cluster cannot tell what runs on the node. Agents that run report to the workers."""
     with ThreadPoolExecutor() as pool:
         workspaces = pool.map(lambda _: NodeWorkspace(impatient_stack), range(4))
     failed, cancelled, finishing, stopped = workspaces
@@ -54,7 +52,7 @@ def test_a_silent_node(impatient_stack: Stack) -> None:
             for each in (failed, cancelled):
                 assert_truth(each, tasks[each.id], reason, "unknown")
             stopped.await_status("stopped")
-        # The pod objects still exist, and say nothing about what runs.
+        # The pod objects still exist, but do not show what runs on the node.
         assert all(pods(each) for each in (failed, cancelled, stopped))
-    # The kubelet catches up, which takes time on a loaded machine.
+    # The kubelet catches up now, which takes time on a loaded machine.
     await_no_pods(failed, cancelled, stopped)

@@ -29,7 +29,7 @@ class PasswordServer:
 
     @property
     def url(self) -> str:
-        """The database, with the password from the file."""
+        """The URL of the database, which names the file with the password."""
         return f"{self._url}&passfile={self._passfile}"
 
     @property

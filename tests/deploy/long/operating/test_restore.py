@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.timeout(240)
 
 # Longer than the time from the loss of the stack to its start on the restored database, so that no
-# agent ends by its own clock.
+# agent ends because its lease is over.
 LEASE_SECONDS = 60.0
 # How long agents may take to end after the start.
 FENCED_SECONDS = 60.0
@@ -36,7 +36,7 @@ _OPEN = """
 _ENDS = "SELECT id, status FROM tasks WHERE id = ANY(%s)"
 _CANCELLED = "SELECT id FROM tasks WHERE cancel_requested_at IS NOT NULL"
 _STATES = "SELECT id, status FROM workspaces"
-# A task, and all events of its workspace, become older than TASK_RETENTION_DAYS.
+# Makes a task, and all events of its workspace, older than TASK_RETENTION_DAYS.
 _AGE = """
     WITH aged AS (
         UPDATE tasks SET created_at = created_at - interval '2 days',
@@ -123,7 +123,7 @@ def test_agents_and_cancellations_after_a_restore(
     assert load.outcomes.failures == []
 
     # What happens after the backup: an accepted cancellation, an agent of a later epoch, and a
-    # workspace that the backup does not know. One agent has stopped and cannot end itself.
+    # workspace that the backup does not know. One agent is frozen, so it cannot end itself.
     assert running.cancel(reason="after the backup")["outcome"] == "accepted"
     resumed.replace_agent()
     assert resumed.get()["epoch"] == "2"
@@ -188,7 +188,7 @@ def test_what_was_deleted_suspended_or_old_at_the_backup(
     # The task of `deleting` goes on until its gate is opened, for at most 10 s.
     delete(deleting)
     backups.dump(living.ready["database_url"], backup)
-    # The agent of a workspace that was suspended at the backup has stopped and cannot end itself.
+    # The workspace is suspended in the backup. Its new agent is frozen, so it cannot end itself.
     suspended.begin("sleep 300")
     pods.note(suspended).suspend()
     delete(busy)

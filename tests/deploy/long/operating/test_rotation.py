@@ -1,4 +1,4 @@
-"""Every secret and certificate is rotated under load, and no call and no cancellation is lost."""
+"""Every secret and certificate is rotated under load. No call and no cancellation is lost."""
 
 import shutil
 import ssl
@@ -25,11 +25,12 @@ pytestmark = pytest.mark.timeout(300)
 
 RESTART_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
-# An agent that workers no longer trust ends after this time. The restart takes much of this time.
+# An agent that can no longer call the workers ends after this time at most. The restart takes much
+# of this time.
 LEASE_SECONDS = 20
 # How long such an agent's task may take to end, with some time to spare.
 LOST_SECONDS = LEASE_SECONDS + 25.0
-# How long two steps of each caller may take on a busy machine.
+# How long two steps of each canceller may take on a busy machine.
 PROGRESS_SECONDS = 60.0
 # The pause before a worker reads the key set again for an unknown key, with some time to spare.
 PUBLISHED_SECONDS = 11.0
@@ -101,7 +102,7 @@ def presented_certificate(stack: Stack) -> bytes:
 
 
 def replace_certificate(authority: Authority, folder: Path) -> None:
-    """Replaces the certificate of the edge and its key, as an operator does: by other files."""
+    """Replaces the files of the edge's certificate and key, as an operator does."""
     renewed = authority.issue("renewed")
     shutil.copy(renewed.cert_file, folder / "edge.pem")
     shutil.copy(renewed.key_file, folder / "edge.key")
@@ -160,7 +161,7 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     progress([*old_agents, *new_agents])
     issuer.remove("first")
     progress([*old_agents, *new_agents])
-    # The agent of the previous key gets the signal.
+    # The agent whose certificate is from the previous key still gets the signal.
     assert left.cancel(reason="the last task of its agent")["outcome"] == "accepted"
     load.stop()
     assert load.outcomes.failures == []

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 LIMIT_SECONDS = 60.0
 # The pause of each caller between two calls.
 PAUSE_SECONDS = 0.2
-# The number of iterations of a task whose caller waits for the end.
+# The commands of a task that is cancelled with `wait`: 100 iterations.
 WAITED = "\n".join(["sleep 1"] * 100)
 # Submits, cancels and watches tasks with the library of its environment until its input ends.
 # Records its calls. Prints how many have ended.
@@ -81,7 +81,7 @@ print(ended)
 
 
 class Installed(Stack):
-    """A stack of an installation."""
+    """A stack that runs the programs of an installation."""
 
     def __init__(self, folder: Path, installation: Environment) -> None:
         ports = free_ports(5, in_a_row=5)
@@ -126,7 +126,7 @@ def installations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment
 def client(
     stack: Stack, installation: Environment, history: Path
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A client of the installation. It must cancel some tasks within the block."""
+    """Runs a client of the installation. It must cancel some tasks within the block."""
     workspace, address = Workspace(stack), f"http://{stack.ready['grpc_addr']}"
     arguments = [address, stack.tokens["full_access"], workspace.id, str(history)]
     process = subprocess.Popen(

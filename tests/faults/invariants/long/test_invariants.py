@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(max(120, 2 * _EXAMPLES))]
 
 
 def test_invariants_hold_in_memory() -> None:
-    # The runs are the same each time, unless INVARIANT_EXAMPLES is set.
+    # The runs are the same every time, unless INVARIANT_EXAMPLES is set.
     run_in_memory(_EXAMPLES or 80, is_random=bool(_EXAMPLES))
 
 

@@ -1,4 +1,4 @@
-"""An agent that was taken over: it calls RuntimeService with the token of its pod."""
+"""An agent that attackers have taken over: it calls RuntimeService with the token of its pod."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

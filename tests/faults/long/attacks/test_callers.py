@@ -73,7 +73,7 @@ def cancel(owned: Workspace, headers: Headers) -> tuple[str, str]:
 def test_what_is_forged_here_is_good_otherwise(victim: Victim, owned: Workspace) -> None:
     """Without the attack's change, each credential is accepted.
 
-    So it is the change that is refused.
+    So a refusal is due to the change.
     """
     for token in (victim.good(), victim.api_key):
         assert cancel(owned, bearer(token)) == ("", "")

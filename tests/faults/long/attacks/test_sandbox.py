@@ -49,7 +49,7 @@ def attacker(limited: Stack) -> Workspace:
 
 @pytest.fixture(scope="module")
 def target(limited: Stack, attacker: Workspace) -> Iterator[Target]:
-    """What there is to attack, such as another workspace with a secret. All of it exists."""
+    """What there is to attack, such as another workspace with a secret. Checks that it exists."""
     other = Workspace(limited)
     faults.await_terminal(other, other.submit("echo private > secret"))
     database = psycopg.conninfo.conninfo_to_dict(limited.ready["database_url"])["host"]

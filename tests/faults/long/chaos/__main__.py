@@ -1,11 +1,12 @@
 """`make chaos`: cancels tasks during random faults, and exits 1 if a promise was broken.
 
-The calls are recorded and judged (evershell.histories). A failed run keeps them as history.jsonl.
+The calls are recorded and judged (evershell.histories). A failed run keeps the record as
+history.jsonl.
 
 On one machine, the faults freeze, kill and restart programs and fill disks. With a pair of
-databases, faults also make the database fail over, set clocks wrong and install another version,
-and agents use TLS. On many hosts, which are network namespaces of this machine, faults cut the
-connections between hosts.
+databases, faults also make the database fail over, set clocks wrong and restart the programs with
+another version, and agents use TLS. On many hosts, which are network namespaces of this machine,
+faults cut the connections between hosts.
 """
 
 import random
@@ -28,14 +29,14 @@ from tests.faults.long.chaos.run import Outcome, run
 from tests.faults.long.hosts import partitions
 from tests.stack.long import clocks
 
-# The number of violations to print: one defect may break a promise in every call. The folder of the
-# run has all of them.
+# The number of violations to print: one defect may break a promise in every call. All violations
+# are in the folder of the run.
 _VIOLATIONS_SHOWN = 30
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Place(NamedTuple):
-    """Where plans are played."""
+    """A place in which plans are played."""
 
     draw: Callable[[int, float, int, int], Plan]
     run: Callable[[Plan, Path], Outcome]
@@ -59,12 +60,15 @@ PLACES = {
 )
 @click.option("--workspaces", default=20, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the state even if every promise was kept.")
-@click.option("--load", default=0, help="Processes that take the processors during the whole run.")
-@click.option("--place", type=click.Choice(list(PLACES)), help="Play only in this place.")
+@click.option("--load", default=0, help="How many processes use up the processors throughout.")
+@click.option("--place", type=click.Choice(list(PLACES)), help="Run only in this place.")
 def main(
     seconds: float, seed: int | None, workspaces: int, *, keep: bool, load: int, place: str | None
 ) -> None:
-    """Plays a plan on a new stack in each place. Keeps the state if a promise was broken."""
+    """Causes random faults on a new stack in each place.
+
+    Keeps the state if a promise was broken.
+    """
     for number in _ENDS:
         signal.signal(number, _end)
     seed = random.randrange(10**6) if seed is None else seed
@@ -127,7 +131,7 @@ def report(outcome: Outcome) -> Iterator[str]:
 
 
 def _hits(outcome: Outcome) -> Iterator[str]:
-    """Yields one line for each fault, in the order of time."""
+    """Yields one line for each fault, in chronological order."""
     for hit in sorted(outcome.hits, key=lambda hit: hit.began):
         began = datetime.fromtimestamp(hit.began, UTC).isoformat(timespec="milliseconds")
         how = "missed" if hit.missed else f"{hit.ended - hit.began:.3f} s"

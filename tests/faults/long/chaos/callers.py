@@ -1,4 +1,4 @@
-"""Callers over every wire. Their calls raise no errors: each returns a Reply, and is recorded."""
+"""Callers over every wire. Each call is recorded, and returns a Reply even if it fails."""
 
 import asyncio
 import json
@@ -54,9 +54,9 @@ _CHANNEL_OPTIONS = (
 )
 
 
-# What `slug` says if there was no answer with a slug. In this order: there was no connection, or it
-# broke; the caller's own time limit passed; Envoy or the client library gave a gRPC status without
-# details.
+# The values of `slug` without a slug from the service, in this order: there was no connection, or
+# it broke; the caller's own time limit passed; Envoy or the client library gave a gRPC status
+# without details.
 NO_CONNECTION, NO_ANSWER, BARE = "(no connection)", "(no answer)", "(bare status)"
 
 
@@ -81,12 +81,12 @@ class Reply:
     body: Mapping[str, Any]
     # What is wrong with a malformed answer; empty if the answer is well-formed.
     problem: str = ""
-    # The request id, by which the logs name the call; empty if the answer has none.
+    # The request id, which identifies the call in the logs; empty if the answer has none.
     request_id: str = ""
 
     @property
     def is_lost(self) -> bool:
-        """Whether the service has not answered."""
+        """Whether there was no answer from the service itself."""
         return self.slug in (NO_CONNECTION, NO_ANSWER, BARE)
 
 
@@ -268,7 +268,7 @@ class Callers:
 
 
 def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
-    """Reads an answer of the edge, which is a message or the error envelope with a known slug."""
+    """Reads an answer of the edge: a message, or the error envelope with a known slug."""
     try:
         body = json.loads(text)
         if status < 400:

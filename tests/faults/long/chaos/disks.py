@@ -60,7 +60,7 @@ def disks(state_dir: Path, seconds: float) -> Iterator[Disks]:
         yield Disks({})
         return
     places = {
-        # The controller's records about pods are on the same disk as the pods.
+        # The folders of the pods and the controller's records about them fill up together.
         Target.PODS: (state_dir / "pods", state_dir / "fleet"),
         Target.LOGS: (state_dir / "logs",),
         Target.DATABASE: (postgres.places(state_dir).data_dir.parent,),

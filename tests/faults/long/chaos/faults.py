@@ -36,7 +36,7 @@ _SIGNALS = {
 }
 # For each worker that a fault freezes, the wire to the other worker.
 _OTHER = {Target.WORKER_0: Wire.WORKER_1, Target.WORKER_1: Wire.WORKER_0}
-# If this process dies and cannot end the load, the load ends by itself after this time.
+# If this process dies and so cannot end the load, the load ends by itself this much later.
 _LOAD_LIMIT_SECONDS = 60.0
 
 
@@ -51,7 +51,7 @@ class Hit:
     # When the target continued or served again.
     ended: float
     came_back: bool = True
-    # The workspace of the agent that was hit. Empty for other targets.
+    # The workspace of the agent that was hit; empty for other targets.
     workspace_id: str = ""
 
 
@@ -177,7 +177,7 @@ class Faults:
                         return [*postmaster, *postmaster[0].children()]
                 return postmaster
             case Target.FLEET:
-                # Selects one controller, or all of them.
+                # One of the controllers, or all of them.
                 controllers = self._program(Target.FLEET)
                 choices = [*([each] for each in controllers), controllers]
                 return choices[fault.index % len(choices)]
@@ -220,9 +220,9 @@ class Faults:
     async def _back(self, target: Target, pid: int = 0) -> bool:
         """Waits until the target serves again, in another process than `pid`.
 
-        Returns False if BACK_SECONDS pass without this. The time starts anew when a fault hits
-        something that the target needs. Does not wait for agents, which the load brings back, or
-        for the disks of pods and logs.
+        Returns False if it does not serve within BACK_SECONDS. The time starts anew when a fault
+        hits something that the target needs. Does not wait for agents, which the load brings back,
+        or for the disks of pods and logs.
         """
         if target in (Target.AGENT, Target.PODS, Target.LOGS):
             return True

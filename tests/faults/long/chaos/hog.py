@@ -19,7 +19,7 @@ _END_SECONDS = 30.0
 
 @contextmanager
 def hog(processes: int, limit_seconds: float) -> Iterator[int]:
-    """Keeps `processes` processes runnable inside the block. Yields their process group id.
+    """Keeps `processes` processes runnable inside the block. Yields the id of their process group.
 
     They end with the block, with this process, or after `limit_seconds`.
     """

@@ -23,7 +23,7 @@ _LIMITS: tuple[dict[str, Any], ...] = (
     {"max_duration": "0.5s", "force_after": "0.1s"},
     {"max_cost": {"currency_code": "USD", "nanos": 2 * TOKENS}},
 )
-# How long a watcher keeps one connection, and the most messages that it reads from it.
+# How long a watcher keeps one connection, and how many messages it reads from it at most.
 _STAY_SECONDS = (0.5, 8.0)
 _MESSAGES = 1_000
 # The time between two cancellations of all tasks of the organization.
@@ -31,8 +31,8 @@ _BATCH_SECONDS = 5.0
 # The time between two holds of the organization, and the duration of a hold.
 _UNHELD_SECONDS = (2.0, 12.0)
 _HELD_SECONDS = (0.0, 0.5)
-# Between two attempts to release it. A failed attempt may have its effect in the next minute, and
-# the search for an order of the calls tries each of them.
+# The pause between two attempts to release the hold. A failed attempt may take effect within the
+# next minute, so the search for an order of the calls tries each of these attempts.
 _RELEASE_SECONDS = 1.0
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
 # valid, so any other slug, such as `unauthenticated`, is a defect.
@@ -52,7 +52,7 @@ _ALLOWED = frozenset(
         "deadline_exceeded",
     }
 )
-# The answer to calls on a workspace that was removed.
+# The slug of calls on a workspace that was removed.
 _GONE = "workspace_not_found"
 
 # The fields of a request that name a task.
@@ -60,7 +60,7 @@ _Named = dict[str, str]
 
 
 class Load:
-    """Makes calls until `end` is called. The callers record them."""
+    """Makes calls until `end` is called. The Callers record the calls."""
 
     def __init__(self, callers: Callers, workspaces: Mapping[str, int], seed: int) -> None:
         """`workspaces` maps the id of each workspace to its last `seq`."""
@@ -146,7 +146,7 @@ class Load:
         return [line for line in await asyncio.gather(*ends) if line]
 
     async def _await_removal(self, workspace_id: str) -> None:
-        """Deletes the workspace until it is gone. Earlier deletions may not have been recorded."""
+        """Deletes the workspace until it is gone: earlier deletions may not have been recorded."""
         fields = {"workspace_id": workspace_id}
         while (await self._call(Wire.REST, "DeleteWorkspace", **fields)).slug:
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -188,7 +188,7 @@ class Load:
             status = (await self._call(wire, "GetWorkspace", workspace_id=workspace_id)).body.get(
                 "status"
             )
-            # A workspace that is suspended can stay so, because a task wakes it.
+            # A suspended workspace can stay suspended, because a task wakes it.
             if status in ("idle", "suspended"):
                 return True
             if status in ("stopped", "failed"):
@@ -282,7 +282,7 @@ class Load:
     ) -> None:
         """Cancels the tree of the parent, then reads the child.
 
-        The history judges what the child shows.
+        evershell.histories judges what the child shows.
         """
         await asyncio.sleep(after_seconds)
         first, second = chance.choices(list(Wire), k=2)
@@ -319,5 +319,5 @@ class Load:
 
 
 def _is_allowed(reply: Reply) -> bool:
-    """Whether a fault excuses the answer."""
+    """Whether a fault may have caused the answer."""
     return reply.is_lost or reply.slug in _ALLOWED

@@ -8,7 +8,7 @@ from tests.support.waiting import eventually
 # The number of old tasks in each workspace.
 _TASKS = 2_000
 _REMOVED_SECONDS = 60.0
-# The events that the workspace already has become as old as the tasks.
+# Makes the existing events of the workspace as old as the old tasks.
 _AGE = "UPDATE events SET time = time - interval '9 days' WHERE workspace_id = %(id)s"
 _NEXT = "UPDATE workspaces SET last_seq = last_seq + 2 * %(tasks)s WHERE id = %(id)s"
 _ADD_TASKS = """
@@ -36,7 +36,7 @@ _LEFT = "SELECT count(*) FROM events WHERE task_id LIKE 'task\\_old\\_%'"
 def add(stack: Stack, workspace_ids: Sequence[str]) -> None:
     """Adds old tasks to idle workspaces.
 
-    Kills the leader, so that a new one begins to remove them.
+    Kills the leader, because a new leader begins to remove them at once.
     """
     with stack.database() as connection:
         for workspace_id in workspace_ids:

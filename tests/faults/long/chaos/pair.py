@@ -1,6 +1,6 @@
 """Chaos on one machine with a pair of databases, TLS to agents, wrong clocks and upgrades.
 
-An upgrade installs this checkout as a later version; the next one goes back.
+An upgrade restarts the programs with a later version of this checkout, or with the checkout itself.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
 _HOUR = 3_600
-# How long `evershell restart` may take. If it fails during other faults, this is not a violation.
+# How long `evershell restart` may take. A restart that fails during other faults is not a
+# violation.
 _ROLLED_SECONDS = 180.0
 _REJOINED_SECONDS = 120.0
 _CLOCKS = {
@@ -37,8 +38,8 @@ _CLOCKS = {
     Target.CLOCK_OF_CONTROLLERS: "fleet",
     Target.CLOCK_OF_DATABASE: "database",
 }
-# All faults of one machine, except for those that need the embedded database, and the faults that
-# only this place has.
+# All faults of one machine, without the faults that need the embedded database, and with the faults
+# that only this place has.
 WEIGHTS = {
     **{
         pair: weight
@@ -119,7 +120,7 @@ class FaultsOfPair(Faults):
         return Hit(fault, False, began, ended, came_back)
 
     def _rejoined(self) -> bool:
-        """Tries to make another standby join.
+        """Tries to start another standby.
 
         Returns False if this fails: other faults may hit the primary.
         """

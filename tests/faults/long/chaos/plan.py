@@ -28,7 +28,7 @@ class Kind(StrEnum):
     FAIL_OVER = "fail over"
     # A wall clock is an hour off for a while.
     STEP = "step"
-    # `evershell restart` of another version.
+    # `evershell restart` with the programs of a later version, or of this one.
     ROLL = "roll"
 
 
@@ -93,7 +93,7 @@ class Plan:
 
 
 Weights = Mapping[tuple[Kind, Target], int]
-# The relative frequency of each fault.
+# How frequent each fault is, relative to the others.
 WEIGHTS: Weights = {
     **{
         (kind, target): 4
@@ -134,7 +134,7 @@ _SECONDS = {
     Kind.FILL: ((1.0, 4.0),),
     Kind.LOAD: ((3.0, 10.0),),
     Kind.STEP: ((1.0, 10.0),),
-    # These faults have no duration: they last as long as they take.
+    # No duration is drawn for these faults: each of them ends by itself.
     **dict.fromkeys((Kind.KILL, Kind.RESTART, Kind.FAIL_OVER, Kind.ROLL), ((0.0, 0.0),)),
 }
 _LOADS = (10, 50)

@@ -29,10 +29,10 @@ from tests.support.waiting import eventually, eventually_async
 
 WORKERS = 2
 # How long a workspace may take to complete a task before the first fault and after the last one, or
-# to be removed. Its removal waits for deliveries of webhooks. If the worker that sends them has
-# died, another worker takes them over after 60 s.
+# to be removed. The removal of a workspace waits for deliveries of webhooks. If the worker that
+# sends them has died, another worker takes them over after 60 s.
 _SETTLE_SECONDS = 120.0
-# How long processes that are ending may take to be gone.
+# How long processes that are ending may take to disappear.
 _CLEARED_SECONDS = 15.0
 # A log line that contains one of these reports a defect.
 _DEFECTS = ("unexpected_error", "never retrieved", "Traceback")
@@ -136,8 +136,8 @@ def play_and_judge(
 ) -> Outcome:
     """Plays a plan on a running stack, and stops the stack.
 
-    With `has_webhook`, the stack must be able to reach a port of this process, which it cannot on
-    many hosts.
+    With `has_webhook`, the stack must be able to reach a port of this process, which a stack on
+    many hosts cannot.
     """
     # The demo's workspace has an agent too.
     everyone = [*workspace_ids, str(stack.ready["demo"]["workspace_id"])]
@@ -213,16 +213,16 @@ async def _ended(following: "asyncio.Future[Any]") -> None:
 
 
 def _last_seqs(stack: Stack, workspace_ids: list[str]) -> dict[str, int]:
-    """Returns where watchers begin. Older events may be removed during the run."""
+    """Returns the `seq` after which watchers begin. Older events may be removed during the run."""
     with stack.database() as connection:
         query = "SELECT id, last_seq FROM workspaces WHERE id = ANY (%s)"
         return dict(connection.execute(query, (workspace_ids,)).fetchall())
 
 
 def _judge_tasks(connection: "psycopg.Connection[Any]") -> Iterator[str]:
-    """Yields wrong rows of tasks, wrong costs, and tasks that have not ended.
+    """Yields a line for each wrong row, each wrong cost, and each task that has not ended.
 
-    The history judges what callers see.
+    evershell.histories judges what callers see.
     """
     history = read_history(connection, removes_old=True)
     for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, {"tokens": TOKENS}):
@@ -236,7 +236,7 @@ def _judge_tasks(connection: "psycopg.Connection[Any]") -> Iterator[str]:
 def _left_of_deleted(
     stack: Stack, connection: psycopg.Connection[Any], deleted_ids: list[str]
 ) -> Iterator[str]:
-    """Yields the rows, files and processes that deleted workspaces have left."""
+    """Yields a line for everything that deleted workspaces have left: rows, files and processes."""
     if not deleted_ids:
         yield "no workspace was deleted"
     for table in ("workspaces", "tasks", "events", "webhook_deliveries"):
@@ -251,7 +251,7 @@ def _left_of_deleted(
 
 
 def _strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
-    """Yields zombies, and processes in idle pods that are not the agent."""
+    """Yields a line for each zombie, and for each idle pod that runs more than its agent."""
     for workspace_id in workspace_ids:
         found = stack.pod_processes(workspace_id)
         if not found:
@@ -282,7 +282,7 @@ def _defects(stack: Stack) -> Iterator[str]:
 
 
 def _stopped(stack: Stack) -> Iterator[str]:
-    """Stops the stack, and yields what went wrong."""
+    """Stops the stack, and yields a line for everything that went wrong."""
     try:
         code = stack.stop()
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""A bug in the code makes a run end with the contradiction that callers saw.
+"""With a bug in the code, a run ends with the contradiction between the answers to callers.
 
 No bug here violates a constraint of the database, which would only make the call fail. No bug lets
 a task be submitted during a hold either: under faults, some releases get no answer, and each of

@@ -1,4 +1,4 @@
-"""The verdicts of chaos on made-up failures, and the program that uses up processor time."""
+"""The verdicts of chaos on made-up failures, and the processes that use up processor time."""
 
 import json
 import os

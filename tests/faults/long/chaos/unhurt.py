@@ -1,4 +1,4 @@
-"""The verdict on workspaces and programs that failed although no fault explains it.
+"""Judges the workspaces and programs whose failure no fault explains.
 
 The faults of a run say which agents and programs they have hurt, and when. A workspace that failed
 at another time is a violation, listed with its reason; so is a program that the supervisor
@@ -21,7 +21,7 @@ from evershell.store.service_clock import STEP_SECONDS
 from tests.faults.long.chaos.waits import Waits
 from tests.support.stack import Stack
 
-# A lease was too short if for this part of it the agent, or a worker on average, waited for a
+# A lease was too short if, for this share of it, the agent or a worker (on average) waited for a
 # processor, or faults kept the control plane from answering.
 _LOST_SHARE = 0.5
 _STEP_OF_OUTAGE_SECONDS = 0.1
@@ -38,7 +38,7 @@ _NOT_STARTED = (
 _LEASE_EXPIRED = "its agent did not renew its lease in time"
 # The log events with which the supervisor reports that it ends a program.
 _REPLACED = ("program_frozen", "program_over_memory_limit")
-# The reason if the pod was ended because a task that was cancelled with force went on.
+# The reason if the pod was ended because its task went on after the force deadline.
 _NOT_INTERRUPTED = "its agent did not interrupt the task in time"
 
 _FAILED = """
@@ -59,7 +59,7 @@ class Hurt:
     whom: str
     began: float
     ended: float
-    # Whether the fault killed the agent or program, which otherwise continued afterwards.
+    # Whether the fault killed the agent or program. If not, it continued after the fault.
     is_fatal: bool = False
     # Whether the fault hurt agents only while they were starting.
     is_of_starts: bool = False
@@ -125,17 +125,17 @@ def _ended_for_force(logs: Path) -> Iterator[tuple[str, float]]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on a workspace that failed although no fault explains it."""
+    """The verdict on a workspace whose failure no fault explains."""
 
     text: str
-    # Its lease was too short for this machine and these faults.
+    # Whether its lease was too short for this machine and these faults.
     is_too_short: bool
 
 
 def judge_workspaces(
     stack: Stack, failed: Sequence[Failure], hurts: Sequence[Hurt], waits: Waits
 ) -> Iterator[Verdict]:
-    """Yields a verdict on each workspace that failed although no fault explains it."""
+    """Yields a verdict on each workspace whose failure no fault explains."""
     lease_seconds = stack.lease_seconds
     for each in failed:
         if any(each.is_by(hurt, lease_seconds) for hurt in hurts):
@@ -171,7 +171,7 @@ def _outage_seconds(workers: int, hurts: Sequence[Hurt], began: float, ended: fl
 
 
 def judge_programs(output: Path, hurts: Sequence[Hurt]) -> Iterator[str]:
-    """Yields the programs that the supervisor has ended although no fault explains it."""
+    """Yields a line for each program that was replaced although no fault had hurt it."""
     for ended in _lines(output, *_REPLACED):
         name, at = ended["name"], _seconds(ended)
         if not any(

@@ -1,4 +1,4 @@
-"""Measures how long agents and workers have waited for a processor, as the kernel counts it."""
+"""Measures how long agents and workers waited for a processor, according to the kernel."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ _WORKERS = "workers"
 
 
 class Waited(NamedTuple):
-    """How long main threads were ready to run but did not run, in seconds."""
+    """How long the main threads were ready to run but did not run, in seconds."""
 
     agent: float
     # The average over the workers, some of which may have been replaced.

@@ -1,7 +1,7 @@
-"""Becomes the agent of a workspace on one of the hosts of a test. AGENT_COMMAND runs it.
+"""Becomes the agent of a workspace, on one of the hosts of a test. AGENT_COMMAND runs this script.
 
-Run as a script, it takes the hosts as arguments: for each host, the file of its network namespace,
-`=`, and its address. The process keeps its id, by which the fleet controller knows the agent.
+The arguments are the hosts: for each host, the file of its network namespace, `=`, and its address.
+The process keeps its id, by which the fleet controller knows the agent.
 """
 
 import json

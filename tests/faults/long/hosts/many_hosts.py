@@ -40,9 +40,9 @@ WORKERS = ("worker-0", "worker-1")
 CONTROLLERS = ("controller-0", "controller-1")
 AGENTS = ("agents-0", "agents-1")
 HOSTS = (EDGE, DATABASE, *WORKERS, *CONTROLLERS, *AGENTS)
-# The default, which is short so that an agent that is cut off ends soon.
+# The default lease. It is short, so that an agent that is cut off ends soon.
 _LEASE_SECONDS = 6.0
-# With this prefix, the kernel ends the program if this process is killed.
+# With this prefix of its command line, the kernel kills a program when this process ends.
 _ENDS_WITH_TEST = ("setpriv", "--pdeathsig", "KILL")
 _POSTGRES_PORT = 5432
 _POSTGRES_SECONDS = 20.0
@@ -97,7 +97,7 @@ class ManyHosts(Stack):
         prepare_database(settings)
         write_private(settings.signing_key_path, new_key())
         demo = asyncio.run(_seed(settings))
-        # Envoy keeps files in a temporary folder as long as it runs.
+        # The temporary folder of Envoy, which keeps files there as long as it runs.
         (self.state_dir / "edge").mkdir()
         for host in WORKERS:
             self._start(host, "serve", LISTEN_HOST=self.network.address(host))

@@ -122,7 +122,7 @@ class Partitions:
             self._stack.network.heal()
 
     def hurts(self, workspace_ids: Sequence[str]) -> Iterator[Hurt]:
-        """Yields the times in which an agent had no way to the database through any worker."""
+        """Yields a Hurt for each time in which no worker connected an agent with the database."""
         times = sorted({at for hit in self.hits for at in (hit.began, hit.ended)})
         for began, ended in pairwise(times):
             lost = {

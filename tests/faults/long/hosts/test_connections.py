@@ -51,7 +51,7 @@ async def beats(stub: RuntimeStub) -> bool:
 
 
 async def test_an_agent_reaches_its_worker_soon_after_a_partition() -> None:
-    """The agent reaches its worker long before the kernel would retransmit what was lost."""
+    """The agent reaches its worker long before the kernel would retransmit the lost packets."""
     require()
     with network(["worker"]) as hosts, worker(hosts) as address:
         channels, stubs = connect([address], None)
@@ -67,7 +67,7 @@ async def test_an_agent_reaches_its_worker_soon_after_a_partition() -> None:
 
 
 def test_the_database_ends_the_sessions_of_a_host_that_is_gone(hosts: ManyHosts) -> None:
-    """Otherwise each partition would use up connections, until no more are left."""
+    """Otherwise, each partition would use up connections, until none are left."""
     address = hosts.network.address(WORKERS[0])
 
     def sessions() -> int:

@@ -32,7 +32,7 @@ def test_a_failed_start_leaves_no_database(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_failed_test_leaves_no_agent(tmp_path: Path) -> None:
-    """If the first process of a stack is killed, no program of the stack ends the agents."""
+    """Kills the first process of a stack, so that no program of the stack ends the agents."""
     stack = Stack(tmp_path / "state")
     with pytest.raises(_FailedError), stack.ended():
         stack.start()

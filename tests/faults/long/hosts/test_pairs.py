@@ -29,13 +29,14 @@ from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Workspace
 from tests.support.waiting import eventually
 
-# Added to each limit, in case the machine is busy.
+# Added to the limits for calls, in case the machine is busy.
 _BUSY_SECONDS = 10.0
-# The longest time in which a call may answer that the agent is unreachable.
+# How long a call may take to answer `agent_unreachable`.
 _UNREACHABLE_SECONDS = 2.0 + _BUSY_SECONDS
-# The longest time in which a call may fail when the database that it needs does not answer.
+# How long a call may take to fail if it needs the database and the database does not answer.
 _UNAVAILABLE_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS + _BUSY_SECONDS
-# A standby leads after 5 s. Then it needs a scan to find what is overdue, and some time to end it.
+# A standby controller leads after 5 s. Then it needs a scan to find what is overdue, and some time
+# to end this.
 _TAKEOVER_SECONDS = 5.0 + 15.0
 # How long an agent may take to start.
 _START_SECONDS = 30.0
@@ -109,7 +110,7 @@ def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
         for _ in range(2):
             with within(_UNAVAILABLE_SECONDS):
                 assert cancel(workspace).json()["error"]["code"] == "unavailable"
-    # Although its answer was lost, the first call may have been recorded.
+    # The cancellation of an earlier call may have been recorded, although that call failed.
     answer = recovered(lambda: cancel(workspace))
     assert answer["outcome"] in ("accepted", "already_requested")
     await_all_workers(hosts)
@@ -129,7 +130,6 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
     with hosts.network.parted(*ways):
         with within(_UNREACHABLE_SECONDS):
             answer = cancel(workspace)
-        # A connection that was open before the cut may still have carried the signal.
         if answer.status_code != 202:
             error = answer.json()["error"]
             assert error["code"] == "agent_unreachable", error
@@ -154,9 +154,9 @@ def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
 
 @pytest.mark.soak
 def test_the_leader_and_the_database(hosts: ManyHosts, workspace: Workspace) -> None:
-    """The standby ends what is overdue.
+    """The standby controller ends the overdue task.
 
-    It can find the agent's processes, so it knows that they ended.
+    It can find the processes of the agent, so it knows that they have ended.
     """
     leader = eventually(hosts.leader)
     assert leader is not None
@@ -172,7 +172,7 @@ def test_the_leader_and_the_database(hosts: ManyHosts, workspace: Workspace) -> 
 
 
 def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace) -> None:
-    """An agent that is cut off ends itself and its tool, but no controller can see that.
+    """An agent that is cut off ends itself and its tool, but no leading controller can see that.
 
     The controller that started the agent could tell whether any process is left. This controller is
     cut off from the database, so the other one leads.

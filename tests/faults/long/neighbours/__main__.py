@@ -7,9 +7,9 @@ For each row of fillers.py, alternates phases without and with the filler. Print
 CancelTask and GetTask. Exits 1 if a p99 with the filler is more than twice the p99 without it and
 also more than 50 ms above it, or if a call of the neighbour has failed.
 
-With `--mixed`, one organization runs one to three of the fillers at once and changes them every
-20 s, while 16 callers of another organization cancel. Exits 1 if a call of theirs has failed, or if
-a filler was never refused.
+With `--mixed`, one organization runs one to three of the fillers at once, and others every 20 s.
+Meanwhile, 16 callers of another organization cancel and read a task. Exits 1 if a call of these 16
+callers has failed, or if a filler was never refused.
 """
 
 import asyncio
@@ -36,9 +36,11 @@ _PAIRS_AT_ONCE = 20
 @click.command()
 @click.option("--row", "rows", multiple=True, type=click.Choice(list(FILLERS)))
 @click.option("--keys", multiple=True, type=int, default=(1, 50), show_default=True)
-@click.option("--phases", default=10, show_default=True, help="Phases without and with the filler.")
+@click.option(
+    "--phases", default=10, show_default=True, help="Phases with the filler, and as many without."
+)
 @click.option("--pairs", default=100, show_default=True, help="Calls of each method in a phase.")
-@click.option("--mixed", default=0.0, help="How many seconds to run several fillers at once.")
+@click.option("--mixed", default=0.0, help="Run several fillers at once, for these seconds.")
 def main(
     rows: tuple[str, ...], keys: tuple[int, ...], phases: int, pairs: int, mixed: float
 ) -> None:
@@ -58,7 +60,7 @@ def main(
 
 
 async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs: int) -> bool:
-    """Whether the neighbour became slower or one of its calls failed. Uses a key per workspace."""
+    """Whether the neighbour became too slow or a call of it failed. Uses a key per workspace."""
     other, count = Workspace(stack, "other_org"), len(mine)
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], count)
@@ -81,9 +83,9 @@ async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs:
 
 
 async def _mixed(stack: Stack, mine: Sequence[str], seconds: float) -> bool:
-    """Runs fillers at once.
+    """Runs several fillers at once, and the neighbour beside them.
 
-    Returns whether a call of the neighbour failed or no call of a filler was refused.
+    Returns whether a call of the neighbour failed, or a filler was never refused.
     """
     other = Workspace(stack, "other_org")
     task_id = other.begin("sleep 3600")

@@ -1,4 +1,4 @@
-"""Fills what callers share with the calls of one organization."""
+"""Uses up what all callers share, with the calls of one organization."""
 
 import asyncio
 import hashlib
@@ -30,8 +30,8 @@ _PAUSE_SECONDS = 0.5
 # repeated, and a high rate of them would be another kind of load.
 _MOST_MORE = 100
 _FILL_SECONDS = 120.0
-# In a real service, the filler would run on other machines. So once it has filled the share, it
-# gets only the processor time that the service leaves.
+# In reality, the filler would run on other machines. So once it has filled the share, it gets only
+# the processor time that the service does not use.
 _NICE = 19
 _CALLS_OF_A_CONNECTION = 900
 _REPORT_SECONDS = 0.2
@@ -48,7 +48,7 @@ class Filler:
 
     kind: Kind
     method: str
-    # Returns the bytes of the request; None if the request never arrives.
+    # Returns the bytes of the request. None: the caller never sends its request.
     request: Callable[[str], bytes] | None
     is_stream: bool = False
 
@@ -93,12 +93,12 @@ def new_keys(stack: Stack, workspace_id: str, count: int) -> list[str]:
 async def filled(
     stack: Stack, name: str, keys: Sequence[str], workspace_ids: Sequence[str], workers: int
 ) -> AsyncIterator[Counter[str]]:
-    """Fills the organization's share, or the shares of its keys if these are smaller.
+    """Fills the organization's share inside the block, or its keys' shares if these are smaller.
 
     The calls come from a separate process. Each key uses one of the workspaces, because two keys
-    cannot wait for the same A2A message. Yields a counter of the slugs with which calls have ended
-    so far. The block begins once at least one call was refused. Rate limits must be off, since they
-    would refuse calls as well.
+    cannot wait for the same A2A message. Yields a counter of the slugs with which the filler's
+    calls have ended so far. The block begins once at least one call was refused. Rate limits must
+    be off, since they would refuse calls as well.
     """
     share = SHARES[FILLERS[name].kind]
     room = min(share.organization, share.credential * len(keys)) * workers
@@ -185,7 +185,7 @@ async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> Non
 async def _hold(
     channel: grpc.aio.Channel, filler: Filler, key: str, workspace_id: str, ends: Counter[str]
 ) -> None:
-    """Makes the call again whenever it has ended."""
+    """Keeps one call open: makes it again whenever it has ended."""
     metadata = (("authorization", f"Bearer {key}"), ("a2a-version", "1.0"))
     request = filler.request and filler.request(workspace_id)
 

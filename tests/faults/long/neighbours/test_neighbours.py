@@ -11,7 +11,7 @@ from tests.support.stack import Stack, Workspace
 
 _WORKERS = 2
 _PAIRS = 50
-# Fillers that need few calls. To fill a share of streams takes thousands of calls.
+# Fillers that need few calls. Filling a share of streams takes thousands of calls.
 _SHORT = ["lists", "slow bodies", "slow cancellations"]
 
 

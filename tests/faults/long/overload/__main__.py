@@ -3,10 +3,10 @@
     python -m tests.faults.long.overload [--agents N] [--seconds N] [--checkout DIRECTORY]
 
 Raises the rate of cancellations until one call in a hundred takes a second or fails. The rate
-before that is the highest rate. Then runs three times the highest rate, and the highest rate again.
-Prints the figures of each phase. Exits 1 unless the goodput under overload was at least 80 % of the
-goodput at the highest rate, no program was replaced, no workspace has failed, and the service had
-recovered 10 s after the overload.
+before that one is the highest rate. Then the load runs at three times the highest rate, and at the
+highest rate again. Prints the figures of each phase. Exits 1 unless the goodput under overload was
+at least 80 % of the goodput at the highest rate, no program was replaced, no workspace has failed,
+and the service had recovered 10 s after the overload.
 """
 
 import os
@@ -22,12 +22,12 @@ from tests.support.stack import ROOT
 
 
 @click.command()
-@click.option("--agents", default=400, show_default=True, help="Busy agents.")
-@click.option("--seconds", default=600.0, show_default=True, help="The overload.")
-@click.option("--step", default=30.0, show_default=True, help="Each rate before it.")
+@click.option("--agents", default=400, show_default=True, help="The number of busy agents.")
+@click.option("--seconds", default=600.0, show_default=True, help="The duration of the overload.")
+@click.option("--step", default=30.0, show_default=True, help="The duration of each other rate.")
 @click.option("--first-rate", default=8.0, show_default=True, help="The first rate.")
-@click.option("--rate", default=0.0, help="The highest rate; 0: find it.")
-@click.option("--checkout", type=Path, default=ROOT, help="Another checkout, to compare.")
+@click.option("--rate", default=0.0, help="The highest rate; 0 to search for it.")
+@click.option("--checkout", type=Path, default=ROOT, help="The checkout whose stack is measured.")
 @click.option("--workers", default=2, show_default=True)
 def main(
     agents: int,
@@ -38,7 +38,7 @@ def main(
     checkout: Path,
     workers: int,
 ) -> None:
-    """Starts a stack, puts the load on it and prints the results."""
+    """Measures whether a new stack keeps its goodput under overload."""
 
     def show(name: str, phase: Phase) -> None:
         click.echo(f"{name:9} {phase}  load of the machine {os.getloadavg()[0]:.0f}")

@@ -96,12 +96,12 @@ class _Workspace:
     pause_seconds: float = _FIRST_PAUSE_SECONDS
 
 
-# What a call in flight was made for: the workspace, the task, when it was due, and the phase.
+# What is known about a call in flight: its workspace and task, when it was due, and its phase.
 _Made = tuple[_Workspace, str, float, Phase]
 
 
 class Load:
-    """Calls through the edge, over gRPC. All calls are made in the thread of `run`."""
+    """Makes calls through the edge, over gRPC. All of them are made in the thread of `run`."""
 
     def __init__(self, stack: Stack, workspace_ids: Sequence[str], step_seconds: int) -> None:
         """`step_seconds` is the duration of each step of a task except the first."""
@@ -166,9 +166,9 @@ class Load:
         return after + self._chance.expovariate(rate) if rate else float("inf")
 
     def _cancel(self, due_at: float, phase: Phase) -> None:
-        """Cancels a running task.
+        """Cancels a running task, or another one if no task is running.
 
-        If there is none, the task is already being cancelled or has ended.
+        The other task is already being cancelled or has ended.
         """
         chosen = self._targets.popleft() if self._targets else None
         if chosen is None:

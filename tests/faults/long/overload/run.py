@@ -26,7 +26,7 @@ _GROWTH = 1.5
 # Agents work in steps of this length, so a cancelled task ends within one step.
 _STEP_SECONDS = 60
 _READY_SECONDS = 300.0
-# How long all agents may take to begin their tasks. They all begin at once.
+# How long all agents together may take to begin their tasks, which they all do at once.
 _WARM_UP_SECONDS = 120.0
 _RECOVERED_SECONDS = 120.0
 _STOPS = 5
@@ -65,7 +65,7 @@ class Verdict:
 
 @dataclass
 class Run:
-    """A run of all phases. `measure` starts the stack."""
+    """A run of all phases of the load. `measure` starts the stack."""
 
     state_dir: Path
     checkout: Path
@@ -87,8 +87,8 @@ class Run:
             eventually(lambda: self._count(stack, "provisioning") == 0, _READY_SECONDS)
             self._phase(load, "warm-up", 0, max(step_seconds, _WARM_UP_SECONDS))
             rate = rate or self._climb(load, first_rate, step_seconds)
-            # While the rate climbed, the running tasks were used up, so both phases use tasks that
-            # begin later.
+            # The search for the highest rate has used up the running tasks, so both phases use
+            # tasks that begin later.
             highest = self._phase(load, "highest", rate, step_seconds)
             load.settle([highest], _SETTLE_SECONDS)
             self.show("highest", highest)

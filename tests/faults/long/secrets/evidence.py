@@ -1,4 +1,4 @@
-"""Collects everything that a running stack shows or leaves. Each item has the name of its place."""
+"""Collects everything that a running stack shows or leaves. Each item has the name of a place."""
 
 import os
 import tempfile
@@ -80,7 +80,7 @@ class Processes:
         self._thread.join()
 
     def seen(self) -> Evidence:
-        """Yields what was seen so far. The name of the place contains the program."""
+        """Yields what was seen so far. The name of the place contains the name of the program."""
         yield from list(self._seen)
 
     def _running(self) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""After calls of every kind and faults, credentials are only in the places that may hold them.
+"""After calls of every kind, and faults, credentials are only in the places that may hold them.
 
 MAY_HOLD says which places may hold which credentials of the stack. All other places are searched
 for each credential, whole, in part and encoded, and for anything that looks like a credential.
@@ -110,7 +110,8 @@ def agents_secrets(stack: Stack) -> Iterator[Secret]:
                 ("signal", tokens.signal_secret(workspace_id, epoch)),
             ):
                 yield Secret(f"a {kind} secret", secret.hex())
-                # Both kinds of tokens contain such a code. The run has taken less than 10 minutes.
+                # Tokens of both kinds contain such a code, which changes every minute. The run took
+                # less than 10 minutes.
                 for minute in range(-10, 2):
                     code = signal_token(secret, minute_of(time.time()) + minute)
                     yield Secret(f"a {kind} token", code)

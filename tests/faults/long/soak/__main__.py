@@ -38,7 +38,7 @@ _LIMITS = {"RATE_LIMIT_PER_SECOND": "100000"}
 )
 @click.option("--seed", type=int, help="The seed of an earlier run, to repeat its mix of calls.")
 def main(calls: int, warm_up: int, seed: int | None) -> None:
-    """Starts a stack, makes the calls and compares what the programs hold."""
+    """Makes many calls to a new stack and checks that memory and open files have hardly grown."""
     seed = random.randrange(10**6) if seed is None else seed
     click.echo(
         f"seed {seed}: {warm_up} calls to warm up, {calls} to measure, {CALLERS} callers, "
@@ -62,7 +62,7 @@ def main(calls: int, warm_up: int, seed: int | None) -> None:
 def _soak(stack: Stack, calls: int, warm_up: int, seed: int, recorder: Recorder) -> Iterator[str]:
     """Makes the calls and prints the tables.
 
-    Yields the wrong answers and the programs that grew.
+    Yields a line for each wrong answer (the first ones) and for each program that has grown.
     """
     mix = Mix(stack, [Workspace(stack).id for _ in range(_WORKSPACES)], seed, recorder)
     asyncio.run(mix.run(warm_up))

@@ -23,7 +23,7 @@ _MEMORY_MIB_OF = {"envoy": 12.0}
 OPEN_FILES = 8
 # PostgreSQL keeps files open after use, up to max_files_per_process (1000 by default).
 _OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}
-# The number of these processes depends on how many calls ran concurrently.
+# The number of these processes may grow: it depends on how many calls ran concurrently.
 _POOLED = "postgres, a connection"
 
 
@@ -42,7 +42,7 @@ Holdings = Mapping[str, Holding]
 def settled(stack: Stack) -> Holdings:
     """Returns the holdings once the number of open files has not changed for two seconds.
 
-    Returns them after _SETTLE_SECONDS in any case.
+    Waits at most _SETTLE_SECONDS.
     """
     until = time.monotonic() + _SETTLE_SECONDS
     last, quiet_polls = holdings(stack), 0
@@ -86,7 +86,7 @@ def _program(process: psutil.Process) -> str:
 
 
 def grown_files(before: Holdings, after: Holdings) -> Iterator[str]:
-    """Yields the programs whose open files have grown too much, or that now have more processes."""
+    """Yields a line for each program with too many new open files, or with new processes."""
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _OPEN_FILES_OF.get(program, OPEN_FILES)
@@ -100,7 +100,7 @@ def grown_files(before: Holdings, after: Holdings) -> Iterator[str]:
 
 
 def grown_memory(before: Holdings, after: Holdings) -> Iterator[str]:
-    """Yields the programs whose memory has grown too much."""
+    """Yields a line for each program whose memory has grown too much."""
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _MEMORY_MIB_OF.get(program, MEMORY_MIB)

@@ -125,7 +125,7 @@ def webhooks(stack: Stack, receivers: Receivers) -> Iterator[Webhooks]:
 
 
 def pass_time(stack: Stack, of: LiteralString) -> None:
-    """Makes the deliveries that match `of` due now.
+    """Makes the deliveries that match the condition `of` due now.
 
     This ends their pauses, or the leases of claims.
     """
@@ -174,7 +174,7 @@ def test_every_end_is_delivered_in_order_and_nothing_to_a_forbidden_address(
     receivers.listen(trap)
 
     ended = end(stack, ENDS)
-    # The hostile receivers do not delay the deliveries to this one.
+    # The hostile receivers do not delay the deliveries to the receiver `well`.
     eventually(lambda: has_all(well, ended), _LIMIT_SECONDS)
     for name in ("down", "redirecting", "hanging", "headers", "body", "rebound"):
         assert accepted(hostile[name]) == set(), name
@@ -205,7 +205,7 @@ def test_deliveries_of_a_killed_worker_are_taken_over(
     eventually(lambda: len(pending(stack).keys() - {None}) == len(stack.pids("serve")))
     (delivering,) = psutil.Process(stack.pids("serve")[0]).children()
     stack.kill(stack.pids("serve")[0])
-    # Until it ends, the process that delivers for the killed worker may record results.
+    # Until the process that delivers for the killed worker ends, it may record results.
     eventually(lambda: not is_alive(delivering))
     receiver.behaviour = accept
     receivers.end_connections()
