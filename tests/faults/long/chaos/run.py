@@ -244,7 +244,7 @@ def _left_of_deleted(
         query = f"SELECT count(*) FROM {table} WHERE {column} = ANY (%s)"
         row = connection.execute(query.encode(), (deleted_ids,)).fetchone()
         if row is None or row[0]:
-            yield f"{table} has {row} rows of deleted workspaces"
+            yield f"{table} has {row and row[0]} rows of deleted workspaces"
     for workspace_id in deleted_ids:
         if left := [*stack.state_dir.glob(f"*/{workspace_id}"), *stack.pod_processes(workspace_id)]:
             yield f"deleted workspace {workspace_id} has left {left}"

@@ -90,8 +90,6 @@ class Phase:
 class _Workspace:
     id: str
     task_id: str = ""
-    # Whether its task is running and no cancellation of this task was accepted.
-    is_target: bool = False
     submits_at: float = 0.0
     pause_seconds: float = _FIRST_PAUSE_SECONDS
 
@@ -175,7 +173,6 @@ class Load:
             chosen = self._chance.choice(
                 [each for each in self._workspaces.values() if each.task_id]
             )
-        chosen.is_target = False
         request = CancelTaskRequest(workspace_id=chosen.id, task_id=chosen.task_id)
         connection = self._chance.choice(self._cancelling)
         stream = connection.call(message(request.SerializeToString()))
