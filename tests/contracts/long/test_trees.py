@@ -19,6 +19,8 @@ from tests.support.store.trees import end, submit, submit_to
 # How many rounds each part of the parametrized test runs.
 ROUNDS = 500
 CHILDREN = 3
+# How many tasks of the largest tree are submitted at once.
+_AT_ONCE = 10
 
 
 @pytest.mark.parametrize("part", range(2))
@@ -63,11 +65,18 @@ async def test_the_largest_tree_is_cancelled_in_one_call(database_url: str) -> N
 async def tree_of(store: Store, count: int, levels: int) -> list[Task]:
     """Submits a root and its descendants, about the same number on each level below the root."""
     tree = above = [await submit(store)]
+    # On a busy machine, the pool refuses callers that wait too long for a connection.
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def submitted(parent: Task) -> Task:
+        async with turns:
+            return await submit(store, parent)
+
     width = (count - 1) // (levels - 1)
     for level in range(1, levels):
         is_last = level == levels - 1
         places = range(count - len(tree) if is_last else width)
-        submissions = [submit(store, above[at % len(above)]) for at in places]
+        submissions = [submitted(above[at % len(above)]) for at in places]
         above = await asyncio.gather(*submissions)
         tree = [*tree, *above]
     return tree

@@ -103,7 +103,7 @@ def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
         created = _webhook(stage, url)
-        workspace.await_end(workspace.submit("true"))
+        _end_a_task(workspace)
         with stage.stack.database() as connection:
             connection.execute(
                 "UPDATE webhook_deliveries SET pending_since = pending_since - interval '12h 1min' "
@@ -225,8 +225,7 @@ def a_session_holds_a_lock(stage: Stage) -> Iterator[dict[str, str]]:
     """The runbook finds the session. Then the drill ends it."""
     stack = stage.stack
     workspace = Workspace(stack)
-    task_id = workspace.submit("true")
-    workspace.await_end(task_id)
+    task_id = _end_a_task(workspace)
 
     def read() -> None:
         # Reads of a task may use all connections.
@@ -308,6 +307,19 @@ def test_all_alerts_end(stage: Stage) -> None:
     stage.prometheus.await_end(set(ALERTS))
 
 
+def _end_a_task(workspace: Workspace) -> str:
+    """Submits a task and waits for its end. Returns its id.
+
+    On a busy machine, the agent may not take the task within 2 s. Even then, there is an event for
+    the submission, and the task ends.
+    """
+    task = {"description": "true"}
+    answer = workspace.rest.call("POST", f"{workspace.path}/tasks", json=task).json()
+    task_id: str = answer.get("task_id") or answer["error"]["details"]["task_id"]
+    faults.await_terminal(workspace, task_id, _LIMIT_SECONDS)
+    return task_id
+
+
 def _await_idle(workspace: Workspace) -> None:
     """Waits at most a lease: an agent that did not answer may get its task at its next renewal."""
     eventually(lambda: workspace.get()["status"] == "idle", _LEASE_SECONDS)
@@ -364,13 +376,8 @@ class FailingWebhooks:
         self._created.append(_webhook(self._stage, receiver.url))
         if len(self._created) > _KEPT_WEBHOOKS:
             _delete_webhook(self._stage, self._created.pop(0))
-        # On a busy machine, the agent may not take the task within 2 s. Even then, there is an
-        # event for the submission, and the task ends.
-        path = f"{self._workspace.path}/tasks"
-        answer = self._workspace.rest.call("POST", path, json={"description": "true"}).json()
-        task_id = answer.get("task_id") or answer["error"]["details"]["task_id"]
+        _end_a_task(self._workspace)
         eventually(lambda: receiver.requests, _LIMIT_SECONDS)
-        faults.await_terminal(self._workspace, task_id, _LIMIT_SECONDS)
 
     def delete(self) -> None:
         for webhook_id in self._created:
