@@ -47,10 +47,9 @@ CONFIGURATION = """\
 
 <!-- Written by `make gen` from the classes of settings (app/settings.py). Do not edit. -->
 
-All settings of the service are environment variables. The commands `up`, `serve`, `fleet`, `edge`
-and `migrate` of `evershell` read them once, when they start. A value that is not valid stops the
-program with a message that names the variable, and so does a variable that an earlier version had:
-the message then says what to do instead. Restart the program to apply a change.
+The settings of the service are environment variables, which the commands `up`, `serve`, `fleet`,
+`edge` and `migrate` of `evershell` read when they start. A value that is not valid, or a variable
+of an earlier version, stops the program with a message that says what to do.
 
 <!-- not run: starts a stack, which runs until Ctrl-C -->
 ```sh
