@@ -73,9 +73,9 @@ class PlainCalls(Caller):
             limits: The limits at which the service itself cancels the task.
             parent_task_id: Makes the task a child of this task. The parent must be in another
                 workspace of the organization. It must neither have ended nor have been cancelled.
-            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
-                API key with this key and the same request has no effect and gets the first answer.
-                None for a new key: then only the repeats of this call share it.
+            idempotency_key: 1 to 255 printable ASCII characters. For 24 hours, a call of the same
+                user or API key with this key and the same request has no effect and gets the first
+                answer. None for a new key: then only the repeats of this call share it.
 
         Returns:
             SubmittedTask: The answer to `submit_task`.
@@ -246,9 +246,9 @@ class PlainCalls(Caller):
             skills: The skills on the agent card: the name and the description of each. At most 32
                 entries, keys of 1 to 64 characters, values of at most 512.
             public_card: Whether anyone may read the agent card, without a credential.
-            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
-                API key with this key and the same request has no effect and gets the first answer.
-                None for a new key: then only the repeats of this call share it.
+            idempotency_key: 1 to 255 printable ASCII characters. For 24 hours, a call of the same
+                user or API key with this key and the same request has no effect and gets the first
+                answer. None for a new key: then only the repeats of this call share it.
 
         Returns:
             Workspace: A place where an agent works, on one task at a time.

@@ -60,9 +60,9 @@ class Webhooks:
                 2,000 characters.
             event_types: The types of the events to send. At most 20.
             description: Human-readable. At most 200 characters.
-            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
-                API key with this key and the same request has no effect and gets the first answer.
-                None for a new key: then only the repeats of this call share it.
+            idempotency_key: 1 to 255 printable ASCII characters. For 24 hours, a call of the same
+                user or API key with this key and the same request has no effect and gets the first
+                answer. None for a new key: then only the repeats of this call share it.
 
         Returns:
             CreatedWebhook: The answer to `webhooks.create`.

@@ -69,7 +69,7 @@ class WorkspaceServiceStub:
     Effect: the service records the task and delivers it to the agent. Follow the task with
     WatchEvents or GetTask. A suspended workspace gets a new agent: the call waits for the agent,
     but not longer than its own deadline, and then answers with the current state of the task.
-    Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
+    Idempotency: by the header `idempotency-key` (1 to 255 printable ASCII characters, kept 24 hours for
     the user or the API key). If an earlier call with the key had an effect, a repeat has no effect
     and gets the answer of the earlier call. Without the header, every successful call creates a
     task.
@@ -355,7 +355,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: the service records the task and delivers it to the agent. Follow the task with
     WatchEvents or GetTask. A suspended workspace gets a new agent: the call waits for the agent,
     but not longer than its own deadline, and then answers with the current state of the task.
-    Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
+    Idempotency: by the header `idempotency-key` (1 to 255 printable ASCII characters, kept 24 hours for
     the user or the API key). If an earlier call with the key had an effect, a repeat has no effect
     and gets the answer of the earlier call. Without the header, every successful call creates a
     task.
@@ -650,7 +650,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: the service records the task and delivers it to the agent. Follow the task with
         WatchEvents or GetTask. A suspended workspace gets a new agent: the call waits for the agent,
         but not longer than its own deadline, and then answers with the current state of the task.
-        Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
+        Idempotency: by the header `idempotency-key` (1 to 255 printable ASCII characters, kept 24 hours for
         the user or the API key). If an earlier call with the key had an effect, a repeat has no effect
         and gets the answer of the earlier call. Without the header, every successful call creates a
         task.
