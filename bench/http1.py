@@ -26,7 +26,7 @@ class Connection:
         self._received = b""
 
     def call(self, whole_request: bytes) -> int:
-        """Sends a request. Returns 0, the number of the connection's only stream."""
+        """Sends a request. Returns 0 as the stream, because HTTP/1.1 has no streams."""
         self.socket.sendall(whole_request)
         return 0
 

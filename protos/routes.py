@@ -91,7 +91,7 @@ INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": REFLECTION,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION,
 }
-# Requests of these methods contain only the name of a service or a file.
+# More than requests to these methods need: at most the name of a service, a symbol or a file.
 INTROSPECTION_REQUEST_BYTES = 4096
 
 

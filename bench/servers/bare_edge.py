@@ -32,7 +32,7 @@ def running(floor_address: str, folder: Path) -> Iterator[str]:
 
 
 def _descriptors() -> FileDescriptorSet:
-    """Describes the floor's Empty and its HTTP path, with the proto files that it imports."""
+    """The descriptors of the floor's method Empty, its HTTP path and the proto files they need."""
     file = FileDescriptorProto(name="floor.proto", package="bench", syntax="proto3")
     file.dependency.append(annotations_pb2.DESCRIPTOR.name)
     file.message_type.add(name="Nothing")

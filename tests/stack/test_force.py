@@ -48,7 +48,7 @@ def test_a_force_deadline_reaches_the_agent_after_its_signal_was_lost(
 ) -> None:
     """A second call sets the deadline while the agent is frozen.
 
-    The agent interrupts when it resumes.
+    The agent interrupts the tool call as soon as it is no longer frozen.
     """
     task_id = workspace.submit(f"sleep {PLAIN}")
     workspace.await_phase(task_id, "tool_call")

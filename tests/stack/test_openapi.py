@@ -78,8 +78,7 @@ def test_every_response_matches_its_description(
     called = set()
     for name, answer in answers(stack, workspace, gate):
         called.add(name)
-        # The check must also reject a response with an unknown field, and a response without a
-        # field.
+        # The check must also reject a response with an unknown field, and one that lacks a field.
         successes = named(name).described["responses"].items()
         status, response = next(
             (int(status), response) for status, response in successes if status < "400"

@@ -76,7 +76,10 @@ async def test_an_agent_wraps_nothing_unless_the_folder_is_set(
 
 
 def record_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
-    """Returns a set of the names that the module wraps in crash points. The set grows."""
+    """Returns the set of names that the module has wrapped in crash points so far.
+
+    Later calls of the module add their names to the same set.
+    """
     wrapped: set[str] = set()
 
     class RecordingCrashPoints(CrashPoints):

@@ -34,9 +34,10 @@ def cancel_tasks(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Cancels every task that matches, prints the counts, and exits with an ExitCode.
+    """Cancels every task that matches, or only counts them if `dry_run`.
 
-    If `wanted` is None, cancels every task of the organization.
+    Prints the counts, and exits with an ExitCode. If `wanted` is None, every task of the
+    organization matches.
     """
     if not dry_run and not yes:
         check_can_ask(call)

@@ -64,7 +64,10 @@ class PodTokens:
         return self._signing_keys.get((workspace_id, epoch), 0)
 
     def note_refusal(self, workspace_id: str, epoch: int, signing_key: int) -> None:
-        """Chooses the next key for this agent, because it has refused a token of `signing_key`."""
+        """Moves this agent to the next key after it has refused a token signed with `signing_key`.
+
+        Does nothing if there is only one key, or if the agent has already been moved.
+        """
         if len(self._private_keys) > 1 and signing_key == self.signing_key(workspace_id, epoch):
             self._signing_keys[workspace_id, epoch] = (signing_key + 1) % len(self._private_keys)
 

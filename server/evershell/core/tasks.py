@@ -273,7 +273,10 @@ async def _current(
 
 
 async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Workspaces) -> Task:
-    """Reads one task. Raises Failure: permission_denied, workspace_not_found, task_not_found."""
+    """Reads one task.
+
+    Raises Failure: validation_error, permission_denied, workspace_not_found, task_not_found.
+    """
     _, task = await read_task(caller, workspace_id, task_id, store)
     return task
 
@@ -325,7 +328,8 @@ async def list_tasks(
 ) -> tuple[Sequence[Task], str]:
     """A page of the workspace's tasks that match, newest first, and the token of the next page.
 
-    The token is empty on the last page. Raises Failure: permission_denied, workspace_not_found.
+    The token is empty on the last page. Raises Failure: validation_error, permission_denied,
+    workspace_not_found.
     """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:read")

@@ -85,7 +85,10 @@ def _new(
 
 
 async def get_workspace(caller: Caller, workspace_id: str, store: Workspaces) -> Workspace:
-    """Reads one workspace. Raises Failure: permission_denied, workspace_not_found."""
+    """Reads one workspace.
+
+    Raises Failure: validation_error, permission_denied, workspace_not_found.
+    """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:read")
     return permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
@@ -112,7 +115,8 @@ async def stop_workspace(
 ) -> Workspace:
     """Begins to stop a workspace.
 
-    Raises Failure: permission_denied, workspace_not_found, workspace_failed, workspace_deleting.
+    Raises Failure: validation_error, permission_denied, workspace_not_found, workspace_failed,
+    workspace_deleting.
     """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:write")
@@ -138,7 +142,7 @@ async def delete_workspace(
     """Begins to delete a workspace. The fleet controller then removes it.
 
     A repeat gives the same answer, even after the workspace is gone. Raises Failure:
-    permission_denied, workspace_not_found.
+    validation_error, permission_denied, workspace_not_found.
     """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:write")

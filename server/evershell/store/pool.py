@@ -26,7 +26,8 @@ from evershell.store.connections import (
 # deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
-# For lists: how long a list waits for a place, and then for the server's answers.
+# For calls that list: how long one waits for a place in the share for lists (see Lists), and how
+# long it then waits for the server's answers.
 _LIST_WAIT_SECONDS = 0.5
 LIST_TIMEOUT_SECONDS = 1.0
 # The longest time for which the place of a list stays taken after the list has been read. It is
@@ -73,7 +74,8 @@ class Sizes(NamedTuple):
     def of(cls, connections: int) -> Self:
         """The sizes for a pool of this many connections.
 
-        A quarter of the connections is in no share, for cancellations that do not wait for a lock.
+        A quarter of the connections belongs to no share. It is left for calls that use the pool
+        itself, such as cancellations that do not wait for a lock.
         """
         part = max(1, connections // 4)
         lists = max(1, connections // 8)

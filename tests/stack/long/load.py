@@ -279,8 +279,9 @@ class Load:
     def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
         """Makes a call and records its result.
 
-        If a busy worker refuses the call, it had no effect, and is repeated after the time that the
-        error names. Returns None if the client library dropped the response.
+        A call that a busy worker refuses has had no effect. It is repeated after
+        OVERLOADED_SECONDS, until LIMIT_SECONDS have passed. Returns None if the client library
+        dropped the response.
         """
         time.sleep(self._pause_seconds)
         began = time.monotonic()

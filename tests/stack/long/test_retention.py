@@ -27,7 +27,7 @@ def test_old_tasks_are_removed_and_a_watcher_that_asks_for_them_learns_where_the
             database.execute(statement, (workspace.id,))
     new = workspace.submit("true")
     workspace.await_end(new)
-    # A new leader looks at every workspace at once.
+    # A new leader sweeps every workspace immediately, without waiting for the pause between sweeps.
     fragile_stack.replace_controllers()
     task = f"{workspace.path}/tasks/{old}"
     eventually(lambda: workspace.rest.call("GET", task).status_code == 404, 60)

@@ -102,7 +102,7 @@ def test_a_suspended_workspace_stays_so_over_a_restart(stack: Stack, suspended: 
 
 
 def test_a_suspended_workspace_is_stopped_and_resumed(suspended: Workspace) -> None:
-    # The pod of the workspace may still be ending.
+    # The controller may not have recorded the end of the pod yet.
     assert suspended.rest.post(f"{suspended.path}/stop")["status"] in ("stopping", "stopped")
     suspended.await_status("stopped")
     suspended.rest.post(f"{suspended.path}/resume", {})

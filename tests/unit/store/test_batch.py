@@ -59,7 +59,7 @@ async def start(batch: Batch[int, int], *numbers: int) -> list[asyncio.Task[int]
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes no statement count as slow, even on a busy machine."""
+    """Keeps any statement from counting as slow, even on a busy machine."""
     monkeypatch.setattr(batch_module, "_PATIENCE_SECONDS", 60.0)
 
 

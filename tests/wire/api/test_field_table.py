@@ -24,7 +24,7 @@ METHODS = [
 LONG = {"SubmitTask": 120_000}
 USUAL_LONG = 15_000
 OF_KIND = ("null", "wrong type", "empty", "repeated", "unknown", "too long")
-# The fields that a valid request needs, in addition to the one in question.
+# The fields, other than the field under test, that a valid request needs.
 NEEDED: dict[str, dict[str, Any]] = {
     "SubmitTask": {"description": "d"},
     "CreateWebhook": {"url": "https://a.example/", "event_types": ["task_completed"]},

@@ -1,9 +1,9 @@
 """Limits the rate of calls of each credential. Each worker counts separately.
 
 A limit keeps one caller's runaway loop from slowing down everyone else. Each credential has its own
-bucket, so a loop uses up only its own allowance; others can still cancel, even in the same
-workspace. Cancellations and holds have separate buckets, so a credential that has used up its other
-calls can still cancel.
+buckets, so a loop uses up only its own allowance; others can still cancel, even in the same
+workspace. Each credential has two: one for cancellations, holds and releases, and one for all other
+calls. A credential that has used up its other calls can therefore still cancel.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""The methods of WorkspaceService for webhooks. Each decodes, calls a use case and encodes."""
+"""The webhook methods of WorkspaceService.
+
+Each decodes its request, calls a use case and encodes the result.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

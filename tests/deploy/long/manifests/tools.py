@@ -1,4 +1,4 @@
-"""Helm, kubectl and validators, which only these tests install."""
+"""Helm, kubectl and validators for the tests of deploy/. uv installs all but Helm on first use."""
 
 import shutil
 import subprocess

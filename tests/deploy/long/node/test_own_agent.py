@@ -1,4 +1,4 @@
-"""An agent of LangGraph in the image that docs/your-agent.md builds, cancelled on a node."""
+"""A LangGraph agent, in an image built as docs/your-agent.md describes, is cancelled on a node."""
 
 from pathlib import Path
 

@@ -71,7 +71,10 @@ class Running:
         self.id = workspace.begin(self.gate.command, "echo second iteration")
 
     def ends_cancelled(self) -> dict[str, Any]:
-        """Opens the gate. Returns the end, which must include the current iteration."""
+        """Opens the gate, and checks that the task ends cancelled after the current iteration.
+
+        Returns the payload of `task_completed`.
+        """
         self.gate.open()
         end = self.workspace.await_end(self.id)
         assert (end["status"], end["iterations"], end["work_stopped"]) == ("cancelled", 1, "yes")
