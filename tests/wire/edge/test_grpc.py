@@ -72,15 +72,19 @@ def test_errors_pass_unchanged(channel: grpc.Channel, stub: Stub) -> None:
     assert "x-evershell-error" not in trailing
 
 
-def test_a_call_that_the_library_of_a_worker_has_reset_is_unavailable(
-    channel: grpc.Channel, stub: Stub
+@pytest.mark.parametrize(
+    ("method", "retry"), [("GetTask", {"retry_delay": "1s"}), ("CancelTask", None)]
+)
+def test_a_call_that_the_library_of_a_worker_has_cancelled_is_unavailable(
+    channel: grpc.Channel, stub: Stub, method: str, retry: dict[str, str] | None
 ) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+    request = getattr(workspace_service_pb2, f"{method}Request")(workspace_id="bare_1")
     with pytest.raises(grpc.RpcError) as raised:
-        client.GetTask(workspace_service_pb2.GetTaskRequest(workspace_id="bare_1"), timeout=10)
+        getattr(client, method)(request, timeout=10)
     refused = read_failure(raised.value)
     assert (refused.status, refused.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
-    assert refused.details["RetryInfo"] == {"retry_delay": "1s"}
+    assert refused.details.get("RetryInfo") == retry
     assert refused.request_id == stub.seen[-1][1]["x-request-id"]
     assert "library" not in refused.message
 

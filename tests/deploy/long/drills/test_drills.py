@@ -311,11 +311,13 @@ def _end_a_task(workspace: Workspace) -> str:
     """Submits a task and waits for its end. Returns its id.
 
     On a busy machine, the agent may not take the task within 2 s. Even then, there is an event for
-    the submission, and the task ends.
+    the submission, and the task ends `delivery_failed`.
     """
     task = {"description": "true"}
     answer = workspace.rest.call("POST", f"{workspace.path}/tasks", json=task).json()
-    task_id: str = answer.get("task_id") or answer["error"]["details"]["task_id"]
+    error = answer.get("error")
+    assert error is None or error["code"] == "agent_unreachable", error
+    task_id: str = error["details"]["task_id"] if error else answer["task_id"]
     faults.await_terminal(workspace, task_id, _LIMIT_SECONDS)
     return task_id
 

@@ -132,7 +132,9 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
     }[way]
     with hosts.network.parted(*ways):
         with within(_UNREACHABLE_SECONDS):
-            error = cancel(workspace).json()["error"]
+            answer = cancel(workspace)
+        assert answer.status_code == 503, answer.text
+        error = answer.json()["error"]
         assert error["code"] == "agent_unreachable", error
         assert error["details"]["intent_recorded"] in (True, "true"), error
     running.ends_cancelled()

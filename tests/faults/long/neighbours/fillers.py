@@ -141,7 +141,9 @@ def _shows_full(ends: Counter[str]) -> bool:
 
 
 def _lower_priority() -> None:
-    os.nice(_NICE)
+    # A nice value belongs to a thread, and gRPC has threads of its own.
+    for thread in Path("/proc/self/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
     # Linux divides the processor between sessions before it applies nice values.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(_NICE))
