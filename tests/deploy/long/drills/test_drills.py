@@ -124,7 +124,7 @@ def programs_end(stage: Stage) -> Iterator[dict[str, str]]:
     """All programs end and are not restarted."""
     stack = stage.stack
     workspace = Workspace(stack)
-    task_id = workspace.begin("sleep 86400")
+    task_id = _begin_a_task(workspace)
     with stack.frozen_process(stack.pid):
         for pid in (*stack.pids("fleet"), *stack.pids("serve")):
             stack.kill(pid)
@@ -146,7 +146,7 @@ def programs_end(stage: Stage) -> Iterator[dict[str, str]]:
 def much_at_once(stage: Stage) -> Iterator[dict[str, str]]:
     stack = stage.stack
     patient, limited = Workspace(stack), Workspace(stack)
-    open_task = patient.begin("sleep 86400")
+    open_task = _begin_a_task(patient)
     patient.cancel()
     limited_task = limited.submit(*["sleep 0.5"] * 100, limits={"max_duration": "1s"})
     stranger = stack.grpc("sk_unknown")
@@ -198,7 +198,7 @@ def the_disk_of_the_logs_is_full(stage: Stage) -> Iterator[dict[str, str]]:
 def agents_are_frozen(stage: Stage) -> Iterator[dict[str, str]]:
     stack = stage.stack
     cancelled, *started = (Workspace(stack) for _ in range(3))
-    task_id = cancelled.begin("sleep 86400")
+    task_id = _begin_a_task(cancelled)
     with ExitStack() as frozen:
         for workspace in (cancelled, *started):
             frozen.enter_context(stack.frozen_process(stack.agent_pid(workspace.id)))
@@ -249,7 +249,7 @@ def a_session_holds_a_lock(stage: Stage) -> Iterator[dict[str, str]]:
 def the_database_is_frozen(stage: Stage) -> Iterator[dict[str, str]]:
     stack = stage.stack
     workspace = Workspace(stack)
-    task_id = workspace.begin("sleep 86400")
+    task_id = _begin_a_task(workspace)
     path = f"{workspace.path}/task/cancel"
 
     def cancel() -> None:
@@ -305,6 +305,25 @@ def test_drills(turn: list[Drill], stage: Stage) -> None:
 def test_all_alerts_end(stage: Stage) -> None:
     """Every alert ends once its cause is removed."""
     stage.prometheus.await_end(set(ALERTS))
+
+
+def _begin_a_task(workspace: Workspace) -> str:
+    """Submits a task that runs for a day, and waits until its command runs. Returns its id.
+
+    On a busy machine, the agent may not take the task within 2 s. The task is then submitted again.
+    """
+
+    def submitted() -> str | None:
+        task = {"description": "sleep 86400"}
+        answer = workspace.rest.call("POST", f"{workspace.path}/tasks", json=task).json()
+        task_id: str | None = answer.get("task_id")
+        assert task_id or answer["error"]["code"] in ("agent_unreachable", "workspace_busy"), answer
+        return task_id
+
+    task_id = eventually(submitted, _LIMIT_SECONDS)
+    assert task_id is not None
+    workspace.await_phase(task_id, "tool_call")
+    return task_id
 
 
 def _end_a_task(workspace: Workspace) -> str:

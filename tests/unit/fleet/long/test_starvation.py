@@ -183,13 +183,15 @@ async def test_many_of_a_kind_delay_no_other(many: Kind, database_url: str) -> N
     async with (
         locked(database_url, many if many in IN_DATABASE else Kind.CHECK),
         open_pool(database_url) as pool,
+        open_pool(database_url) as pool_of_test,
     ):
-        store = PostgresStore(pool, machine_clock)
+        # On a busy machine, the controller uses all connections of its pool.
+        store, reading = (PostgresStore(each, machine_clock) for each in (pool, pool_of_test))
 
         async def not_begun() -> set[str]:
             found = others - pods.begun
             for kind in IN_DATABASE:
-                task = await store.get_task(f"{kind}_1", f"{kind}_1")
+                task = await reading.get_task(f"{kind}_1", f"{kind}_1")
                 if task is not None and task.cancel is not None and kind is not Kind.UNSTARTED:
                     found.discard(f"{kind}_1")
                 if task is not None and task.status.is_terminal:
