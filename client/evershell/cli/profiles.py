@@ -34,7 +34,10 @@ def path() -> Path:
 
 
 def read() -> dict[str, Profile]:
-    """All profiles by name. Raises click.ClickException, also if others can read the file."""
+    """All profiles by name.
+
+    Raises click.ClickException if the file is not valid, or if other users can read it.
+    """
     file = path()
     try:
         mode = file.stat().st_mode

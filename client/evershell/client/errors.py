@@ -313,7 +313,7 @@ class IdempotencyConflictError(CallError):
 class OrgOnHoldError(CallError):
     """The organization is on hold, so it gets no new task and no new agent.
 
-    Ask whoever put it on hold, or wait for `release`. Cancelling, stopping and reading work.
+    Ask whoever put it on hold, or wait for `release`. You can still cancel, stop and read.
     """
 
     code = "org_on_hold"

@@ -57,7 +57,7 @@ class Collector:
             name, given, url = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", traces, traces
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise OperatorError(f"{name} must be an http or https URL, not {given!r}")
+            raise OperatorError(f"{name} must be a URL of OTLP over HTTP, not {given!r}")
         pairs = (pair.partition("=") for pair in variable("HEADERS").split(",") if "=" in pair)
         return cls(
             url=url,

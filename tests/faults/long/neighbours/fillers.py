@@ -173,11 +173,9 @@ async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> Non
         )
         for number in range(int(calls))
     ]
-    is_polite = False
     while not any(caller.done() for caller in callers):
         await asyncio.sleep(_REPORT_SECONDS)
-        if not is_polite and _shows_full(ends):
-            is_polite = True
+        if _shows_full(ends):
             _lower_priority()
         print(json.dumps(ends), flush=True)
         ends.clear()
