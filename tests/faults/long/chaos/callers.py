@@ -302,8 +302,7 @@ def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Reply(code.name, NO_ANSWER, {})
-        # A worker that shuts down answers CANCELLED to calls that it has not begun to process.
-        expected = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        expected = code is grpc.StatusCode.UNAVAILABLE
         problem = "" if expected else f"bare {code.name}: {error.details()}"
         return Reply(code.name, BARE, {"said": error.details()}, problem)
     slug = info.reason.lower()
