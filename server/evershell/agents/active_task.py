@@ -58,7 +58,7 @@ class OpenCall:
     """A model call or a tool call that has not ended."""
 
     phase: Phase
-    # When it began, by time.monotonic().
+    # When the call began, by time.monotonic().
     began: float
     # Returns the name of the model or the tool. The name of a model may be known only later.
     name: Callable[[], str]

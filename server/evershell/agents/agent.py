@@ -24,7 +24,7 @@ from evershell.telemetry.logs import Log
 # How long code may block the event loop before tracebacks are logged. Shorter than the default
 # lease.
 _BLOCKED_SECONDS = 10.0
-# The number of waits into which the watching thread divides this time.
+# The number of waits into which the watching thread divides _BLOCKED_SECONDS.
 _WAITS = 4
 _STDERR = 2
 # The time limit for ending the background work, which may hang.
@@ -105,7 +105,7 @@ class Agent:
         self.shutdown.begin(ExitCode.LEASE_OVER, "the lease could not be renewed in time")
 
     async def _guard(self, part: Coroutine[Any, Any, None]) -> None:
-        """Ends the agent if the part raises."""
+        """Runs one of the agent's background parts. If the part raises, begins the shutdown."""
         try:
             await part
         except AgentEndingError:

@@ -40,7 +40,7 @@ class ChildRefusedError(Exception):
 class _Calls:
     """The calls about the children of one task.
 
-    They are made one at a time, because the control plane serves only one of them at a time.
+    The calls are made one after the other: the control plane serves only one of them at a time.
     """
 
     def __init__(self, task_id: str, call: Call) -> None:
@@ -81,7 +81,7 @@ class Child:
         return await self._calls.make(GetChildRequest(**self._names()))
 
     async def wait(self) -> "Child":
-        """The child after its end. Raises ChildRefusedError."""
+        """Waits until the child has ended, and returns it. Raises ChildRefusedError."""
         child, looks = self, 0
         while not child.status.is_terminal:
             looks += 1

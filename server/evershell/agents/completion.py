@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field, ValidationError
 from evershell.agents.reply import Reply
 from evershell.core.task import MAX_TOOL_CALLS
 
-# An iteration must fit into one message to the control plane.
+# Limits the answer, because an iteration must fit into one message to the control plane.
 _MAX_ANSWER_BYTES = 1024 * 1024
 _MAX_QUOTED_CHARACTERS = 300
-# Enough of an answer to detect a web page.
+# How much of an answer is enough to detect a web page.
 _HTML_BYTES = 1024
 _HTML = re.compile(r"\s*(<!doctype html|<html)", re.IGNORECASE)
 
@@ -31,7 +31,7 @@ class Function(BaseModel):
     """The function of a tool call; in a stream, a part of it."""
 
     name: str | None = None
-    # Some endpoints send a JSON object instead of its text.
+    # Some endpoints send the arguments as a JSON object instead of as text.
     arguments: str | dict[str, Any] | None = None
 
     @property

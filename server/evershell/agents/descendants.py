@@ -17,8 +17,8 @@ _LAST_SCANS = 3
 # The file exists only if the kernel was built with the option for it. Without the file, all
 # processes of the machine are scanned, which takes a hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
-# Contains a folder for each thread of this process, with a file `children`. The files are read
-# without pathlib, which would take three times as long.
+# Contains a folder for each thread of this process. The file `children` in it lists the children of
+# the thread. It is read without pathlib, which would take three times as long.
 _THREADS = "/proc/self/task"
 
 

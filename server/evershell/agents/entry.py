@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evershell.agents.loop import AgentFunction
 
 
-# Whether the program of the agent is only imported: `run` then does nothing.
+# Whether the agent's program is only imported, not run as a script: `run` then does nothing.
 is_imported = False
 
 
@@ -72,7 +72,7 @@ def end(code: int) -> NoReturn:
 
 
 def _restore_signals() -> None:
-    """Runs in a forked child. With the inherited handlers, its signals would end the agent."""
+    """Resets the signal handlers in a forked child: its signals would otherwise end the agent."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -106,8 +106,8 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     from evershell.pod.spec import PodSpec
     from evershell.telemetry import logs
 
-    # Lifts the memory limit that is inherited from the controller, because tools may use more
-    # memory than a program of the stack.
+    # Lifts the memory limit that is inherited from the controller, because tools may need more
+    # memory than that limit allows.
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     try:
@@ -131,8 +131,8 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     # The library needs asyncio's own event loop, even if the agent has installed another one.
     asyncio.set_event_loop_policy(None)
     if sys.version_info < (3, 12):
-        # The default watcher since Python 3.12. The default of 3.11 starts a thread for each
-        # process of a tool, and reports the end of the process later.
+        # The default of Python 3.12. The default of 3.11 starts a thread for each process of a
+        # tool, and reports the end of the process later.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     os.register_at_fork(after_in_child=_restore_signals)
     # The loop is not closed, because closing waits for everything that a function has left running.

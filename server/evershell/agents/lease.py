@@ -13,7 +13,7 @@ MIN_MARGIN_SECONDS = 2.0
 # For a short lease, the minimum is at most this share of the lease.
 MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
-# Each interval between heartbeats is multiplied by a random factor between these two.
+# Each interval between heartbeats is multiplied by a random factor between these two numbers.
 JITTER = (0.9, 1.1)
 # The longest wait before a call is repeated, as a time and as a share of the remaining lease. The
 # shorter one applies, so that there is time for several repeats.
@@ -53,7 +53,7 @@ class Lease:
 
     @property
     def heartbeat_interval_seconds(self) -> float:
-        """The interval between heartbeats. Several can fail in a row before the lease ends."""
+        """The interval between heartbeats: several can fail in a row before the lease ends."""
         return self.length_seconds / HEARTBEATS_A_LEASE
 
     @property

@@ -104,7 +104,7 @@ async def run_task(
 
 
 class Task:
-    """A task of a workspace. An agent is a function that works on one and returns its result."""
+    """A task of a workspace. An agent is a function that works on a task and returns its result."""
 
     def __init__(self, run: "_Run") -> None:
         self._run = run
@@ -147,7 +147,7 @@ class _Run(AsyncIterator[Step]):
         self._commit = commit
         self._calls = calls
         self._descendants = Descendants()
-        # The current iteration, and the events of the last one until they are committed.
+        # The current iteration, and the uncommitted events of the previous one.
         self._step: Step | None = None
         self._ended: list[AgentEvent] = []
         self._is_turning = False
@@ -308,7 +308,7 @@ class _Run(AsyncIterator[Step]):
         if step is not None and (step.has_calls if error is None else step.is_whole):
             self._end_step()
         while isinstance(error, BaseExceptionGroup):
-            # An asyncio.TaskGroup raises an exception group.
+            # An asyncio.TaskGroup wraps the function's errors in an exception group.
             error = error.exceptions[0]
         if isinstance(error, TaskFailed):
             return _failed(str(error))

@@ -110,7 +110,7 @@ class OpenAIModel:
         client = AsyncOpenAI(
             base_url=base_url,
             api_key=self._api_key or _NO_KEY,
-            # `answer` has a time limit for the whole call.
+            # The method `answer` enforces a time limit for the whole call.
             timeout=None,
             max_retries=max_retries,
             # Uses one connection per call. An open connection would be idle during the tool call,
@@ -203,7 +203,7 @@ def _host_of(base_url: str) -> str:
 
 
 def _refusal(error: APIStatusError) -> str:
-    """The endpoint's answer, shortened."""
+    """Describes the error with which the endpoint answered."""
     status = _status_text(error.status_code)
     if error.status_code == 401:
         # The endpoint's own text may quote parts of the key.

@@ -48,7 +48,7 @@ def redacted_end(text: str, *, is_cut: bool = False) -> str:
 def without_parts(head: str, tail: str) -> tuple[str, str]:
     """The text before and after a cut, without the parts of a key that was cut in two.
 
-    `redacted` finds only whole keys.
+    These parts must be removed here, because `redacted` finds only whole keys.
     """
     for form in _names:
         tail = tail[_common_end(form, tail) :]
@@ -62,7 +62,7 @@ def _without_beginning(text: str) -> str:
 
 
 # Keys may have thousands of characters, and commands and models wait for the next two functions. To
-# be fast, the functions search for one character, and compare texts only where it occurs.
+# be fast, each function searches for one character, and compares texts only where it occurs.
 
 
 def _common_end(form: str, text: str) -> int:

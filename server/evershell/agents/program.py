@@ -160,7 +160,7 @@ def _host(spec: PodSpec) -> str:
 
 
 def _point_of(signal: Signal) -> str:
-    """The crash point at the acknowledgement of this signal."""
+    """The name of the crash point at which the agent acknowledges this signal."""
     return "ack" if signal.HasField("cancel_task") else "start_ack"
 
 
@@ -219,7 +219,7 @@ async def complete(spec: PodSpec, tls: TlsIdentity | None, log: Log) -> PodSpec:
 
 async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> BootstrapResponse:
     metadata = (("authorization", f"Bearer {spec.bootstrap_token}"),)
-    # The agents begin with different workers.
+    # A random order, so that the agents do not all ask the same worker first.
     order = random.sample([*workers.items()], len(workers))
     failures = 0
     while True:

@@ -14,7 +14,7 @@ class Reply:
 
     def __init__(self) -> None:
         self.model = ""
-        # The numbers that the endpoint has reported so far.
+        # The numbers of tokens that the endpoint has reported so far.
         self.input_tokens = 0
         self.output_tokens = 0
         # Parts of the input and output tokens. docs/costs.md explains them.

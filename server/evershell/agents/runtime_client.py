@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 MAX_ATTEMPT_SECONDS = 3.0
-# The longest wait before the first repeat of a call. It doubles for each further repeat.
+# The longest wait before the first repeat of a call. The wait doubles for each further repeat.
 # FIRST_BACKOFF_SECONDS applies if the worker is gone, so that the agent soon tries another worker.
 # BUSY_BACKOFF_SECONDS applies if the worker is slow or answers `unavailable`, because the other
 # workers may be overloaded too.
@@ -71,7 +71,7 @@ FORCE_BACKOFF_SECONDS = 1.0
 # commit is also sent to another worker.
 HEDGE_SECONDS = 0.5
 _UNAUTHORIZED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-# Errors after which a retry does not help.
+# Status codes after which a retry does not help.
 _REJECTED = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -85,7 +85,7 @@ _REJECTED = frozenset(
 # The slugs after which a call about a child is repeated. All other slugs are refusals.
 _RETRIED_SLUGS = frozenset({"unauthenticated", "unavailable", "deadline_exceeded", "internal"})
 _CHANNEL_OPTIONS = (
-    # Reconnects to a restarted worker within a second.
+    # With these waits, a channel reconnects to a restarted worker within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -402,7 +402,7 @@ class RuntimeClient:
 
 
 async def _pause(seconds: float, cancel: CancelFlag | None) -> None:
-    """Waits for this time; for less if the task must be interrupted."""
+    """Waits for this time, or for less if the task must be interrupted."""
     if cancel is None:
         await asyncio.sleep(seconds)
     elif cancel.is_force_due:

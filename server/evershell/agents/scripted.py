@@ -41,7 +41,7 @@ def scripted_agent(shell: ShellTool) -> AgentFunction:
 
 
 async def _next_call(lines: list[str], number: int, reply: Reply) -> ToolCall | None:
-    """Takes the place of a model call."""
+    """The shell call for the line with this number; None after the last line."""
     if number > len(lines):
         return None
     line = lines[number - 1]

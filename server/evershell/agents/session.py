@@ -114,7 +114,8 @@ class Session:
             # The commit has therefore succeeded, but its acknowledgement has not arrived yet.
             self._next = assignment
         else:
-            # The agent or the sender is out of date. The next directive names the current task.
+            # Either the agent or the sender is out of date: the next directive names the task that
+            # the database assigns to the agent.
             self._beat_now()
             return False
         return True

@@ -28,7 +28,7 @@ class AgentEndingError(Exception):
 
 
 class Shutdown:
-    """The agent's decision to end. It keeps the first code and reason."""
+    """The agent's decision to end. Only the first call of `begin` sets the code and the reason."""
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()

@@ -32,15 +32,15 @@ from evershell.pod.messages import MAX_ARGUMENTS_BYTES
 
 T = TypeVar("T")
 
-# How long a call may take to end after its time limit. After this time, nothing waits for it.
+# How long a call may take to end after its time limit. After that, the agent stops waiting for it.
 _GRACE_SECONDS = 5.0
-# An iteration must fit into one message to the control plane.
+# The size limit of each recorded text, so that an iteration fits into one message.
 _MAX_TEXT_BYTES = 1024 * 1024
-# The size limits of a started call's id and name, and of the arguments of all calls together.
+# For started calls: the size limit of each id and of each name, and of all arguments together.
 _MAX_ID_BYTES = 128
 _MAX_ARGUMENTS_BYTES = 24 * 1024
-# The size limit of all outputs of an iteration together. A whole iteration may have 256 KiB and
-# contains the first output twice.
+# The size limit of all outputs of an iteration together. The record contains the first output
+# twice, and a task may commit about 256 KiB for each iteration (core/agent_rules.py).
 _MAX_OUTPUTS_BYTES = 128 * 1024
 
 
@@ -61,7 +61,7 @@ class Calls:
 
     def __init__(self, task: ActiveTask, limits: Limits, phase_changed: Callable[[], None]) -> None:
         self.limits = limits
-        # In the order in which they began.
+        # The running calls, in the order in which they began.
         self.running = task.calls
         # The number of tool calls that are being reported before they begin.
         self.beginning = 0
@@ -74,7 +74,7 @@ class Calls:
 
     @property
     def are_open(self) -> bool:
-        """Whether a call runs or begins."""
+        """Whether a call is running or about to begin."""
         return bool(self.running or self.beginning)
 
     @property
@@ -83,7 +83,7 @@ class Calls:
         return self._task.cancel.is_force_due
 
     async def wait(self, opened: OpenCall, call: "asyncio.Future[Any]", seconds: float) -> bool:
-        """Waits for the end of the call. Returns False if it was cancelled at its limit.
+        """Waits until the call has ended. Returns False if the call was cancelled at its limit.
 
         If the call was interrupted, raises CancelledError as soon as the call has ended.
         """
@@ -127,8 +127,8 @@ class Calls:
             self._phase_changed()
 
 
-# Returns when the control plane has recorded the iteration so far. Raises CancelledError if the
-# agent's function must end.
+# A function that reports an iteration. It returns when the control plane has recorded the report,
+# and raises CancelledError if the agent's function must end.
 Report = Callable[[IterationReported], Awaitable[None]]
 
 
@@ -155,7 +155,7 @@ class Step:
         self._reporting = asyncio.Lock()
         # The ids of the tool calls that have been announced but have not begun.
         self._announced: list[str] = []
-        # The time at which the calls of each phase reach the limit that they share.
+        # By phase: when its calls reach the time limit that they share.
         self._ends_at: dict[Phase, float] = {}
 
     @property
@@ -165,14 +165,14 @@ class Step:
 
     @property
     def is_whole(self) -> bool:
-        """Whether `has_calls` is true, and the last call has not failed."""
+        """Whether the iteration has calls, and the last one has not failed."""
         return self.has_calls and not self._has_failed
 
     async def model_call(self, call: Awaitable[T]) -> T:
         """Waits for a model call, within the time limit, and returns what the call returns.
 
-        Raises what the call raises, and CallTimeoutError. A failed call can be repeated. Raises
-        RuntimeError if the iteration has ended.
+        Raises what the call raises, CallTimeoutError at the limit, and RuntimeError if the
+        iteration has ended. A failed call can be repeated.
         """
         limit_seconds = self._calls.limits.model_timeout_seconds
         known, began = self.reply.known, time.monotonic()
@@ -271,9 +271,9 @@ class Step:
     async def announce(self, *calls: tuple[str, Mapping[str, Any] | str, str]) -> None:
         """Reports tool calls together, before the first of them begins.
 
-        Each of `calls` has a name, arguments and an id. It begins when `tool_call` is called with
-        this id. Raises TaskFailed if there are too many calls, and CancelledError if they must not
-        begin.
+        Each of `calls` is a name, arguments and an id. A call begins when `tool_call` is called
+        with its id. Raises TaskFailed if there are too many calls, and CancelledError if they must
+        not begin.
         """
         new = {
             call_id: _Started(call_id, name, _text_of(given))
@@ -314,7 +314,7 @@ class Step:
         Raises TaskFailed if there are too many calls, and CancelledError if they must not begin.
         """
         if self._calls.are_over or self.has_ended:
-            # `_begun` refuses the call.
+            # Nothing is reported, because `_begun` will refuse the calls.
             return
         if len(self._started) + len(calls) > MAX_TOOL_CALLS:
             raise TaskFailed(f"An iteration had more than {MAX_TOOL_CALLS} tool calls.")
@@ -385,7 +385,7 @@ class _Started:
     arguments: str
 
     def payload(self, calls: int) -> dict[str, Any]:
-        """The fields of StartedCall. `calls` tool calls share the size limit."""
+        """The fields of StartedCall. `calls` is how many tool calls share the size limit."""
         max_bytes = min(MAX_ARGUMENTS_BYTES, _MAX_ARGUMENTS_BYTES // calls)
         return {
             "id": storable_text(self.call_id, _MAX_ID_BYTES),
@@ -406,7 +406,7 @@ class _Tool:
         self.result = ToolResult(status=ToolStatus.INTERRUPTED)
 
     def payload(self, calls: int) -> dict[str, Any]:
-        """The fields of ToolCall. `calls` tool calls share the size limits."""
+        """The fields of ToolCall. `calls` is how many tool calls share the size limits."""
         max_bytes = _MAX_TEXT_BYTES // calls
         output, cut = _bounded(
             storable(redacted(self.result.output)),

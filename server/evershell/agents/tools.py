@@ -35,7 +35,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PROC_BYTES = 16 * 1024
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 MAX_OUTPUT_BYTES = 64 * 1024
-# The bytes that are reserved for the notice of how much was cut.
+# The space that is reserved for the notice of how much output was cut.
 _NOTICE_BYTES = 64
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # The output of each running command, by the asyncio task that waits for the command.
@@ -67,8 +67,8 @@ class ToolResult:
     """The result of a tool call."""
 
     status: ToolStatus
-    # If a signal ended the process: the negative number of the signal, or in a sandbox 128 plus the
-    # number.
+    # If a signal ended the process: the negated signal number, or 128 plus the signal number in a
+    # sandbox.
     exit_code: int = 0
     output: str = ""
     truncated_bytes: int = 0
@@ -148,8 +148,8 @@ async def execute(
     """
     descendants = Descendants()
     read_end, write_end = os.pipe()
-    # With a pipe of asyncio, `process.wait` would return only when the last process that holds
-    # the pipe has ended.
+    # If asyncio made the pipe, `process.wait` would not return until every process that holds the
+    # pipe has ended.
     with os.fdopen(read_end, "rb", buffering=0) as reader:
         try:
             process = await asyncio.create_subprocess_exec(
@@ -286,7 +286,8 @@ class _Running:
 
     def kill(self) -> None:
         """Kills the process group and the descendants that have left it."""
-        # The kernel does not reuse the shell's process id while its group has a member.
+        # If the shell has ended, its id still names only its group: the kernel does not reuse the
+        # id while the group has a member.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self._descendants.kill(self.process.pid)
@@ -353,7 +354,7 @@ class BoundedOutput:
     def end(self) -> str:
         """The end of the text so far, with keys removed.
 
-        Of a long text, it is about half of `max_bytes` or more.
+        For a long text, returns at least about half of `max_bytes`.
         """
         kept = self._tail if self._dropped else self._head + self._tail
         return redacted_end(kept.decode("utf-8", "ignore"), is_cut=bool(self._dropped))
@@ -385,25 +386,25 @@ def memory_exceeds(limit_bytes: int) -> bool:
     bound = sum(map(_with_swap if _machine_swaps() else _resident, pids))
     if bound <= limit_bytes:
         return False
-    # The exact sum counts each page once. It takes milliseconds for each gigabyte.
+    # The exact sum counts each page once, but takes milliseconds for each gigabyte.
     exact = (_fields(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nSwapPss:") for pid in pids)
     return sum(exact) > limit_bytes
 
 
 def _machine_swaps() -> bool:
-    """Whether the machine has swap. /proc/swaps has a heading and a line for each area."""
+    """Whether the machine has swap. /proc/swaps has a heading and one line for each swap area."""
     return _read("/proc/swaps").count(b"\n") > 1
 
 
 def _resident(pid: str) -> int:
-    """The memory without files, in bytes. Five times as fast as `_with_swap`."""
-    # Size, resident and shared, in pages. Empty if the process has ended.
+    """The process's memory without files, in bytes. Takes a fifth of the time of `_with_swap`."""
+    # The fields are size, resident and shared, in pages. Empty if the process has ended.
     pages = _read(f"/proc/{pid}/statm").split(maxsplit=3)
     return (int(pages[1]) - int(pages[2])) * _PAGE_BYTES if pages else 0
 
 
 def _with_swap(pid: str) -> int:
-    """The memory without files, plus the swapped memory, in bytes."""
+    """The process's memory without files, plus its swapped memory, in bytes."""
     return _fields(f"/proc/{pid}/status", b"\nRssAnon:", b"\nVmSwap:")
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from evershell.core.task import MAX_CALL_TOKENS, TOKENS
 
-# For each kind of tokens, the fields that may have its count, in the order in which they are looked
-# up. The first field that exists is used. The formats are chat completions and responses of OpenAI,
-# and messages of Anthropic, LangChain and Pydantic AI.
+# By kind of token: the fields that may contain the count. The first field that exists is used. They
+# are the fields of OpenAI's chat completions and responses, and of the messages of Anthropic,
+# LangChain and Pydantic AI.
 _PLACES = {
     "input_tokens": ("input_tokens", "prompt_tokens"),
     "output_tokens": ("output_tokens", "completion_tokens"),

@@ -34,7 +34,7 @@ _PROPOSABLE = {
 def decode_cancel_child(
     request: runtime_service_pb2.CancelChildRequest, origin: Origin
 ) -> CancelTask:
-    """The request. Raises Failure validation_error."""
+    """Decodes the request. Raises Failure validation_error."""
     return CancelTask(
         workspace_id=request.workspace_id,
         task_id=request.task_id,
@@ -61,7 +61,7 @@ def encode_directive(
 
 
 def decode_commit(request: runtime_service_pb2.CommitEventsRequest) -> list[AgentEvent]:
-    """What the agent commits. Raises BreachError."""
+    """The events that the agent commits, and the iteration that it reports. Raises BreachError."""
     committed = decode_agent_events(request.events)
     if request.HasField("open_iteration"):
         committed.append(_decode_open_iteration(request.open_iteration))
@@ -70,13 +70,13 @@ def decode_commit(request: runtime_service_pb2.CommitEventsRequest) -> list[Agen
 
 def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list[AgentEvent]:
     """The events of a commit. Raises BreachError."""
-    # Decodes one event more than the limit, so that the core refuses the commit.
+    # One event more than the limit is enough for the core to refuse the commit.
     return [_decode_agent_event(event) for event in islice(events, MAX_EVENTS + 1)]
 
 
 def _decode_open_iteration(opened: runtime_service_pb2.OpenIteration) -> IterationReported:
     size_bytes = opened.ByteSize()
-    # Decodes one call more than the limit, so that the core refuses the report.
+    # One call more than the limit is enough for the core to refuse the report.
     del opened.started_calls[MAX_TOOL_CALLS + 1 :]
     return IterationReported(opened.number, rest_fields(opened), size_bytes)
 
@@ -88,7 +88,7 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
         case "iteration_completed":
             iteration = event.iteration_completed
             size_bytes = iteration.ByteSize()
-            # Decodes one call more than the limit, so that the core refuses the iteration.
+            # One call more than the limit is enough for the core to refuse the iteration.
             del iteration.tool_calls[MAX_TOOL_CALLS + 1 :]
             payload = rest_fields(iteration)
             if not iteration.tool_calls:

@@ -22,8 +22,8 @@ from evershell.core.event import AUDIT_OK, AuditEntry, Origin
 from evershell.core.runtime import AgentIdentity
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# The edge's REST listener sets this header, and its gRPC listener strips it. Errors of REST calls
-# carry the envelope.
+# Marks REST calls, whose errors carry the envelope. The edge's REST listener sets this header, and
+# its gRPC listener strips it.
 EDGE_HEADER = "x-evershell-edge"
 # The edge sets this header for a REST call whose body is large or has an unknown size.
 LARGE_BODY_HEADER = "x-evershell-large-body"
@@ -50,7 +50,7 @@ class Call:
     left_seconds: float | None = None
     # The parsed request; None until it is read.
     request: Any = None
-    # Empty if the call belongs to no trace.
+    # Empty if the call does not belong to a trace.
     trace_id: str = ""
     # The slug of the failure; empty for a success.
     slug: str = ""
@@ -140,8 +140,9 @@ async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:
 
 
 def idempotency_key(request: Message) -> IdempotencyKey | None:
-    """The idempotency key of the current call; None if it has none. Raises Failure
-    validation_error.
+    """The idempotency key of the current call; None if it has none.
+
+    Raises Failure validation_error.
     """
     key = current().metadata.get(IDEMPOTENCY_HEADER)
     if key is None:

@@ -45,7 +45,7 @@ _ITEMS_AT_ONCE = 50
 
 
 def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Origin) -> CancelTask:
-    """The request. Raises Failure validation_error."""
+    """Decodes the request. Raises Failure validation_error."""
     return CancelTask(
         workspace_id=request.workspace_id,
         task_id=request.task_id or None,
@@ -86,7 +86,7 @@ def decode_list_filter(request: workspace_service_pb2.ListTasksRequest) -> OrgLi
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:
-    """The reply. Requester, time and reason come from the call that recorded the intent."""
+    """Encodes the reply. Requester, time and reason come from the call that recorded the intent."""
     task = result.task
     intent = task.cancel if task is not None else None
     return workspace_service_pb2.CancelTaskResponse(
@@ -107,7 +107,7 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
 def decode_cancel_tasks(
     request: workspace_service_pb2.CancelTasksRequest, origin: Origin
 ) -> CancelTasks:
-    """The request. Raises Failure validation_error."""
+    """Decodes the request. Raises Failure validation_error."""
     return CancelTasks(
         wanted=_decode_selection(request),
         reason=request.reason,
@@ -164,7 +164,7 @@ def encode_cancel_tasks(result: CancelTasksResult) -> workspace_service_pb2.Canc
 
 
 def decode_hold(request: workspace_service_pb2.HoldOrgRequest, origin: Origin) -> HoldOrg:
-    """The request. Raises Failure validation_error."""
+    """Decodes the request. Raises Failure validation_error."""
     return HoldOrg(reason=request.reason, cancel_running=request.cancel_running, origin=origin)
 
 
@@ -208,7 +208,7 @@ def decode_submit(
     key: IdempotencyKey | None = None,
     model_without_price: str = "",
 ) -> SubmitTask:
-    """The request. Raises Failure validation_error."""
+    """Decodes the request. Raises Failure validation_error."""
     return SubmitTask(
         workspace_id=request.workspace_id,
         description=request.description,
@@ -370,7 +370,7 @@ def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
 
 
 def limits_fields(limits: TaskLimits) -> Any:
-    """The fields for the constructor of the message; None without limits."""
+    """The fields of TaskLimits, for the constructor of a message; None without limits."""
     if not limits.are_set:
         return None
     return {

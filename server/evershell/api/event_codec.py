@@ -12,7 +12,7 @@ from evershell.core.event_feeds import Heartbeat
 
 
 def encode_events(events: Sequence[Event]) -> Sequence[bytes]:
-    """For each event, the serialized message in the stream of WatchEvents."""
+    """The serialized message of each event, for the stream of WatchEvents."""
     return [encode_event(event).SerializeToString() for event in events]
 
 
@@ -30,8 +30,8 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
         "trace_id": item.origin.trace_id,
     }
     if item.type is EventType.UNSPECIFIED:
-        # Only a later version knows the payload. The event is sent without its payload, so that the
-        # stream has no gap.
+        # Only a later version of the service knows this type of event. The event is sent without
+        # its payload, so that the stream has no gap.
         return workspace_service_pb2.WatchEventsResponse(event=event)
     # The constructor is an order of magnitude faster than ParseDict, with the same result.
     try:

@@ -52,7 +52,7 @@ class Frames(Sequence[bytes]):
     """
 
     def __init__(self, events: Sequence[Event]) -> None:
-        # A copy, because the batch itself refers to these frames.
+        # A copy: a reference to the batch would be a cycle, because the batch refers to its frames.
         self._events = tuple(events)
         self._frames: list[bytes | None] = [None] * len(events)
 

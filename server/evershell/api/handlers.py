@@ -17,7 +17,7 @@ from evershell.api.call import Call, Context
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.status import ENVELOPE, ErrorForm
 
-# The type stubs declare type parameters that grpcio's class does not have at run time.
+# Quoted, because the class has type parameters only in the type stubs, and not at run time.
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behavior = Callable[[Any, Context], Any]
 
@@ -29,7 +29,7 @@ class Service:
     # The generated function `add_…Servicer_to_server`.
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: object
-    # If the errors of the service have their own form: the full name of the service, and the form.
+    # Set if the errors of the service have their own form: the service's full name, and the form.
     name: str = ""
     form: ErrorForm | None = None
 
@@ -70,7 +70,7 @@ class Methods(dict[str, "MethodHandler"]):
     def add_registered_method_handlers(
         self, service: str, methods: "Mapping[str, MethodHandler]"
     ) -> None:
-        """Leaves out methods that the servicer lacks, so that gRPC answers UNIMPLEMENTED."""
+        """Adds the methods that the servicer has. For all others, gRPC answers UNIMPLEMENTED."""
         self.update(
             {
                 f"/{service}/{name}": method
@@ -137,7 +137,7 @@ def _unary(behavior: _Behavior) -> Handler:
 
 
 def _streaming(behavior: _Behavior) -> Handler:
-    """Writes the messages itself, so that the interceptors surround the whole stream."""
+    """A handler that writes the messages itself, so that interceptors surround the whole stream."""
 
     async def stream(call: Call) -> None:
         context = call.context

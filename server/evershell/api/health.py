@@ -53,7 +53,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has
         return health_pb2.HealthListResponse(statuses=statuses)
 
     async def enter_graceful_shutdown(self) -> None:
-        """Sets NOT_SERVING. Later changes have no effect."""
+        """Sets every service to NOT_SERVING. Later changes of a status have no effect."""
         self._is_draining = True
         await super().enter_graceful_shutdown()
 

@@ -1,6 +1,8 @@
-"""What the options in the protos say about each method: whether it changes something, whether a
-failed call can be repeated without another effect, which scopes it needs, and whether it is served
-first. The client and the edge read these options too.
+"""What the options in the protos say about each method.
+
+The options say whether the method changes something, whether a failed call can be repeated without
+another effect, which scopes the method needs, and whether its calls are served first. The client
+and the edge read these options too.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -37,8 +39,8 @@ _METHODS = {
     )
     for method in service.methods
 }
-# Maps methods of A2A to the methods of WorkspaceService that do the same and whose options they
-# have.
+# Maps methods of A2A to the methods of WorkspaceService that do the same. The options of the latter
+# apply to both.
 _SAME = {
     "CancelTask": "CancelTask",
     "GetTask": "GetTask",
@@ -50,7 +52,7 @@ _SAME = {
 
 
 def _option_sources() -> Iterator[tuple[str, MethodDescriptor]]:
-    """Yields the path of each public method with options, and the method whose options it has.
+    """Yields the path of each public method with options, and the method that declares them.
 
     A method of WorkspaceService has its own options. A method of A2A has the options of the method
     to which `_SAME` maps it.
@@ -158,9 +160,10 @@ def _scope_check(access: AccessRule) -> Callable[[Caller], object]:
     return methodcaller("require" if access.without_own else "permission", *access.scopes)
 
 
-# By path: checks the scopes of a method that changes something, before a large or slow body is
-# read. Scopes that depend on the request are left to the core, which checks all scopes
-# again. CancelTask is not listed, because it must report an invalid request before a missing scope.
+# For each method that changes something, by path: a function that checks the scopes before a large
+# or slow body is read. Scopes that depend on the request are left to the core, which checks all
+# scopes again. CancelTask is not listed, because it must report an invalid request before a missing
+# scope.
 SCOPE_CHECKS: Mapping[str, Callable[[Caller], object]] = {
     path: _scope_check(_OPTIONS[path].access)
     for path in public_methods(with_effect=True) & _OPTIONS.keys()
@@ -170,7 +173,7 @@ SCOPE_CHECKS: Mapping[str, Callable[[Caller], object]] = {
 
 def stored_failures(path: str) -> frozenset[str]:
     """The slugs of the failures for which the call itself has already stored its audit entry."""
-    # The agent is called after the change is committed.
+    # The agent is called only after the change and its audit entry are committed.
     slugs, options = {"agent_unreachable"}, _OPTIONS.get(path)
     if options is not None and options.audits_refusals:
         name = _OPTION_SOURCES[path].name

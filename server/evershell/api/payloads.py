@@ -54,7 +54,7 @@ def _descriptor(event_type: str) -> Descriptor:
 @cache
 def _fields(message: Descriptor) -> dict[str, _Convert]:
     """The conversion of each field of the message, by the field's name."""
-    # ParseDict also accepts the JSON names of fields. This service does not write them.
+    # JSON names are unusual: ParseDict accepts them, but this service does not write them.
     unusual = {field.json_name: _unusual for field in message.fields}
     return {**unusual, **{field.name: _conversion(field) for field in message.fields}}
 
@@ -118,7 +118,7 @@ def _timestamp(value: object) -> Timestamp:
 
 _CONVERSIONS: Mapping[int, _Convert] = {
     FieldDescriptor.CPPTYPE_STRING: _text,
-    # The constructor takes the name of an enum value.
+    # For an enum, the constructor accepts the name of a value.
     FieldDescriptor.CPPTYPE_ENUM: _text,
     FieldDescriptor.CPPTYPE_INT32: _integer,
     FieldDescriptor.CPPTYPE_INT64: _integer,

@@ -41,7 +41,7 @@ class Priority(IntEnum):
     LAST = 4
 
 
-# The longest wait, in seconds, at which calls of a priority are always served. After a longer wait,
+# By priority: the longest wait, in seconds, at which calls are always served. After a longer wait,
 # they would be served too late: an agent gives up an attempt after 3 s, and gRPC resets a call that
 # has waited for 3 s.
 _LIMITS = {
@@ -76,7 +76,7 @@ class QueueingDelay:
             self._was_short_at = self._sent_at
 
     def end(self) -> None:
-        """Ends the measurement, because the worker has begun the call or the call was given up."""
+        """Ends the measurement: the worker has begun the measuring call, or the call timed out."""
         if self._sent_at is not None:
             now = self._clock()
             self._last_seconds, self._sent_at = now - self._sent_at, None
@@ -108,7 +108,7 @@ class QueueingDelay:
 
 
 class DelayProbe(grpc.GenericRpcHandler):
-    """Measures the wait while calls arrive, with a method of the server that it measures."""
+    """Measures the wait while calls arrive, by calling a method of the same server."""
 
     def __init__(self, delay: QueueingDelay) -> None:
         self.delay = delay
@@ -118,7 +118,7 @@ class DelayProbe(grpc.GenericRpcHandler):
         self.arrived = self._arrived.set
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of the measuring call."""
+        """The handler of the measuring call; None for any other path."""
         if handler_call_details.method != self._path:
             return None
         self.delay.end()

@@ -1,11 +1,11 @@
 """Server reflection in the versions v1 and v1alpha. Clients that support both try v1 first.
 
 grpcio-reflection has only v1alpha. The messages of both versions are the same on the wire, so one
-servicer serves both. It shows only the files of the public services, although the process has also
-loaded the files of the internal services.
+servicer serves both. The servicer shows only the files of the public services, although the process
+has also loaded the files of the internal services.
 
-The generated code has no comments. They are taken from the descriptor set of the edge, so that
-`grpcurl describe` shows what each method and field means.
+The generated code has no comments, so the servicer takes the comments from the descriptor set of
+the edge. With them, `grpcurl describe` shows what each method and field means.
 """
 
 from importlib import resources
@@ -42,7 +42,7 @@ def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> No
 def _public_pool(service_names: tuple[str, ...]) -> descriptor_pool.DescriptorPool:
     """A pool with the files of these services and of reflection, and all files that they import.
 
-    It also has the standard error details, with which clients read the details of an error.
+    The pool also has the standard error details, so that clients can read the details of an error.
     """
     pool = descriptor_pool.DescriptorPool()
     added: set[str] = set()
@@ -84,7 +84,7 @@ def _comments() -> "dict[str, descriptor_pb2.SourceCodeInfo]":
 
 
 class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the package has no types
-    """Adds comments, and also finds a file by the name of a method. The pool cannot do this."""
+    """Adds comments, and also finds a file by the name of a method, which the pool cannot do."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -132,7 +132,7 @@ def _merge(problems: _Problems, prefix: str, message: Message, value: object) ->
 def _set(
     problems: _Problems, path: str, message: Message, field: FieldDescriptor, value: Any
 ) -> None:
-    """Sets a field that is not an object for `_merge`."""
+    """Sets a field that `_merge` does not treat as an object."""
     rule = field.GetOptions().Extensions[field_pb2.field]
     # For a list of 1 MiB, ParseDict would block the worker for up to 0.4 s.
     if field.is_repeated and isinstance(value, list | dict) and 0 < rule.max < len(value):
@@ -203,5 +203,5 @@ def _is_ours(field: FieldDescriptor) -> bool:
 
 @cache
 def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
-    """Each field by both names that JSON may use: lowerCamelCase, and the one in the proto."""
+    """Maps both names that JSON may use, lowerCamelCase and the proto's, to the field."""
     return {field.json_name: field for field in message.fields} | dict(message.fields_by_name)

@@ -113,8 +113,9 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
 
     @asynccontextmanager
     async def _breaches_recorded(self) -> AsyncIterator[None]:
-        """Records a breach that is raised in the block, and refuses the call. Raises Failure
-        validation_error.
+        """Records a breach that is raised in the block, and refuses the call.
+
+        Raises Failure validation_error.
         """
         try:
             yield

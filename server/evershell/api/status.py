@@ -115,8 +115,8 @@ def envelope_json(failure: Failure, request_id: str) -> str:
 class ErrorForm:
     """The form of a service's errors."""
 
-    # These two functions get the failure and the request id. The first makes the status, the second
-    # the body of a REST error.
+    # `rich_status` makes the status, and `body` the body of a REST error. Both get the failure and
+    # the request id.
     rich_status: Callable[[Failure, str], status_pb2.Status]
     body: Callable[[Failure, str], str]
     http_status: Callable[[Failure], int]

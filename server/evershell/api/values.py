@@ -45,7 +45,7 @@ def duration_seconds(duration: Duration) -> float:
 
 
 def duration_fields(seconds: float | None) -> Any:
-    """The fields for the constructor of the message; None for an absent field."""
+    """The fields of a Duration, for the constructor of a message; None for an absent field."""
     if seconds is None:
         return None
     whole, nanos = divmod(round(seconds * _NANOS), _NANOS)
@@ -62,7 +62,7 @@ def decode_nanos(field: str, amount: Money) -> int:
 
 
 def money_fields(nanos: int | None) -> Any:
-    """The fields for the constructor of the message; None for an absent field."""
+    """The fields of a Money, for the constructor of a message; None for an absent field."""
     return None if nanos is None else money.fields(nanos)
 
 

@@ -15,12 +15,12 @@ from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry import logs
 
-# Few, because the process makes few statements.
+# The number of database connections: few, because the process makes few statements.
 _POOL_SIZE = 3
 
 
 async def deliver(settings: Settings) -> None:
-    """Runs until the worker that started this process ends. Each room detects that end itself.
+    """Runs until the worker that started this process ends. Each room itself detects this end.
 
     Raises OperatorError.
     """

@@ -130,7 +130,7 @@ async def controller(
 
 @asynccontextmanager
 async def _live_at(address: str | None) -> AsyncIterator[None]:
-    """Serves the liveness, unless the address is None. Raises OperatorError."""
+    """Serves the liveness check, unless the address is None. Raises OperatorError."""
     async with AsyncExitStack() as stack:
         if address is not None:
             try:

@@ -23,7 +23,7 @@ Run: TypeAlias = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job that is repeated until the end of the term."""
+    """A job that is repeated as long as the controller leads."""
 
     name: str
     # What the job does, in Markdown.

@@ -24,7 +24,7 @@ _KINDS = {
     "output_audio": "output_audio_tokens",
 }
 _REQUIRED = {"input", "output"}
-# In USD for a million tokens. The limit ensures that the cost of a task fits into 64 bits.
+# The highest price, in USD for a million tokens. With it, the cost of a task fits into 64 bits.
 _MAX_PRICE = 1000
 _PICO_PER_TOKEN = 1_000_000
 # The scripted model of the built-in agent costs nothing.

@@ -31,9 +31,9 @@ _INSTEAD = {
 
 def refuse_removed_settings(environment: Mapping[str, str]) -> None:
     """Raises OperatorError if the environment has a setting that was removed."""
-    # `up` sets RUN_ID for the programs that it starts. The environment has then been checked
-    # already, by this `up` itself, or by `restart` if this `up` has an earlier version. An earlier
-    # `up` also passes on settings that the operator has not set.
+    # With RUN_ID, `up` has started this program, and the environment has been checked already: by
+    # `up`, or by `restart` if `up` is of an earlier version. An earlier `up` also passes on
+    # settings that the operator has not set. A check here would refuse them.
     if "RUN_ID" in environment:
         return
     given = {name.upper() for name, value in environment.items() if value}

@@ -36,8 +36,8 @@ class ServerSettings(PodSettings):
     """The settings, without the settings of rooms.
 
     Each is read from the environment variable with its name in capitals. `make gen` copies its
-    docstring into docs/configuration.md. A setting that only one module below uses is a field in
-    that module, like the fields of PodSettings.
+    docstring into docs/configuration.md. A setting that only one module of a lower layer uses is
+    declared in that module, like the fields of PodSettings.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
@@ -320,7 +320,7 @@ class ServerSettings(PodSettings):
 
     @property
     def signing_key_path(self) -> Path:
-        """The control plane's private key, as a JWK. Agents get only secrets derived from it."""
+        """The file of the control plane's private key. Agents get only secrets derived from it."""
         return self.state_dir / "control-plane.jwk"
 
     @property

@@ -4,7 +4,7 @@ import asyncio
 import signal
 
 # The signal that makes a worker answer waiting calls and close streams, so that clients reconnect
-# to the new Envoy. By default, a program ignores SIGURG.
+# to the new Envoy. A program that does not handle SIGURG ignores it.
 END_WAITS = signal.SIGURG
 
 

@@ -21,12 +21,12 @@ from evershell.auth.signing_keys import private_keys
 from evershell.core.runtime import AgentIdentity
 from evershell.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
 
-# The order of P-256 (FIPS 186-5). A random number with 128 more bits than the order, modulo the
-# order, is practically uniform (appendix A.2.1).
+# The order of P-256 (FIPS 186-5). A random number that is 128 bits longer than the order is
+# practically uniform modulo the order (appendix A.2.1).
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _SEED_BYTES = 48
-# A certificate is bound to an epoch or to the control plane's key, and does not expire. RFC 5280,
-# section 4.1.2.5, defines this end for such a certificate.
+# A certificate is bound to an epoch or to the control plane's key, and does not expire. For such a
+# certificate, RFC 5280, section 4.1.2.5, defines the end of the year 9999 as its end.
 _BEGIN, _END = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
@@ -42,8 +42,8 @@ class AgentCertificates:
     def control_plane(self) -> TlsIdentity:
         """A new certificate for a program of the control plane.
 
-        It is issued with the last signing key, which every agent trusts. An agent that was started
-        before the newest key was added trusts only the last one.
+        The certificate is issued with the last signing key, because every agent trusts this key. An
+        agent that was started before a new first key was added trusts only the last one.
         """
         return self._control_plane[-1].issue(CONTROL_PLANE, trusted=_certificates(self._agents))
 

@@ -42,7 +42,7 @@ class ApiKeys:
     ) -> None:
         """For each call with a valid key, calls `record_use` with the id of the key and the time.
 
-        `clock` is the time of the service, in seconds since 1970.
+        `clock` returns the time of the service, in seconds since 1970.
         """
         self._find_key = find_key
         self._record_use = record_use

@@ -26,7 +26,7 @@ def bearer_token(authorization: str | None) -> str:
 
 
 class Authenticator:
-    """Authenticates callers by API key or session token. The prefix shows which of them it is."""
+    """Authenticates callers by API key or session token. The prefix tells the two apart."""
 
     def __init__(self, api_keys: ApiKeys, sessions: SessionTokens) -> None:
         self._api_keys = api_keys

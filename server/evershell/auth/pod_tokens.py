@@ -29,7 +29,7 @@ _MAX_SIGNAL_TOKENS = 10_000
 
 
 class PodTokens:
-    """The control plane's side of the tokens. It derives all secrets from the signing keys.
+    """Derives the secrets of agents from the signing keys, and makes and verifies tokens.
 
     Every worker derives the same secrets, so nothing is stored. A different key gives different
     secrets. In every method, `signing_key` is the position of a key among the signing keys.
@@ -39,7 +39,7 @@ class PodTokens:
         """`signing_keys` is the content of the key file. Raises ValueError."""
         self._clock = clock
         self._private_keys = private_keys(signing_keys)
-        # Minting takes 10 µs, and many signals to an agent take place in the same minute.
+        # Cached, because minting takes 10 µs, and an agent may get many signals in one minute.
         self._signal_token = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_token)
         # For agents that have refused the first signing key: the key to use, by workspace id and
         # epoch.

@@ -1,6 +1,6 @@
 """Session tokens: JWTs (RFC 7519) of the platform's identity provider.
 
-They are verified against the provider's JWK set (RFC 7517).
+The tokens are verified with the keys in the provider's JWK set (RFC 7517).
 """
 
 import asyncio
@@ -36,8 +36,8 @@ CACHE_SECONDS = 60.0
 # a key under the same `kid`, which can make the token valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
-# How many wrong signatures a worker verifies at most. Verifying one takes up to 130 µs, so together
-# they take at most an eighth of the worker's time.
+# How many wrong signatures a worker verifies in a second at most. One takes up to 130 µs, so
+# together they take at most an eighth of the worker's time.
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
@@ -62,7 +62,7 @@ class JwkSet:
         self._reading: asyncio.Task[None] | None = None
 
     async def get(self, kid: str | None) -> KeySet:
-        """The set. Reads it again if it is old or lacks this key.
+        """Returns the JWK set. Reads it again if it is old or lacks the key `kid`.
 
         Raises UnavailableError if the set has never been read successfully.
         """
@@ -144,8 +144,9 @@ class SessionTokens:
         audience: str,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """`clock` returns UTC in seconds since 1970. It is not the service's clock, which the
-        provider does not use.
+        """`clock` returns UTC in seconds since 1970.
+
+        It must not be the service's clock, because the times in a token are UTC.
         """
         # The deprecated name of the algorithm is accepted on purpose.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
@@ -166,8 +167,8 @@ class SessionTokens:
         self._forged: TTLCache[bytes, bool] = TTLCache(
             maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS
         )
-        # Limits the rate of wrong signatures (the generic cell rate algorithm, ITU-T I.371). Each
-        # wrong signature moves this monotonic time forward by 1 / FORGERIES_PER_SECOND. While this
+        # Limits the rate of wrong signatures by the generic cell rate algorithm (ITU-T I.371): each
+        # wrong signature moves this monotonic time forward by 1 / FORGERIES_PER_SECOND. While the
         # time is a second or more in the future, new tokens are refused.
         self._forgeries_until = 0.0
 
@@ -199,7 +200,8 @@ class SessionTokens:
         except ExpiredTokenError as error:
             raise errors.unauthenticated("The session token has expired.") from error
         except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            # Includes payloads that are not JSON objects or are nested too deeply for the parser.
+            # Payloads that are not JSON objects, or are nested too deeply for the parser, also end
+            # up here.
             raise _invalid() from error
         self._verified[digest] = _Verified(
             caller, min(float(claims["exp"]), self._clock() + CACHE_SECONDS)

@@ -58,9 +58,9 @@ def agent() -> None:
     help="How long after its deadline a forced task may end. The control plane allows 2.",
 )
 def check(command: tuple[str, ...], keys: Path | None, **options: Any) -> None:
-    """Prints the table."""
+    """Runs the cases, and prints a row for each."""
     become_subreaper()
-    # The log lines of the service would stand between the rows.
+    # Otherwise, log lines of the service would appear between the rows.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     given = Options(keys=_keys(keys), **options)
     with tempfile.TemporaryDirectory(prefix="evershell-check-") as folder:

@@ -39,7 +39,7 @@ T = TypeVar("T")
 _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
-# The stack itself gives up after 180 s.
+# Longer than the 180 s after which the stack itself gives up.
 _READY_SECONDS = 200.0
 
 
@@ -64,7 +64,7 @@ class FollowedTask:
         return [event.payload for event, _ in self.events if isinstance(event.payload, kind)]
 
     def committed_at(self, kind: type[Any]) -> list[float]:
-        """When the events of this kind were committed, in seconds since the epoch."""
+        """When the events of this kind were committed, in seconds since 1970."""
         return [
             event.time.timestamp()
             for event, _ in self.events

@@ -86,7 +86,7 @@ def _run(admin_socket: Path | None) -> None:
 
 
 def _wanted(admin_socket: Path) -> envoy.Edge:
-    """The edge that the settings describe. Raises click.ClickException and OperatorError."""
+    """The edge that the settings describe. Raises click.ClickException or OperatorError."""
     settings = read_settings()
     workers = [each.strip() for each in settings.edge_workers.split(",") if each.strip()]
     if not workers:

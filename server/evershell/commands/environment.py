@@ -1,4 +1,4 @@
-"""Shared by the commands: the environment, ready.json, and the errors for the operator."""
+"""Reads the environment and ready.json for the commands, and reports errors to the operator."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -25,7 +25,8 @@ def restart() -> None:
         raise click.ClickException(f"No stack runs on {state_dir}.")
     try:
         with problems_reported():
-            # The stack may be of an earlier version, and has its environment until it is stopped.
+            # The restarted programs get the environment of the stack, which may be of an earlier
+            # version.
             refuse_removed_settings(psutil.Process(pid).environ())
         choose_installation(state_dir)
         os.kill(pid, signal.SIGHUP)

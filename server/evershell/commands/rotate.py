@@ -55,9 +55,9 @@ def finish() -> None:
 
 
 def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, done: str) -> None:
-    """Changes the file. `in_rotation` says whether a rotation must be in progress.
+    """Changes the key file. `in_rotation` says whether a rotation must or must not be in progress.
 
-    Raises click.ClickException if it is not so.
+    Raises click.ClickException if this condition is not met.
     """
     path = read_settings().signing_key_path
     try:

@@ -26,7 +26,7 @@ class AgentProcess:
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
         self._log = log
-        # The number of cancelled tasks that the agent has ended itself.
+        # The number of cancelled tasks that the agent itself has ended.
         self.cancelled_tasks = 0
 
     @classmethod
@@ -75,7 +75,7 @@ class AgentProcess:
         return living
 
     async def left(self, before: dict[int, psutil.Process], seconds: float) -> str:
-        """The command lines of processes that are not in `before` and do not end in time."""
+        """The command lines of processes that are not in `before` and do not end in `seconds`."""
         waited = 0.0
         while new := [each for pid, each in self.started().items() if before.get(pid) != each]:
             if waited >= seconds:

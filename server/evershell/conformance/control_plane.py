@@ -66,7 +66,7 @@ class Worker:
         self.address = "127.0.0.1:0"
 
     async def start(self) -> None:
-        """Serves RuntimeService. After a stop, uses the same address again."""
+        """Starts to serve RuntimeService. After `stop`, serves at the same address again."""
         methods = Methods()
         add_RuntimeServiceServicer_to_server(self._plane.servicer(), cast(grpc.aio.Server, methods))
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -113,13 +113,13 @@ class _NoAgents:
 
 
 class ControlPlane:
-    """The workspace, its current task and its agent. The suite and the tests set the faults."""
+    """A control plane with one workspace and its agent. The suite and the tests set the faults."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` is the clock with which tokens are made and checked."""
         self.lease_seconds = LEASE_SECONDS
         self.lease_length_seconds = _BEATS_SECONDS
-        # If this is set, every call is answered with this code.
+        # The code with which every call fails; None if there is no outage.
         self.outage: grpc.StatusCode | None = None
         # The rules that the agent broke.
         self.breaches: list[str] = []

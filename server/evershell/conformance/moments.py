@@ -130,7 +130,7 @@ class SuiteControlPlane(ControlPlane):
     async def _is_in(self, phase: Phase) -> bool:
         """Whether the agent is still in the phase.
 
-        If no acknowledgement of the agent has had a phase, its report is believed.
+        If no acknowledgement has ever had a phase, believes the agent's report and returns True.
         """
         with suppress(NotAcknowledgedError):
             current = (await self.signal(Signal())).phase
@@ -152,7 +152,7 @@ class SuiteControlPlane(ControlPlane):
         here = Moment.BETWEEN if has_iteration else Moment.START
         if run.cancelled_after is None and not is_end and run.moment is here:
             await self._cancel_run()
-            # A repeated commit has no effect, and its reply has the cancellation.
+            # A repeated commit has no effect, and its reply carries the cancellation.
             reply = await super().reply_to("CommitEvents", call)
         if has_iteration and self.has_outage_after_iteration:
             self.has_outage_after_iteration = False
@@ -160,7 +160,7 @@ class SuiteControlPlane(ControlPlane):
         return reply
 
     def changed(self) -> None:
-        """Notes the iterations of the task, and its end."""
+        """Notes the iterations and the end of the task."""
         run = self.run
         run.iterations = [
             dict(event.payload)

@@ -37,7 +37,7 @@ def why_missed(moment: Moment, run: Run) -> str:
 
 
 def check_whole(run: Run) -> None:
-    """Checks a task that was not cancelled. Raises FailedError."""
+    """Checks that a task that was not cancelled has completed. Raises FailedError."""
     if run.ended is None or run.ended.status is not TaskStatus.COMPLETED:
         status = "open" if run.ended is None else f"{run.ended.status}: {run.ended.reason}"
         raise FailedError(f"the task ended {status}")
@@ -52,7 +52,7 @@ def has_to_end(run: Run) -> bool:
 
 
 def check_end(run: Run) -> None:
-    """Checks what was recorded after the cancellation. Raises FailedError and NotReachedError."""
+    """Checks what was recorded after the cancellation. Raises FailedError or NotReachedError."""
     assert run.ended is not None
     assert run.cancelled_after is not None
     if run.ended.status is not TaskStatus.CANCELLED:

@@ -40,9 +40,9 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
-# The length of the lease in the case in which it expires. It leaves an agent enough time to end.
+# The length of the lease in the case of an expired lease: long enough for an agent to end in time.
 _SHORT_LEASE_SECONDS = 6.0
-# The simulated outage of the database ends after it has refused this many calls.
+# How many calls the simulated outage of the database refuses before it ends.
 _OUTAGE_CALLS = 3
 _SETTLE_SECONDS = 5.0
 # The interval between checks for the end of the process, which no call reports.
@@ -70,10 +70,11 @@ class Row:
 class Options:
     """What the user specifies about the agent."""
 
-    # A task with at least two iterations, each with a model call and a tool call of some length.
+    # Describes a task with at least two iterations, each with a model call and a tool call that
+    # take some time.
     description: str
-    # A task in which two tools run at the same time, and tasks in which the model, a tool or the
-    # loop raises an exception.
+    # Describe a task in which two tools run at the same time, and tasks in which the model, a tool
+    # or the loop raises an exception.
     parallel: str = ""
     model_error: str = ""
     tool_error: str = ""
@@ -93,7 +94,7 @@ class Suite:
     def __init__(self, command: Sequence[str], options: Options, folder: Path) -> None:
         """`command` starts the agent.
 
-        The folder is empty at first, and receives the agent's files and its log.
+        `folder` is empty at first, and receives the agent's files and its log.
         """
         self._command = command
         self._options = options
@@ -169,7 +170,7 @@ class Suite:
     # The agent
 
     async def _running(self) -> AgentProcess:
-        """The idle agent. Starts one if none runs. Raises FailedError if it does not register."""
+        """The idle agent. Starts one if none runs. Raises FailedError if one does not register."""
         if self._agent is not None and self._agent.exit_code is None:
             return self._agent
         options = self._options
@@ -195,7 +196,7 @@ class Suite:
     async def _wait(
         self, agent: AgentProcess, condition: Callable[[], object], seconds: float
     ) -> bool:
-        """Waits for an action of the agent. Returns False if time runs out or its process ends."""
+        """Waits until `condition` is true. Returns False if time runs out or the process ends."""
         limit = time.monotonic() + seconds
         while not await self._plane.until(condition, _POLL_SECONDS):
             if agent.exit_code is not None or time.monotonic() > limit:
@@ -233,7 +234,7 @@ class Suite:
         return agent, before
 
     async def _end_late(self, run: Run) -> NoReturn:
-        """Ends the pod of a task that has reached the time limit. See `_do` for the error."""
+        """Ends the pod of a task that has reached the time limit. Raises as `_do` describes."""
         seconds = f"within {self._options.task_seconds:g} s"
         try:
             await self._end_pod(f"the task did not end {seconds}")
@@ -265,7 +266,7 @@ class Suite:
                 if time.monotonic() > limit:
                     raise FailedError(f"the agent still works on {task_id} after its end")
         except NotAcknowledgedError as error:
-            # The exit code of a process that has just ended is known a moment later.
+            # The exit code of a process that has just ended is known only a moment later.
             await agent.wait(_SETTLE_SECONDS)
             what = str(error) if agent.exit_code is None else f"exit code {agent.exit_code}"
             raise FailedError(f"the agent does not answer after the task: {what}") from None

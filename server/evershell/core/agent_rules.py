@@ -48,8 +48,8 @@ class BreachError(Exception):
 def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
     """Checks that an agent may listen at this address. Raises BreachError.
 
-    `on_loopback`: agents may run on the workers' machine. `elsewhere`: agents may have their own
-    addresses.
+    With `on_loopback`, agents may run on the workers' machine. With `elsewhere`, agents may have
+    their own addresses.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -98,7 +98,7 @@ def _check_iteration(iteration: IterationCompleted) -> None:
         raise BreachError(
             f"its agent committed more than {MAX_TOOL_CALLS} tool calls in one iteration"
         )
-    # Readers that do not know `tool_calls` see only `tool_call`.
+    # Readers that do not know `tool_calls` read only `tool_call`, so it must be the first call.
     if tool_calls and tool_calls[0] != iteration.payload.get("tool_call"):
         raise BreachError("its agent committed a tool_call that is not the first of its tool_calls")
     for tool_call in tool_calls:

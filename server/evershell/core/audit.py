@@ -18,8 +18,9 @@ async def list_audit_entries(
 ) -> tuple[Sequence[AuditEntry], str]:
     """A page of the organization's entries, newest first, and the next page's token.
 
-    With `audit:read:own`, only entries of workspaces that the caller created. Raises Failure
-    permission_denied, or workspace_not_found if the filter names a workspace that does not exist.
+    With `audit:read:own`, returns only entries of workspaces that the caller created. Raises
+    Failure permission_denied, or workspace_not_found if the filter names a workspace that does not
+    exist.
     """
     permission = caller.permission("audit:read")
     if wanted.workspace_id:

@@ -182,9 +182,9 @@ async def _one_by_one(
 async def _in_stopping_workspaces(
     permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Cancellations
 ) -> dict[str, TaskOutcome | None]:
-    """Finds which tasks have not ended. Their outcome is ALREADY_REQUESTED.
+    """Finds which of these tasks have not ended, and gives them the outcome ALREADY_REQUESTED.
 
-    StopWorkspace or DeleteWorkspace has recorded their intents.
+    StopWorkspace or DeleteWorkspace has already recorded their intents.
     """
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
     matches = await store.match_tasks(permission, named, intent.force_at, len(tasks))

@@ -22,7 +22,7 @@ from evershell.core.workspace import Workspace
 MAX_KEY_CHARACTERS = 255
 # The maximum length of the key with which an agent submits a child.
 MAX_AGENT_KEY_CHARACTERS = 64
-# How long an idempotency key is kept, from its first call.
+# How long an idempotency key is kept after its first call.
 KEY_KEPT = timedelta(hours=24)
 
 
@@ -63,14 +63,14 @@ class KeyTakenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstCall:
-    """A caller's first call with an idempotency key. Within KEY_KEPT, each key has only one."""
+    """A caller's first call with an idempotency key. A key has only one within KEY_KEPT."""
 
     org_id: str
     # `<credential kind>:<actor id>`, a line break, and the key that the caller chose.
     key: str
     fingerprint: bytes
     called_at: datetime
-    # What the call created. Only SubmitTask creates a task.
+    # The workspace that the call created, or in which it created the task; otherwise empty.
     workspace_id: str
     task_id: str = ""
     # SubmitTask: the status of the task in the answer, or the slug of the error; empty until the

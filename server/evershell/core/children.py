@@ -27,10 +27,10 @@ _SCOPES = frozenset({"tasks:write", "workspace:write"})
 
 @dataclass(frozen=True, slots=True)
 class AgentCaller:
-    """An agent whose current task is the parent."""
+    """An agent that makes a call about children. The parent is its current task."""
 
     parent_task_id: str
-    # The workspace of the agent. Its organization and its creator never change.
+    # The agent's workspace. The organization and the creator of a workspace never change.
     own: Workspace
     caller: Caller
 
@@ -41,7 +41,10 @@ class ChildrenStore(SubmitTaskStore, CancelTaskStore, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """The calls of agents about children. Every method raises UnavailableError."""
+    """The calls of agents about children.
+
+    Every method raises UnavailableError if the database does not answer.
+    """
 
     store: ChildrenStore
     agents: Agents
@@ -49,7 +52,7 @@ class Children:
     clock: Clock
 
     async def enter(self, agent: AgentIdentity, parent_task_id: str) -> AgentCaller:
-        """Checks that the agent works on the task.
+        """Checks that the parent is the agent's current task. Returns the agent as a caller.
 
         Raises Failure: validation_error, task_not_found, parent_not_running.
         """
@@ -109,7 +112,10 @@ class Children:
         return result.task or child
 
     async def _workspace(self, by: AgentCaller, workspace_id: str) -> None:
-        """Checks that a child may be in this workspace. The facts that it checks never change."""
+        """Checks that a child may be in this workspace.
+
+        Needs no lock, because the organization and the creator of a workspace never change.
+        """
         check_identifiers(workspace_id=workspace_id)
         workspace = await self.store.get_workspace(workspace_id, by.own.org_id)
         if workspace is None:
@@ -124,7 +130,7 @@ class Children:
     async def _recorded(self, workspace_id: str, failure: Failure) -> Task:
         """Returns the task, if the call failed only because the agent did not answer.
 
-        The task or its cancellation is then recorded. Raises `failure` if its slug is not
+        In this case, the task or its cancellation is recorded. Raises `failure` if its slug is not
         agent_unreachable, and Failure task_not_found if the workspace has been deleted.
         """
         if failure.slug != "agent_unreachable":

@@ -21,8 +21,8 @@ class Kind(StrEnum):
     LEASE = "lease"
     # The task has reached its `max_duration`.
     TASK_LIMIT = "task_limit"
-    # The task is the root of a tree that has reached a limit. `usage` of the task is the usage of
-    # the tree.
+    # The task is the root of a tree that has reached a limit. Its `usage` field has the usage of
+    # the whole tree.
     TREE_LIMIT = "tree_limit"
     # The task is cancelled. No agent has it, because its workspace is still being woken.
     UNSTARTED = "unstarted"
@@ -49,13 +49,13 @@ _OF_STATUS = {
 
 
 def next_step(workspace: Workspace) -> Kind:
-    """The kind of the next step of the workspace."""
+    """The kind of work that the workspace needs next."""
     if workspace.awaits_removal:
         return Kind.REMOVAL
     return _OF_STATUS.get(workspace.status, Kind.CHECK)
 
 
-# The position of a row within its kind.
+# The position of a row among the rows of its kind.
 Place = tuple[datetime, str]
 
 
@@ -64,8 +64,8 @@ class Due:
     """A workspace that is due, and the task that makes it due, if there is one."""
 
     kind: Kind
-    # When the workspace or the task became due. The time at which a tree reached its limit is not
-    # recorded. For a tree, this is when the root began (or else ended, or was submitted).
+    # When the workspace or the task became due. For a tree, when the root began (or else ended, or
+    # was submitted), because the time at which the tree reached its limit is not recorded.
     since: datetime
     workspace: Workspace
     task: Task | None = None
@@ -77,7 +77,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """What one read has found."""
+    """The due work that one read has found."""
 
     # A page of each wanted kind, in the order in which the rows became due.
     rows: Mapping[Kind, Sequence[Due]] = field(default_factory=dict)

@@ -53,7 +53,7 @@ class AuditEntry:
     credential_id: str
     # The name of the method, for example `CancelTask`.
     rpc: str
-    # The ids that the caller named. They need not exist.
+    # The workspace and the task of the call. An id that the caller named need not exist.
     workspace_id: str
     task_id: str
     # An outcome of CancelTask, `dry_run` for a dry run of CancelTasks, `ok`, the slug of an error,
@@ -68,7 +68,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditFilter:
-    """Which entries to list. An empty field matches all. Raises Failure validation_error."""
+    """Which entries to list. An empty field matches every one. Raises Failure validation_error."""
 
     workspace_id: str = ""
     task_id: str = ""
@@ -96,7 +96,7 @@ class AuditFilter:
 class Origin:
     """The call that caused an event. All fields are empty if no call caused it."""
 
-    # Empty for the calls of agents that commit events.
+    # Empty if the call is an agent's CommitEvents.
     request_id: str = ""
     # The trace that the call belongs to, if any.
     trace_id: str = ""

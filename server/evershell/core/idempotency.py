@@ -23,7 +23,7 @@ from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.ports import IdempotencyKeys, Transitions
 
-# These failures do not depend on whether the first call took effect.
+# After these failures, the first call is not looked up, because it cannot be their reason.
 _NO_ACCESS = frozenset({"permission_denied", "workspace_not_found"})
 
 

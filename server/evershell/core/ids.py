@@ -39,7 +39,7 @@ def new_audit_id(time: datetime) -> str:
 
 
 def first_audit_id(time: datetime) -> str:
-    """Sorts before every audit id of this millisecond or later, and after all earlier audit ids."""
+    """A text that sorts after all audit ids of earlier milliseconds, and before all others."""
     return f"aud_{str(ULID.from_datetime(time))[:10]}"
 
 

@@ -122,7 +122,7 @@ class Workspaces(Protocol):
         first_call: FirstCall | None = None,
         card: AgentCard | None = None,
     ) -> None:
-        """Stores a workspace without events, its agent card, and the call's audit entry and key.
+        """Stores a workspace, its agent card, and the call's audit entry and key, but no events.
 
         Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
         hold.
@@ -159,7 +159,7 @@ class Workspaces(Protocol):
     ) -> tuple[Workspace | None, Task | None]:
         """Like get_workspace, but also returns a task of the workspace, in the same round trip.
 
-        Reads both at the same moment. Returns None for each that does not exist.
+        Reads both at the same moment. Returns None in place of one that does not exist.
         """
 
     async def list_tasks(
@@ -346,7 +346,7 @@ class AuditLog(Protocol):
     ) -> Listed[AuditEntry]:
         """The entries of the organization that match and are older than `before_id`, newest first.
 
-        If the permission covers only the caller's own workspaces, returns only their entries.
+        If the permission covers only the caller's own workspaces, returns only entries about them.
         """
 
 
@@ -467,7 +467,7 @@ class Subscription(Protocol):
         """Waits until a change has been committed since the last return, or until the timeout.
 
         May also return early without a change. Returns False if this process or the edge is about
-        to end, so that the caller must answer at once with what it has; otherwise returns True.
+        to end: the caller must then answer at once with what it has. Otherwise returns True.
         """
 
 

@@ -61,7 +61,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and its prices, by period. The last that apply are used; if none apply, the first."""
+    """A model and its prices, by period. The last prices that apply are used, or else the first."""
 
     # Matches the names of the model; see _matches.
     clause: Sequence[Any]
@@ -70,7 +70,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A provider and its models. Its clause matches the names of all its models."""
+    """A provider and its models. `clause` matches the names of all models of the provider."""
 
     clause: Sequence[Any]
     models: Sequence[Model]

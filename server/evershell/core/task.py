@@ -13,10 +13,10 @@ from evershell.workspace.v1 import field_limits
 MAX_DESCRIPTION_CHARACTERS = field_limits.SUBMIT_TASK_DESCRIPTION_MAX
 DEFAULT_MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_DEFAULT_VALUE
 MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_MAX
-# The maximum number of tokens of each kind in one model call. A task has at most 1,000 calls.
+# The maximum number of tokens of each kind in one model call.
 MAX_CALL_TOKENS = 1_000_000_000
-# The counts of tokens that are included in other counts and may have their own price. Maps each of
-# them to the counts that include it. A count stands before the counts that include it.
+# Token counts that are parts of other counts and may have their own prices. Maps each part to the
+# counts that include it. A part stands before the counts that include it.
 TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
     "cache_write_1h_tokens": ("cache_write_tokens", "input_tokens"),
     "cache_write_tokens": ("input_tokens",),
@@ -114,7 +114,7 @@ class OpenIteration:
 class TaskLimits:
     """The limits at which the service itself cancels a task; None for no limit."""
 
-    # Counts from the start of the task.
+    # Counted from the start of the task.
     max_duration_seconds: float | None = None
     # The input and output tokens of all model calls.
     max_total_tokens: int | None = None
@@ -204,7 +204,7 @@ class Task:
     limits: TaskLimits = TaskLimits()
     # The ancestors, from the root of the tree to the parent; empty for a root.
     ancestor_ids: tuple[str, ...] = ()
-    # Whether the limits of the root of its tree include the descendants.
+    # Whether the root of the task's tree has limits that include its descendants.
     in_limited_tree: bool = False
 
     @property
@@ -254,7 +254,7 @@ class RunningCall:
 class CurrentIteration:
     """The current iteration of a task, with its running calls."""
 
-    # Counts from 1. 0 if the agent does not work on the task.
+    # The first iteration has number 1. 0 if the agent does not work on the task.
     number: int = 0
     # The running calls, in the order in which they began.
     calls: Sequence[RunningCall] = ()
@@ -279,7 +279,7 @@ class IterationCompleted:
 
     @property
     def tool_calls(self) -> Sequence[Mapping[str, Any]]:
-        """All tool calls. If there is only one, it may stand only in the payload's `tool_call`."""
+        """All tool calls. The payload may have a single call in `tool_call`, not `tool_calls`."""
         first = self.payload.get("tool_call")
         return self.payload.get("tool_calls") or ([] if first is None else [first])
 

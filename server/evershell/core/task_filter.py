@@ -38,7 +38,7 @@ class TaskFilter:
     workspace_ids: tuple[str, ...] | None = None
     # Only tasks in workspaces that this user created.
     created_by_user_id: str | None = None
-    # The id of the user or of the API key.
+    # The id of the user or of the API key that submitted the task.
     submitted_by: str | None = None
     # Only tasks that were submitted before this time.
     submitted_before: datetime | None = None
@@ -89,7 +89,7 @@ def _check_count(fields: Fields, name: str, count: int, most: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListFilter:
-    """Which tasks of a workspace to list. A field that is None matches all."""
+    """Which tasks of a workspace to list. A field that is None matches every task."""
 
     # Values of `Task.listed_status`.
     statuses: frozenset[TaskStatus] | None = None

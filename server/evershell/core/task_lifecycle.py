@@ -152,7 +152,7 @@ def commit(
 
 
 def _is_current(change: Change, epoch: int, task_id: str) -> bool:
-    """Whether the agent of the epoch works on this task, which has not ended."""
+    """Whether this is the open task, and the agent of the epoch is not fenced."""
     workspace, task = change.workspace, change.task
     return (
         task is not None

@@ -1,6 +1,6 @@
 """The limits of a task. The service itself cancels a task that has reached a limit.
 
-The intent is recorded like a caller's intent, so the same promises hold. The transaction that
+The intent to cancel is recorded like a caller's, so the same promises hold. The transaction that
 commits an iteration checks tokens, cost and duration. The fleet controller checks the duration too,
 so no limit is forgotten while an agent is silent or the service restarts.
 
@@ -76,8 +76,8 @@ def approached(before: Task, after: Task) -> list[Budget]:
 def reached(task: Task, now: datetime) -> Reached | None:
     """The limit that the task has reached, if any."""
     limits = task.limits
-    # A root that ended before it started may still have descendants. Their time counts from the end
-    # of the root.
+    # A root that ended before it started may still have descendants. The duration of the tree then
+    # counts from the end of the root.
     since = task.started_at or task.completed_at
     if limits.max_duration_seconds is not None and since is not None:
         due = since + timedelta(seconds=limits.max_duration_seconds)

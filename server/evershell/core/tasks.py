@@ -57,7 +57,7 @@ _WAKE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitTask:
-    """The request. `max_iterations` 0 means the default."""
+    """A request to submit a task. `max_iterations` 0 means the default."""
 
     workspace_id: str
     description: str

@@ -14,10 +14,11 @@ from evershell.core import errors
 _ID = re.compile(field_limits.ID)
 
 MAX_REASON_CHARACTERS = field_limits.CANCEL_TASK_REASON_MAX
-# These two apply to all lists.
+# The page sizes of all lists.
 MAX_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_MAX
 DEFAULT_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_DEFAULT_VALUE
-# By default, gRPC clients accept messages of up to 4 MiB, and a character may take four bytes.
+# Keeps a page below 4 MiB, the largest message that gRPC clients accept by default. A character may
+# take four bytes.
 MAX_PAGE_CHARACTERS = 900_000
 _CHECKSUM_BYTES = 6
 
@@ -42,7 +43,7 @@ class Fields:
             self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
 
     def text(self, field: str, value: str, *, max_characters: int, required: bool = False) -> None:
-        """Checks a human-readable text. PostgreSQL cannot store the character NUL."""
+        """Checks a human-readable text. NUL is refused, because PostgreSQL cannot store it."""
         if required and not value.strip():
             self.reject(field, "must not be empty")
         elif len(value) > max_characters:

@@ -63,7 +63,7 @@ async def watch_events(
                 for item in opening:
                     yield item
                 opening = ()
-                # The watcher may have missed events in the meantime.
+                # While `opening` was sent, the watcher may have missed events.
                 continue
             else:
                 received = await watcher.receive()

@@ -80,10 +80,10 @@ def resume(locked: Locked, now: datetime) -> Change:
 
 
 def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
-    """Assigns the epoch's pod to a run of the stack.
+    """Assigns the epoch's pod to the run `run_id` of the stack.
 
-    If the pod belongs to another run, the pod has ended. The workspace then gets a new epoch or, if
-    it is stopping or being deleted, its stop is finished.
+    If the pod was assigned to another run, the pod has ended. Then the workspace gets a new epoch,
+    or its stop is finished if it is stopping or being deleted.
     """
     workspace = locked.workspace
     if workspace.is_over(epoch) or workspace.run_id == run_id:
@@ -138,7 +138,10 @@ def heartbeat(
 
 
 def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
-    """Records that the epoch's agent broke a rule, which fences it. Keeps only the first breach."""
+    """Records that the agent of the epoch broke a rule. This fences the agent.
+
+    Keeps only the first breach.
+    """
     if locked.workspace.is_fenced(epoch):
         return unchanged(locked)
     return Change(replace(locked.workspace, agent_breach=breach), locked.task)
@@ -155,10 +158,11 @@ def lose_agent(
 ) -> Change:
     """Records that the epoch's agent is lost or cannot start.
 
-    Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, the breach
-    is the reason. If the agent broke no rule but did not interrupt its task in time, the workspace
-    is suspended instead of failed, so that the next task wakes it. A suspended workspace keeps its
-    `run_id` until the pod is known to have ended.
+    Ends its task, fails the workspace and fences the epoch. If the workspace is stopping or being
+    deleted, finishes its stop instead. If the agent broke a rule, the breach is the reason. If the
+    agent broke no rule but did not interrupt its task in time, the workspace is suspended instead
+    of failed, so that the next task wakes it. A suspended workspace keeps its `run_id` until the
+    pod is known to have ended.
 
     For an overdue agent, `overdue` is the task as it was before the controller ended the pod: the
     end of the task may be committed while the pod ends. Without `overdue`, the force deadline of
@@ -202,7 +206,7 @@ def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool
 
 
 def suspend(locked: Locked, idle_since: datetime, now: datetime) -> Change:
-    """Suspends a workspace that has been idle since `idle_since`, which fences its agent.
+    """Suspends a workspace that has been idle since `idle_since`. This fences its agent.
 
     `run_id` stays until the pod has ended.
     """

@@ -47,7 +47,7 @@ async def create_workspace(
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
     fields.check()
-    # The caller becomes the creator, so `:own` is enough.
+    # The caller becomes the creator, so a scope that ends with `:own` is enough.
     permission = caller.permission("workspace:write")
     now = clock()
     workspace = _new(new_workspace_id(now), caller.org_id, name, caller.user_id, now)

@@ -14,9 +14,9 @@ from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions
 from evershell.store.pool import Pool
 from evershell.store.service_clock import ServiceClock
 
-# Encodes an event. Returns the content type of the body, and the body.
+# A function that encodes an event. Returns the content type of the body, and the body.
 Payload: TypeAlias = Callable[[Event], tuple[str, bytes]]
-# Runs until it is cancelled.
+# A function that runs until it is cancelled.
 Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -63,7 +63,7 @@ class TaskWebhooks(Protocol):
 class WorkerParts:
     """The parts of a worker that a room may use."""
 
-    # An instance of the RoomSettings of every room.
+    # The settings of the server, which include the RoomSettings of every room.
     settings: object
     registry: CollectorRegistry
     pool: Pool

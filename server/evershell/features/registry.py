@@ -63,7 +63,7 @@ def in_edge() -> Mapping[str, Callable[[dict[str, Any], Callable[[str], Path]], 
 
 
 def _modules(name: str) -> Iterator[Any]:
-    """The module with this name of each room that has one."""
+    """The modules with this name. A room need not have one."""
     for room in ROOMS:
         path = f"{__package__}.{room}.{name}"
         if find_spec(path) is not None:

@@ -76,7 +76,7 @@ _OPTIONS = (
 # The address (host:port) and the name of the agent. The address is not enough: another agent may
 # use it later, and an agent may register the address of another agent.
 Key: TypeAlias = tuple[str, str]
-# Makes a new signal for each attempt, because a signal says how much time is left.
+# A function that makes a new signal for each attempt, because a signal says how much time is left.
 NewSignal: TypeAlias = Callable[[], Signal]
 Reply = TypeVar("Reply")
 
@@ -232,8 +232,8 @@ class AgentClient:
             except TimeoutError:
                 reason = "it does not acknowledge"
                 longest_attempt = math.inf
-                # The failure of a shorter attempt says nothing about the connection: the agent may
-                # just be slow.
+                # After an attempt shorter than _ATTEMPT_SECONDS, the connection is kept: the agent
+                # may just be slow.
                 is_lost = attempt_seconds >= _ATTEMPT_SECONDS
                 if is_lost:
                     self._forget_if_current(key, agent)

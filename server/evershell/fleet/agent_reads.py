@@ -40,8 +40,8 @@ class AgentReads(Generic[Agent, Reply]):
     ) -> Reply:
         """Joins the read of this task that is already in flight, or starts one. Returns its answer.
 
-        `seconds` limits the wait. Raises NotAcknowledgedError if the agent does not answer; so does
-        `start`.
+        `seconds` limits the wait. Raises NotAcknowledgedError if the agent does not answer, or if
+        `start` raises this error.
         """
         if time.monotonic() < self._silent.get(agent, 0.0):
             raise NotAcknowledgedError("it did not answer a moment ago")

@@ -23,10 +23,10 @@ log = structlog.get_logger()
 
 # How often the controller reads what is due.
 SCAN_SECONDS = 1.0
-# The longest time that a sweep takes to read every workspace with a pod. It takes less if
-# workspaces are suspended sooner.
+# The longest time that a sweep takes to read every workspace with a pod. Sweeps are shorter if idle
+# workspaces are suspended after less time.
 SWEEP_SECONDS = 60.0
-# How many rows of a kind one read returns. Also the size of a page of the sweep.
+# The maximum number of rows of each kind in one read, and of workspaces in one page of a sweep.
 PAGE_SIZE = 500
 
 
@@ -99,7 +99,7 @@ class DueReader:
         wanted = {kind: self._places.get(kind) for kind in kinds}
         if not await self._may_leases_be_over():
             wanted.pop(Kind.LEASE, None)
-            # Their round is over, even if an earlier read ended with a full page.
+            # The round of leases is over, even if an earlier read ended with a full page.
             self._places.pop(Kind.LEASE, None)
         found = await self._page(wanted)
         for kind in wanted:
@@ -136,7 +136,7 @@ class DueReader:
         return await self._store.due(self._clock(), wanted, PAGE_SIZE, self._bounds)
 
     async def read_workers(self) -> None:
-        """Postpones the bounds if the workers are silent or the database answers late.
+        """Notes an outage if the workers are silent or the database answers late.
 
         Raises UnavailableError.
         """

@@ -52,7 +52,8 @@ class Limits:
                 permission, workspace.id, root.id, reached.intent
             )
         except UnavailableError:
-            # A workspace with a task of the tree is locked. A later scan finds the tree again.
+            # For example, a workspace with a task of the tree is locked. A later scan finds the
+            # tree again.
             log.warning("limit_of_tree_not_applied", task_id=root.id)
             return
         if recorded.outcome in ("accepted", "already_requested"):

@@ -50,7 +50,7 @@ class Redelivery:
         self._clock = clock
         self._attempted = attempted
         self._deliveries: dict[DeliveryKey, _Delivery] = {}
-        # The deliveries that were found since the reads last started from the first cancellation.
+        # The deliveries that were found since the first page of cancellations was last read.
         self._found: set[DeliveryKey] = set()
 
     def due(
@@ -58,7 +58,7 @@ class Redelivery:
     ) -> Iterator[Due]:
         """The cancellations that must be delivered now.
 
-        With `at_once`, new cancellations are due immediately: some have not been signalled at all.
+        With `at_once`, new cancellations are due immediately, because some have not been signalled.
         After the last page of all cancellations (`is_last`), forgets deliveries that no page had.
         The caller must read the iterator to its end.
         """

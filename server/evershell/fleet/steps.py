@@ -121,10 +121,7 @@ class Steps:
         self._watch_exit(workspace)
 
     async def _reconcile_agent(self, workspace: Workspace, *, is_overdue: bool) -> None:
-        """Fails the workspace if its agent has ended or is overdue.
-
-        Suspends it if it was idle too long.
-        """
+        """Ends the pod if its agent has ended or is overdue, or its workspace was idle too long."""
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._failure_reason(workspace))
         elif is_overdue:

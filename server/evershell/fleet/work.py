@@ -9,7 +9,7 @@ from evershell.fleet.limits import Limits
 from evershell.fleet.redelivery import Redelivery, delivery_key
 from evershell.fleet.steps import Steps
 
-# For each of these kinds of work, how many pieces run at once: applying limits, ending unstarted
+# How many pieces of each of these kinds of work run at once: applying limits, ending unstarted
 # tasks, and removing workspaces.
 FEW = 4
 # How many agents are signalled at once. A signal to an agent that does not answer takes 1.5 s.

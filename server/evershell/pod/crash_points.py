@@ -48,7 +48,7 @@ class CrashPoints:
     ) -> Callable[P, Awaitable[R]]:
         """Wraps a call in the points `before_<name>` and `after_<name>`.
 
-        A call that fails does not reach the second point; a call that is cancelled does. If `name`
+        A call that fails does not reach `after_<name>`; a call that is cancelled does. If `name`
         is a function, it computes the name from the arguments of the call.
         """
 
@@ -71,7 +71,8 @@ class CrashPoints:
     ) -> Callable[[Any, Any], Awaitable[R]]:
         """Wraps a servicer's method in the points `before_<name>` and `after_<name>`.
 
-        The first point is reached when the reply is complete, the second when the call has ended.
+        `before_<name>` is reached when the reply is complete, and `after_<name>` when the call has
+        ended.
         """
 
         async def until_replied(request: Any, context: Any) -> R:

@@ -58,7 +58,8 @@ def serve(main: Callable[[], NoReturn]) -> None:
 
     The program must not have started a thread, because a forked process has only one thread.
     """
-    # The kernel reaps the children. Agents become children of the controller.
+    # The kernel reaps the children of this process. Agents are not among them, because they become
+    # children of the controller.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # A garbage collection would write to memory that the agents share with this process.
     gc.freeze()

@@ -31,9 +31,7 @@ def encode_assignment(task: Task, now: datetime) -> agent_service_pb2.Assignment
 
 
 def cancellation_fields(task: Task, now: datetime) -> Any:
-    """The recorded intent to cancel, as the constructor of a message takes it; None if there is
-    none.
-    """
+    """The recorded intent to cancel, as fields of a message; None if there is no intent."""
     if task.cancel is None:
         return None
     return {
@@ -76,5 +74,5 @@ def last_bytes(text: str, max_bytes: int) -> str:
 
 
 def _milliseconds_until(moment: datetime | None, now: datetime) -> int | None:
-    """The time left, rounded up so that nothing is interrupted too early; 0 if none is left."""
+    """The time until `moment`, at least 0. Rounded up, so that nothing is interrupted early."""
     return None if moment is None else max(0, -((now - moment) // timedelta(milliseconds=1)))

@@ -115,7 +115,7 @@ class ToolSandbox:
         """`system_calls` is the filter of tool_filter.py."""
         self._bwrap = bwrap
         self.limits = limits
-        # A file in memory. It is open as long as the process runs.
+        # An in-memory file, which is open as long as this process runs.
         self._filter = os.memfd_create("tool-filter")
         os.write(self._filter, system_calls)
 
@@ -129,12 +129,12 @@ class ToolSandbox:
 
         Only one such command may start at a time.
         """
-        # The previous bwrap has moved the position in the file to its end.
+        # Rewinds the file, because the previous bwrap has read it to its end.
         os.lseek(self._filter, 0, os.SEEK_SET)
         limits = self.limits
         scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))
-        # If the machine runs out of memory, the kernel prefers to kill tools. This is set outside
-        # of the sandbox, because nothing inside can write to /proc.
+        # If the machine runs out of memory, choom makes the kernel kill tools first. It runs
+        # outside of the sandbox, because nothing inside can write to /proc.
         own = ["choom", "-n", "1000", "--", self._bwrap]
         own += ["--unshare-all", "--unshare-user", "--disable-userns"]
         own += ["--seccomp", str(self._filter), *_system()]
@@ -178,9 +178,9 @@ def _system() -> list[str]:
 def _program(command: Sequence[str], hidden: Path) -> list[Path]:
     """The folders of this program, of its Python, and of the command.
 
-    If the command names a file by an absolute path, also as `file.py:name`, the agent sees the file
-    and its folder; if this folder is `/` or hidden, only the file. If the file is in a Python
-    environment, the agent sees the whole environment.
+    If the command names a file by an absolute path (also in the form `file.py:name`), the agent
+    sees the file and its folder, or only the file if the folder is `/` or hidden. If the file is in
+    a Python environment, the agent sees the whole environment.
     """
     paths: list[Path] = []
 

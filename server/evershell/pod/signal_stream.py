@@ -50,7 +50,7 @@ class SignalStream:
         # The callers that wait for an acknowledgement, by the id of the signal. The result is None
         # if the stream has ended.
         self._waiting: dict[int, asyncio.Future[Acknowledgement | None]] = {}
-        # gRPC sends one message of a stream at a time.
+        # gRPC accepts only one write to a stream at a time.
         self._sending = asyncio.Lock()
         self._end = NotAcknowledgedError("the stream was closed")
         self._reader = asyncio.create_task(self._read())

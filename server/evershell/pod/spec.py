@@ -42,8 +42,8 @@ class PodSpec:
     tool_file_mb: int = 4096
     # Whether tools in a sandbox share the network of the agent.
     tool_has_network: bool = False
-    # The agent listens on this address and registers it with the control plane. If empty, the
-    # environment variable POD_IP has it. Port 0 stands for any free port.
+    # The agent listens on this address and registers it with the control plane. If `listen_host` is
+    # empty, the environment variable POD_IP has the host. Port 0 stands for any free port.
     listen_host: str = "127.0.0.1"
     listen_port: int = 0
     # If set, this spec has no secrets: for this token, RuntimeService.Bootstrap sends a whole spec.
@@ -53,7 +53,7 @@ class PodSpec:
 
     @classmethod
     def read(cls, document: object) -> "PodSpec":
-        """The spec of a JSON object. Ignores fields that this version does not know.
+        """Makes the spec from a JSON object. Ignores fields that this version does not know.
 
         The control plane may be newer than the image of the agent. Raises TypeError if a field is
         missing, or if the document is not an object.

@@ -2,7 +2,7 @@
 
 Both sides present a certificate, whichever of them opens the connection. Different authorities
 issue the certificates of the control plane and of agents, so that an agent cannot pass for the
-control plane. Each certificate has a single name, and each side checks the name of the other one.
+control plane. Each certificate has a single name, and each side checks the name of the other side.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import grpc
 import grpc.aio
 
-# Not in any DNS: `.internal` is reserved for private use.
+# The control plane's name in certificates. No DNS has it: `.internal` is reserved for private use.
 CONTROL_PLANE = "control-plane.evershell.internal"
 
 Options = Sequence[tuple[str, int | str]]
@@ -75,7 +75,7 @@ class Connector:
 
         With TLS, the channel accepts only a certificate of the trusted authority for `name`.
         """
-        # If an option is given twice, gRPC uses the first one.
+        # `options` come first, because gRPC uses the first value of an option.
         options = [*options, *_LIVENESS]
         if not self.has_tls:
             return grpc.aio.insecure_channel(address, options=options)

@@ -1,4 +1,4 @@
-"""The environments of the programs of the stack. Each has only the secrets that it uses."""
+"""The environments of the stack's programs. Each has only the secrets that its program uses."""
 
 import os
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
 def edge_metrics_port(settings: Settings) -> int:
     """The port of the edge's metrics; 0 if there are no metrics.
 
-    It follows the ports of the workers and of one controller.
+    This port follows the metrics ports of the workers and of the first controller.
     """
     return settings.metrics_port and settings.metrics_port + settings.workers + 1
 

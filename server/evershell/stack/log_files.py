@@ -23,7 +23,7 @@ from evershell.fleet.local import pod_files
 
 log = structlog.get_logger()
 
-# The largest pipe that any user may request. Envoy writes 64 KiB at a time.
+# The largest pipe that any user may request. One write of Envoy (64 KiB) would fill a default pipe.
 _PIPE_BYTES = 1 << 20
 # The maximum size of one read. It must not exceed the smallest `max_bytes` of a file.
 _CHUNK_BYTES = 1 << 16
@@ -44,7 +44,7 @@ _ERROR = re.compile(
 
 
 class LogFile:
-    """The log of a program, which writes it to `descriptor`.
+    """The log of one program. The program writes its log to `descriptor`.
 
     When the file has reached `max_bytes`, it is renamed to `<name>.1`, an existing `<name>.1` to
     `<name>.2` and so on. At most `files` files are kept.
@@ -56,7 +56,7 @@ class LogFile:
         errors_path = path.parent / _ERRORS_FOLDER / path.name
         self._errors = _RotatedFile(errors_path, max_bytes, _ERROR_FILES)
         source, self.descriptor = os.pipe()
-        # The kernel refuses this to a user who has many pipes.
+        # The kernel refuses a larger pipe to a user who already has many pipes.
         with suppress(OSError):
             fcntl.fcntl(self.descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         os.set_blocking(self.descriptor, False)
@@ -77,7 +77,7 @@ class LogFile:
             self._all.write(data)
             lines, _, rest = (rest + data).rpartition(b"\n")
             self._errors.write(_errors(lines))
-            # A longer line is cut in the file of the errors.
+            # Cuts a line that is longer than this, but only in the file of the errors.
             rest = rest[:_CHUNK_BYTES]
             if len(data) < _CHUNK_BYTES:
                 time.sleep(_BATCH_SECONDS)
@@ -85,7 +85,7 @@ class LogFile:
 
 
 def _errors(lines: bytes) -> bytes:
-    """The lines that are errors."""
+    """Returns only the lines that contain an error."""
     found, end = [], -1
     for match in _ERROR.finditer(lines):
         if match.start() > end:
@@ -102,7 +102,7 @@ class _RotatedFile:
     def __init__(self, path: Path, max_bytes: int, files: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        # Only renames files, and does not open them.
+        # This handler only renames files. It never opens them.
         self._rotation = RotatingFileHandler(path, backupCount=files - 1, delay=True)
 
     def write(self, data: bytes) -> None:

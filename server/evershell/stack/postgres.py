@@ -30,7 +30,7 @@ USER = "evershell"
 DATABASE = "evershell"
 # PostgreSQL's fast shutdown: it ends all sessions and writes its data.
 STOP_SIGNAL = signal.SIGINT
-# The connections of all processes of the stack.
+# How many connections the server accepts, in total from all processes of the stack.
 _MAX_CONNECTIONS = 200
 # The maximum length of a Unix socket's path (unix(7)), and the longest name that PostgreSQL adds to
 # the folder.
@@ -44,7 +44,7 @@ _FALLBACK_USER = "nobody"
 _OVERFLOW_ID = 65534
 _STOP_SECONDS = 10.0
 _ABORT_SECONDS = 5.0
-# The shortest limit that libpq accepts.
+# The shortest `connect_timeout` that every version of libpq applies unchanged.
 _PING_SECONDS = 2
 
 
@@ -136,7 +136,6 @@ def clear_stale(data_dir: Path) -> None:
     """
     postmaster = _postmaster(data_dir)
     if postmaster is not None:
-        # The server may end meanwhile.
         with suppress(psutil.NoSuchProcess):
             family = [postmaster, *postmaster.children(recursive=True)]
             postmaster.send_signal(STOP_SIGNAL)
@@ -147,7 +146,6 @@ def clear_stale(data_dir: Path) -> None:
     # start of the next server.
     _, alive = psutil.wait_procs(_servers(data_dir), timeout=_ABORT_SECONDS)
     for process in alive:
-        # The process may have ended in the meantime.
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=_ABORT_SECONDS)

@@ -46,8 +46,8 @@ class Demo(BaseModel):
 
     org_id: str
     workspace_id: str
-    # API keys by template; session tokens of the owner and a member, an expired one, and one of
-    # another organization.
+    # By name: an API key for each template, and session tokens of the owner, of a member, and of a
+    # user of another organization, and an expired one.
     tokens: dict[str, str]
 
 
@@ -68,7 +68,7 @@ class Ready(BaseModel):
 
     @classmethod
     def read(cls, state_dir: Path) -> Self | None:
-        """Reads the file of the stack that runs on `state_dir`; None if no stack runs.
+        """Reads ready.json of the stack that runs on `state_dir`. Returns None if there is no file.
 
         Raises OSError, and ValueError if the file is not valid.
         """
@@ -78,7 +78,7 @@ class Ready(BaseModel):
             return None
 
     def write(self, state_dir: Path) -> None:
-        """Replaces the file. Raises OSError."""
+        """Writes ready.json. Raises OSError."""
         write_private(state_dir / _NAME, self.model_dump_json(indent=2, exclude_none=True))
 
     @property
@@ -104,7 +104,7 @@ def trust(cert_file: str | Path) -> ssl.SSLContext:
 def write_private(path: Path, text: str) -> None:
     """Creates or replaces the file atomically. Only its owner can ever read it. Raises OSError.
 
-    A file that root replaces keeps its owner, whose programs can still read it.
+    If root replaces a file of another user, the new file also belongs to that user.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -115,7 +115,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_environment(ready: Ready, state_dir: Path) -> None:
-    """Writes demo.env, which exports the variables that the calls use. Raises OSError."""
+    """Writes demo.env, which exports the variables that the first calls use. Raises OSError."""
     variables = {
         "TOKEN": ready.demo.tokens["full_access"],
         "REST_URL": ready.rest_url,
@@ -144,6 +144,6 @@ def first_calls(ready: Ready, state_dir: Path) -> str:
 
 
 def _own(program: str) -> str:
-    """The path of this environment's program, which may not be on the shell's path."""
+    """The path of the program in this Python environment; only its name if it is not there."""
     own = Path(sys.executable).with_name(program)
     return os.path.relpath(own) if own.exists() else program

@@ -55,7 +55,7 @@ class RollingRestart:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_sighup)
 
     async def run_on_request(self, started: "asyncio.Task[Any]") -> None:
-        """Restarts the programs after each SIGHUP, until it is cancelled.
+        """Restarts the programs after each SIGHUP. Runs until it is cancelled.
 
         A SIGHUP during the start or during a restart is handled afterwards.
         """

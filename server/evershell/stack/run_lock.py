@@ -1,4 +1,4 @@
-"""Ensures that one run at a time uses a state folder, and records its process and installation."""
+"""Lets only one run at a time use a state folder. Records the run's process and installation."""
 
 import fcntl
 import os
@@ -82,7 +82,7 @@ def _holds_lock(pid: int, path: Path) -> bool:
         try:
             if not os.path.samestat(entry.stat(), lock):
                 continue
-            # The locks of an open file: proc_pid_fdinfo(5).
+            # This file lists the locks of an open file: proc_pid_fdinfo(5).
             if "FLOCK" in Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text():
                 return True
         except FileNotFoundError:

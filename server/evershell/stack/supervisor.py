@@ -55,7 +55,7 @@ class Program:
     is_live: IsLive | None = None
     process: subprocess.Popen[bytes] | None = None
     keeping: asyncio.Task[None] | None = None
-    # The turns and the answers of the running process.
+    # The turns that the running process has counted, and how often it has said that it is live.
     turn_count: TurnCount | None = None
     answers: int = 0
 
@@ -103,7 +103,6 @@ class Supervisor:
         self._memory_bytes = memory_bytes
         self._log_max_bytes = log_max_bytes
         self._log_files = log_files
-        # By the program's name.
         self._logs: dict[str, LogFile] = {}
         self._programs: list[Program] = []
         # Replaced processes that still run, each with the task that waits for its end.

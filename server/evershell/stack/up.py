@@ -45,7 +45,7 @@ from evershell.telemetry.logs import Sink
 
 # The size at which the log of a program is rotated.
 LOG_MAX_BYTES = 16 * 1024 * 1024
-# The log files of each program, including the current one.
+# How many log files of each program are kept, including the current one.
 _LOG_FILES = 5
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
@@ -100,7 +100,7 @@ async def up(settings: Settings) -> None:
 
 
 def _ensure_signing_key(path: Path) -> None:
-    """Creates the file at the first start. Raises OperatorError if it is not valid."""
+    """Creates the file if it does not exist. Raises OperatorError if the file is not valid."""
     if not path.exists():
         write_private(path, new_key())
     read_signing_keys(path)
@@ -123,7 +123,7 @@ async def _start(
         update={
             "run_id": str(ULID()),
             "database_url": await _database(settings, supervisor),
-            # A restarted controller gets the same isolation.
+            # Replaces `auto` by the choice, so that a restarted controller gets the same isolation.
             "pod_isolation": pod_isolation,
         }
     )
@@ -205,7 +205,7 @@ def _render(settings: Settings, edge: EdgeProcess, path: Path) -> None:
 
 
 def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
-    """Chooses the isolation of local pods, and prints it with what it lacks.
+    """Chooses the isolation of local pods. Prints its name and what it lacks.
 
     Raises OperatorError if a sandbox is wanted but does not work. With POD_ISOLATION=auto, a stack
     that only this machine can call gets no isolation and a warning instead.
@@ -288,7 +288,7 @@ def _announce(settings: Settings, demo: Demo) -> None:
 
 
 def _print(text: str) -> None:
-    """Prints a line to standard output. A full disk does not stop the stack."""
+    """Prints a line to standard output. Does not fail, even if the disk is full."""
     _output.msg(text)
 
 

@@ -47,7 +47,7 @@ async def count_answers(is_live: IsLive | None, answered: Callable[[], None]) ->
 
 
 def look_at(pid: int, kind: str, turns: int | None) -> Sample | None:
-    """The current sample of the process; None if it has just ended."""
+    """Takes a sample of the process. Returns None if the process has just ended."""
     try:
         process = psutil.Process(pid)
         times = process.cpu_times()
@@ -64,13 +64,13 @@ def look_at(pid: int, kind: str, turns: int | None) -> Sample | None:
 
 
 def _is_blocked(pid: int) -> bool:
-    """Whether no thread runs, waits for a processor or a disk, or is held by a debugger.
+    """False if a thread runs, waits for a processor or a disk, or is held by a debugger.
 
     proc_pid_stat(5) describes the states.
     """
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError):
-            # The name before the state may contain any character.
+            # The name in parentheses before the state may itself contain parentheses.
             if path.read_text().rpartition(")")[2].split()[0] in ("R", "D", "t"):
                 return False
     return True

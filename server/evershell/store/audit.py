@@ -28,7 +28,7 @@ from evershell.store.scans import AFTER_ALL_IDS, listed
 from evershell.store.statements import statements
 
 _COLUMNS = tuple(field.name for field in fields(AuditEntry))
-# dataclasses.astuple copies every value, which takes 18 µs.
+# Takes less time than dataclasses.astuple, which copies every value.
 _values = attrgetter(*_COLUMNS)
 SQL = statements(
     "audit",
@@ -76,7 +76,7 @@ class AuditLog(Part):
             SQL.list_of_workspace if wanted.workspace_id else SQL.list_of_org,
             _entry_of,
             # With a generic plan, PostgreSQL would expect few rows. It might then read and sort all
-            # rows of the key.
+            # entries of the workspace or organization.
             prepare=False,
             org_id=permission.caller.org_id,
             own_only=permission.own_only,

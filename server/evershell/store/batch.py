@@ -24,8 +24,8 @@ _WAIT_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS
 _PATIENCE_SECONDS = 0.1
 # The maximum number of slow groups in flight, so that they do not use all connections of the pool.
 _MAX_SLOW = 3
-# If the database does not answer: the shortest pause before items are handled again for which no
-# caller waits.
+# The shortest pause before items that were `put` are handled again, after the database has not
+# answered.
 _RETRY_SECONDS = 0.25
 _CAPACITY = 10_000
 
@@ -171,8 +171,8 @@ class Batch(Generic[Item, Result]):
             due_at = asyncio.get_running_loop().time() + self._gather_seconds
         self._waiting[key] = _Waiting(item, key, due_at, result)
         if self._timer is None and len(self._in_flight) < self._at_once:
-            # Not at once, so that all items of this turn of the event loop share the group. In an
-            # empty context, so that the deadline of one caller does not apply to the others.
+            # The group does not start at once, so that it gets all items of this turn of the event
+            # loop. Its context is empty, so that one caller's deadline does not apply to others.
             self._timer = asyncio.get_running_loop().call_later(
                 self._gather_seconds, self._start, context=Context()
             )

@@ -4,5 +4,5 @@
 outcome, {(w).workspace}, {(t).task}, (w).watched_until
 
 -- name: record_cancellations
--- The name comes first, because pg_stat_activity shows only the first 1,024 bytes of a statement.
+-- Has its name at the beginning, because pg_stat_activity shows only the first 1,024 bytes.
 SELECT /* record_cancellations */ {result} FROM record_cancellations(%(requests)s, %(wait)s);

@@ -23,8 +23,8 @@ from evershell.core.errors import OperatorError
 from evershell.store import session_settings
 from evershell.store.statements import statements
 
-# If the URL names several hosts: how long to wait for further answers after a server that accepts
-# writes has answered. That server may be a former primary.
+# How long to wait for the other hosts of the URL after a server that accepts writes has answered.
+# That server may be a former primary.
 _OTHERS_SECONDS = 0.5
 # How long a session outside the pool waits for an answer.
 ANSWER_SECONDS = 1.5
@@ -32,8 +32,8 @@ ANSWER_SECONDS = 1.5
 _REFUSED_SETTING = "unsupported startup parameter"
 SQL = statements("connections")
 
-# The name of the sessions of commands. Such a session ends a little later than its command, so a
-# fence must not take it for a session of a worker or a controller.
+# The name of the sessions of commands. Such a session ends a little later than its command, so
+# fence.py must be able to tell it from the sessions of workers and controllers.
 COMMAND_NAME = "evershell command"
 # The name of the session in which a worker listens. The controller finds the workers by this name.
 WORKER_NAME = "evershell worker"
@@ -167,7 +167,7 @@ class PrimaryConnection(AsyncConnection[Any]):
 
     @property
     def is_superseded(self) -> bool:
-        """Whether this process knows of a server that was promoted later."""
+        """Whether this process knows of a server that was promoted later than this one."""
         return self._timeline < self._highest.get(self._servers, 0)
 
 
@@ -254,8 +254,8 @@ async def warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
 async def pooler_watched(database_url: str) -> AsyncIterator["asyncio.Future[None]"]:
     """Connects to the pooler. Yields a future that is done once the connection is closed.
 
-    Tries to connect until it succeeds. Uses the connection for nothing else, so that a busy pooler
-    does not seem to have ended.
+    Tries to connect until it succeeds. Sends nothing on the connection, so that a pooler that is
+    only slow to answer does not seem to have ended.
     """
     connection = await _connected_to_pooler(conninfo(database_url, ""))
     async with connection:

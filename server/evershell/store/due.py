@@ -64,7 +64,7 @@ def _task_of(row: Any) -> Task | None:
     task = task_of(row)
     if task is None or row.kind != Kind.TREE_LIMIT:
         return task
-    # The sums may exceed 64 bits, because agents may report any number of tokens.
+    # PostgreSQL returns the sums as decimals, because they may exceed 64 bits.
     cost = row.tree_cost_nanos
     usage = replace(
         task.used,

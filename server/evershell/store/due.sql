@@ -7,8 +7,8 @@
 
 -- part: tree_usage
 -- The usage of the root `t` and of its descendants. Uses the index tasks_of_root. `open` is the
--- reported usage of the current iteration, as rows.py reads it; NULL if there is none. If one cost is
--- unknown, the cost of the tree is.
+-- reported usage of the current iteration, as rows.py reads it; NULL if there is none. The cost of
+-- the tree is NULL if one of its costs is unknown.
 (
     SELECT sum(input) AS tree_input_tokens,
         sum(output) AS tree_output_tokens,
@@ -37,8 +37,8 @@
 -- part: trees_at_a_limit
 -- The roots of the trees that have an open task and have reached a limit for the whole tree. Uses
 -- the index tasks_in_limited_trees. Leaves out a tree in which every open task is being cancelled,
--- unless the limit would set an earlier force deadline now. An unknown cost has reached max_cost
--- (core/task_limits.py).
+-- unless the limit would set an earlier force deadline now. An unknown cost counts as
+-- having reached max_cost (core/task_limits.py).
 SELECT coalesce(t.started_at, t.completed_at, t.created_at) AS since, t.workspace_id, t.id AS task_id
 FROM (
     SELECT coalesce(ancestor_ids[1], id) AS root_id,
@@ -123,8 +123,8 @@ SELECT updated_at, id, NULL FROM workspaces
 WHERE kind = 'removal' AND status = 'deleting' AND run_id IS NULL
 
 -- name: plan_once
--- Otherwise PostgreSQL would plan the query for each execution, which takes longer than to execute
--- it.
+-- Makes PostgreSQL reuse the plan of a prepared query. To plan the query `due` takes longer than to
+-- execute it.
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true);
 
 -- name: due

@@ -12,7 +12,7 @@ SQL = statements("idempotency_keys")
 
 
 async def store_key(connection: Connection, call: FirstCall) -> None:
-    """Stores the key in the transaction of the connection. Raises KeyTakenError if it is taken."""
+    """Stores the call's key in the connection's transaction. Raises KeyTakenError."""
     values = _values(call)
     stored = await connection.execute(SQL.store_key, values, prepare=True)
     if await stored.fetchone() is None:

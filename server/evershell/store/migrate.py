@@ -124,7 +124,7 @@ def _apply(guard: psycopg.Connection[Any]) -> None:
         if name in applied:
             continue
         if _NOT_TRANSACTIONAL in text:
-            # One by one: PostgreSQL would run statements that are sent together in a transaction.
+            # Sends each statement alone: PostgreSQL would run several in one transaction.
             for statement in text.split(";\n"):
                 if statement.strip():
                     guard.execute(statement.encode())

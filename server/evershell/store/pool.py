@@ -26,8 +26,8 @@ from evershell.store.connections import (
 # deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
-# For calls that list: how long one waits for a place in the share for lists (see Lists), and how
-# long it then waits for the server's answers.
+# How long a call that lists waits for a place in the share for lists (see Lists), and how long it
+# then waits for the server's answers.
 _LIST_WAIT_SECONDS = 0.5
 LIST_TIMEOUT_SECONDS = 1.0
 # The longest time for which the place of a list stays taken after the list has been read. It is

@@ -110,14 +110,14 @@ class ServiceClock:
         self._base: float | None = None
         # UTC minus the monotonic clock.
         self._utc_base = 0.0
-        # When both other clocks began to be ahead of this UTC, or both behind it, by more than
-        # STEP_SECONDS; None while they are not.
+        # When the median of the clocks first differed from this program's UTC by more than
+        # STEP_SECONDS; None while it does not.
         self._utc_stepped_at: float | None = None
-        # The recorded time in the first answer.
+        # The last record of the service's time before the first answer; None without a record.
         self._first_seen: float | None = None
-        # The base by the machine's clock, if this clock contradicted the database at the first
-        # answer. When this program begins to lead, it takes this base if it is earlier than
-        # `_base`, unless another program has led since the first answer.
+        # The base according to the machine's clock, if this clock contradicted the database at the
+        # first answer. When this program begins to lead, it uses the earlier of `_base` and this
+        # base. None if the clocks agreed, or once another program has led.
         self._earlier_base: float | None = None
         self._is_known = asyncio.Event()
         self._leads = False
@@ -187,7 +187,7 @@ class ServiceClock:
     async def run(self) -> None:
         """Follows the database until it is cancelled."""
         while True:
-            # psycopg.Error: a migration may not have been applied yet.
+            # psycopg.Error is raised, for example, if a migration is not applied yet.
             with suppress(UnavailableError, psycopg.Error):
                 await self.follow()
             await asyncio.sleep(_SAMPLE_SECONDS)
@@ -224,7 +224,7 @@ class ServiceClock:
             self._earlier_base = self._contradicting(row, received)
             self._is_known.set()
         elif row.seen_seconds != self._first_seen:
-            # Another program has led since, and agrees with the database.
+            # Another program has led since the first answer, and agrees with the database.
             self._earlier_base = None
         self._take_utc(middle, is_first)
         earliest: float = row.database_seconds - received + row.correction_seconds
@@ -301,7 +301,7 @@ class ServiceClock:
         return max(machine, seen) - received
 
     def _due_return(self) -> float:
-        """The next step of the correction towards 0."""
+        """How much to add to the correction now, so that it slowly returns to 0."""
         now = self._monotonic()
         most = RETURN_SHARE * (now - self._returned_at)
         self._returned_at = now

@@ -26,7 +26,7 @@ class SharedReads(Generic[Key, Result]):
         """The result of the read. Raises the error of the read."""
         reading = self._next.get(key)
         if reading is None:
-            # In an empty context, so that the first caller's deadline does not apply to the others.
+            # The context is empty, so that the first caller's deadline does not apply to others.
             reading = self._next[key] = asyncio.create_task(self._begin(key), context=Context())
             reading.add_done_callback(_observe)
         # Shielded, so that the cancellation of one caller does not cancel the read of the others.

@@ -1,4 +1,4 @@
-"""Reads the SQL of a module from the .sql file of the same name, in the store or in a room.
+"""Reads the SQL of a module from the .sql file of the same name in the same package.
 
 A file has statements, and parts that several statements share. A statement begins with a line
 `-- name: …`, a part with `-- part: …`. Other comments are not sent to the database.

@@ -60,7 +60,7 @@ class TaskLists(Part):
 
 
 def _query_of(wanted: OrgListFilter) -> str:
-    """Of the queries that fit the filter, the one that reads the fewest rows."""
+    """The query for the filter. If several would do, the one that reads the fewest rows."""
     query: str
     if wanted.active:
         query = SQL.list_active_of_workspace if wanted.workspace_id else SQL.list_active

@@ -107,7 +107,7 @@ class Transitions(Part):
 async def _lock_parent(
     connection: Connection, org_id: str | None, task_id: str
 ) -> AsyncCursor[Any]:
-    """Locks the tree of the organization's task. `_parent_of` decodes the row of the cursor."""
+    """Locks the tree of the task, and then reads the task. `_parent_of` decodes its row."""
     named = {"org_id": org_id, "task_id": task_id}
     await connection.execute(SQL.lock_tree, named, prepare=True)
     return await connection.execute(SQL.get_parent, named, prepare=True, binary=True)

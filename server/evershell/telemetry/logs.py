@@ -50,7 +50,7 @@ class Log(Protocol):
     def warning(self, event: str, **fields: Any) -> Any: ...
     def error(self, event: str, **fields: Any) -> Any: ...
     def exception(self, event: str, **fields: Any) -> Any:
-        """An error, with the traceback of the exception that is being handled."""
+        """Writes an error, with the traceback of the exception that is being handled."""
 
 
 class Sink:
@@ -98,7 +98,7 @@ class Sink:
         return not self._is_torn
 
     def _shorten(self, max_bytes: int) -> None:
-        # The size of a pipe or a terminal is 0.
+        # A pipe or a terminal has size 0, so nothing is removed.
         size = os.fstat(self._descriptor).st_size
         if size < max_bytes:
             return
@@ -280,7 +280,7 @@ def _timestamp() -> str:
 
 
 def _traceback(exc_info: Any) -> str:
-    """Formats an exception, the tuple of sys.exc_info(), or for True the current exception."""
+    """Formats an exception: `exc_info` itself, the one in its tuple, or else the current one."""
     if isinstance(exc_info, BaseException):
         error: BaseException | None = exc_info
     else:

@@ -190,7 +190,7 @@ class Metrics:
     def watch_clock(
         self, machine_offset_seconds: Callable[[], float], correction_seconds: Callable[[], float]
     ) -> None:
-        """Exports how far the clocks of this machine and of the database are off."""
+        """Exports the offset of this machine's clock and the correction of the database's clock."""
         self._watch(
             "evershell_clock_offset_seconds",
             "How far the clock of this machine is ahead of the clock of the service.",

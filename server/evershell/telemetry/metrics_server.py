@@ -8,14 +8,14 @@ from threading import Condition, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-# Each connection has a thread. A scrape takes milliseconds.
+# Each connection has a thread. A few connections suffice, because a scrape takes milliseconds.
 _MAX_CONNECTIONS = 8
 # The time limit of each read and write.
 _TIMEOUT_SECONDS = 5.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """At the maximum, closes the oldest silent connection to accept a new one.
+    """Has at most _MAX_CONNECTIONS. To accept another one, it closes the oldest silent connection.
 
     Requests in progress are served to their end.
     """

@@ -26,7 +26,7 @@ class TurnCount:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        # Anonymous memory: nothing is left of it when both processes have ended.
+        # Anonymous memory, which is freed when the program and its supervisor have ended.
         self.descriptor = os.memfd_create(_NAME)
         os.ftruncate(self.descriptor, _COUNT.size)
         self._memory = mmap.mmap(self.descriptor, _COUNT.size)

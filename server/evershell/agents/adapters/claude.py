@@ -20,7 +20,7 @@ from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.step import Step, result_of
 from evershell.agents.tools import ToolResult
 
-# How long the program may wait in the hook: longer than a commit is ever retried.
+# How long the program may wait in the hook: longer than any commit is retried.
 _HOOK_SECONDS = 86_400
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
@@ -61,15 +61,16 @@ class _Program:
     def __init__(self) -> None:
         self._client: Any = None
         self._step: Step | None = None
-        # Whether the assistant's message is complete and calls tools; the calls and their results,
-        # by the id of the call.
+        # Whether the assistant's message is complete and calls tools.
         self._is_answered = False
+        # The calls of tools and their results, by the id of the call.
         self._calls: dict[str, Any] = {}
         self._results: dict[str, ToolResult] = {}
         # The tool calls that may begin.
         self._may_begin: set[str] = set()
-        # Whether the program waits in the hook, and what the hook will answer.
+        # Whether the program waits in the hook.
         self._is_waiting = False
+        # Completed with the answer of the hook.
         self._permission: asyncio.Future[dict[str, Any]] | None = None
         # The program's last message, or the error with which the program ended.
         self._end: Any = None
@@ -79,7 +80,7 @@ class _Program:
         """The options, with the hooks and settings that the adapter needs."""
         from claude_agent_sdk import HookMatcher
 
-        # The SDK passes this event of the program on, although the SDK's types do not have it.
+        # The SDK supports this event, although its types lack the event's name.
         after_tools: Any = "PostToolBatch"
         hooks = dict(own.hooks or {})
         for name, hook in ((after_tools, self._after_tools), ("PreToolUse", self._before_tool)):
@@ -139,7 +140,7 @@ class _Program:
         return text
 
     async def _answer(self, step: Step, description: str) -> None:
-        """Waits until the model has called tools, or the program has ended."""
+        """Lets the model continue, and waits until it has called tools or the program has ended."""
         is_first = self._step is None
         self._step, self._calls, self._results = step, {}, {}
         self._is_answered = self._is_waiting = False

@@ -19,7 +19,7 @@ from evershell.agents.adapters.threads import threads_end
 from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.step import CallTimeoutError, Step
 
-# The conversation. A workspace has only one.
+# Names the conversation in the checkpointer: a workspace has only one.
 _CONFIG: dict[str, Any] = {"configurable": {"thread_id": "workspace"}}
 _INTERRUPTED = "The call was interrupted. It may have had an effect."
 
@@ -85,7 +85,8 @@ class _Run:
             return given
         state = await self._graph.aget_state(_CONFIG)
         if state.tasks:
-            # A super-step was interrupted. This call ends it and keeps what its nodes have written.
+            # The previous task was interrupted in a super-step. This call ends the super-step and
+            # keeps what its nodes have written.
             await self._graph.aupdate_state(_CONFIG, None, as_node=END)
             state = await self._graph.aget_state(_CONFIG)
         unanswered = _unanswered(state.values)
@@ -98,8 +99,8 @@ class _Run:
         if not await self._next_step():
             return
         config = _CONFIG | {"callbacks": [_handler(self._calls)]}
-        # The nodes that run, the tool calls without a result after the last super-step, and whether
-        # a node has begun.
+        # The ids of the running nodes, the ids of the tool calls that had no result after the last
+        # super-step, and whether any node has begun.
         running, unanswered, has_begun = set[str](), list[str](), False
         events = self._graph.astream(
             given,
@@ -131,11 +132,11 @@ class _Run:
                     running.add(event["id"])
         await self._calls.settle()
         if self._calls.step is not None and not self._calls.step.has_calls:
-            # A last iteration without a call would not be recorded.
+            # Without a call, the last iteration would not be recorded.
             await self._calls.step.model_call(asyncio.sleep(0))
 
     def _new_unanswered(self) -> list[str]:
-        """The tool calls of the iteration that have no result."""
+        """The ids of the iteration's tool calls that have no result."""
         return [each for each in _unanswered(self._values) if each not in self._known]
 
     async def _announce(self, call_ids: list[str]) -> None:
@@ -179,7 +180,7 @@ class _Calls:
         try:
             watched = self.group.create_task(watching)
         except RuntimeError:
-            # The group has ended: the call comes from a thread that could not be interrupted.
+            # The task group has ended: a thread that could not be interrupted makes this call.
             watching.close()
             return
         self._watched.add(watched)
@@ -195,7 +196,7 @@ class _Calls:
             else:
                 await self.step.model_call(call)
         except CallTimeoutError:
-            # Raised again to interrupt the graph.
+            # Interrupts the graph.
             raise
         except Exception:  # noqa: BLE001 - the graph gets it too and may handle it
             return
@@ -224,7 +225,7 @@ class _Calls:
             future.set_result(getattr(result, "content", result))
 
     def in_loop(self, callback: Callable[..., None], *arguments: Any, **named: Any) -> None:
-        """Calls the function in the thread of the event loop."""
+        """Calls `callback` in the thread of the event loop."""
         try:
             is_here = asyncio.get_running_loop() is self._loop
         except RuntimeError:

@@ -43,7 +43,7 @@ async def _conversing(run: "_Run", own: Any, options: dict[str, Any], file: Path
     try:
         return await run.result(own, options | {"message_history": history})
     finally:
-        # Models reject a tool call without a result.
+        # Adds the missing results of interrupted tool calls: models reject a call without a result.
         messages = repair_messages(run.messages or history)
         new = file.with_name(f"{file.name}.new")
         new.write_bytes(ModelMessagesTypeAdapter.dump_json(messages))
@@ -77,7 +77,8 @@ class _Run:
                 self.messages = run.all_messages()
                 request = getattr(run.next_node, "request", None)
                 if request is not None and request not in self.messages:
-                    # The results of the last tool calls, which no model receives in this task.
+                    # The request has the results of the last tool calls. It is not sent in this
+                    # task, but belongs to the conversation.
                     self.messages = [*self.messages, request]
         if run.result is None:
             return text

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 
 class _Threads(ThreadPoolExecutor):
-    """The executor of an event loop. `running` has the calls that have not ended."""
+    """The executor of an event loop. `running` contains the calls that have not ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _Threads(ThreadPoolExecutor):
         return future
 
 
-# The executor of each event loop. An agent's process has one event loop.
+# The executor of each event loop.
 _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()
 
 

@@ -18,7 +18,7 @@ _LEASES = frozenset({HEARTBEAT, f"/{RUNTIME_SERVICE}/Register"})
 
 
 class Admission(Interceptor):
-    """Runs before authentication and audit, so that a refusal is cheap and has no audit entry.
+    """Refuses calls before authentication and audit: a refusal is cheap and has no audit entry.
 
     A refused call has no effect. The interceptor refuses calls whose deadline has passed, the least
     important calls while the worker is overloaded, and public calls while the worker is not ready.

@@ -1,8 +1,8 @@
 """Gives each call that changes something its entry in the audit log, and records refusals.
 
-The entry of an allowed call is stored with the change (see core/event.py). This interceptor
-records all other entries. Both use the same id for the entry of a call, so an entry that both
-record is stored only once.
+The core stores the entry of an allowed call with the change (core/event.py). This interceptor
+records all other entries. The core and the interceptor use the same id for the entry of a call, so
+an entry that both record is stored only once.
 """
 
 from datetime import datetime
@@ -25,7 +25,7 @@ from evershell.core.ports import Clock
 from evershell.core.validation import MAX_REASON_CHARACTERS, is_identifier
 from evershell.telemetry.logs import Sampler
 
-# Outcomes that leave open whether the change and its audit entry have been or will be committed.
+# After these outcomes, it is not known whether the change and its audit entry are committed.
 _UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
 # Anyone can make unauthenticated calls, so the rate of their entries is limited.
 _UNAUTHENTICATED_PER_SECOND = 20
@@ -38,7 +38,7 @@ class Queue(Protocol):
     """Stores entries in the background. It never blocks and never raises."""
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        """Stores the entry soon, but an `uncertain` entry only if the call has not stored it."""
+        """Stores the entry soon. Drops an `uncertain` entry if the call itself has stored it."""
 
     def lose(self) -> None:
         """Counts an entry that is not stored."""
@@ -61,8 +61,8 @@ class Auditing(Interceptor):
         async def audited(call: Call) -> Any:
             now = self._clock()
             entry_id = new_audit_id(now)
-            # The function does not refer to the call: a reference cycle would keep the call's
-            # objects, including gRPC's, in memory until the next garbage collection.
+            # The function gets the call as an argument. If it referred to the call, the cycle would
+            # keep the call and gRPC's objects in memory until the next garbage collection.
             call.audit = audit = partial(_entry, entry_id, now, rpc)
             outcome = "caller_gone"
             try:
@@ -112,11 +112,11 @@ def _identifier(value: str) -> str:
 
 
 def _client_address(call: Call) -> str:
-    """The IP address of the client, as the edge saw it, or of the peer of a direct call."""
+    """The client's IP address as the edge saw it; for a direct call, the peer's address."""
     forwarded = call.metadata.get("x-forwarded-for")
     if forwarded:
-        # The edge appends the address of its peer. The client sent the part before it.
+        # The edge appends the address of its peer. The part before it is what the client sent.
         return forwarded.rpartition(",")[2].strip()
-    # `ipv4:127.0.0.1:50051`, `ipv6:%5B::1%5D:50051` or `unix:`.
+    # The peer has the form `ipv4:127.0.0.1:50051`, `ipv6:%5B::1%5D:50051` or `unix:`.
     kind, _, address = call.context.peer().partition(":")
     return kind if kind == "unix" else unquote(address).rpartition(":")[0].strip("[]")

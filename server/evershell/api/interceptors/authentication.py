@@ -32,10 +32,10 @@ _Authenticate = Callable[[Call], Awaitable[None]]
 
 
 class Authentication(Interceptor):
-    """Authenticates before the request is read.
+    """Authenticates each call before its request is read.
 
-    One table says which kind of credential each service takes. A server with a service that is not
-    in the table cannot be made.
+    One table says which kind of credential each service takes. A server cannot be made if one of
+    its services is missing from the table.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Rechecks:
         try:
             return await proceed(self._call)
         except asyncio.CancelledError:
-            # The caller may have cancelled the call as well.
+            # If the caller has cancelled the call as well, `uncancel` does not return 0.
             if self._error is not None and not self._stream.uncancel():
                 raise self._error from None
             raise

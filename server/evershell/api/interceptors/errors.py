@@ -22,14 +22,15 @@ from evershell.telemetry.logs import Sampler
 
 log = structlog.get_logger()
 
-# How long to wait until gRPC has reported a reset: much longer than gRPC takes on an idle machine,
-# and too short for a caller to notice.
+# How long to wait for gRPC to report a reset: much longer than gRPC takes on an idle machine, but
+# too short for a caller to notice.
 _RESET_REPORTED_SECONDS = 0.002
 # How long gRPC may take to report that a caller has gone, after a message could not be sent to the
-# caller. Thousands of callers may go at once.
+# caller. The time is long, because thousands of callers may go at once.
 _GONE_REPORTED_SECONDS = 10.0
 
-# By method: the function that makes the last message of a stream that fails after its first one.
+# By method: the function that makes the last message of a stream, if the stream fails after its
+# first message.
 _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
     "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
     "StreamEvents": event_stream.error_frame,

@@ -21,7 +21,7 @@ class Method:
     name: str
     # Parses a request. Raises DecodeError.
     parse: Callable[[bytes], Any]
-    # Whether it responds with a stream.
+    # Whether the method responds with a stream.
     is_stream: bool
     form: ErrorForm = ENVELOPE
 
@@ -38,7 +38,7 @@ class Interceptor(ABC):
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         """Returns a handler that does the interceptor's work and calls `proceed`, the next handler.
 
-        The server calls `wrap` once for each method when the server is made. Whatever depends only
-        on the method is decided here. For a method that does not need the interceptor, returns
-        `proceed` itself.
+        The server calls `wrap` once for each method when the server is made, so `wrap` decides
+        whatever depends only on the method. For a method that does not need the interceptor,
+        returns `proceed` itself.
         """

@@ -2,8 +2,8 @@
 
 A limit keeps one caller's runaway loop from slowing down everyone else. Each credential has its own
 buckets, so a loop uses up only its own allowance; others can still cancel, even in the same
-workspace. Each credential has two: one for cancellations, holds and releases, and one for all other
-calls. A credential that has used up its other calls can therefore still cancel.
+workspace. Each credential has two buckets: one for cancellations, holds and releases, and one for
+all other calls. A credential that has used up its other calls can therefore still cancel.
 """
 
 import math
@@ -52,8 +52,8 @@ class _Buckets:
                 method,
                 f"{subject} more than {self._rate.per_second} times a second, and "
                 f"{self._rate.burst} times at once.",
-                # Whole seconds, as in the header `retry-after`. The next call may reach a worker
-                # whose bucket is emptier.
+                # Whole seconds, as in the header `retry-after`. The repeat may still be refused,
+                # because it may reach another worker, whose bucket is emptier.
                 math.ceil(result.state.retry_after),
                 limit_per_second=self._rate.per_second,
                 limit_burst=self._rate.burst,

@@ -30,14 +30,13 @@ from evershell.core.caller import Caller
 from evershell.core.errors import Failure
 from evershell.core.runtime import AgentIdentity
 
-# The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
-# output, which may take more bytes in JSON and in Unicode.
+# The size limit of every message. gRPC itself refuses larger messages.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# Size limit of requests that contain only a few names: requests to health and reflection, and
+# The size limit of requests that contain only a few names: requests to health and reflection, and
 # requests of agents except CommitEvents and the calls about children.
 _COMMON_BYTES = 4096
-# Size limit of the calls of agents about children of their tasks. These calls may wait for another
-# agent, so they have separate turns, and commits and heartbeats do not wait for them.
+# The size limit of the calls of agents about children of their tasks. These calls may wait for
+# another agent, so they have separate turns, and commits and heartbeats do not wait for them.
 _CHILD_BYTES = 1024 * 1024
 _OF_AGENTS = {
     "CommitEvents": MAX_MESSAGE_BYTES,
@@ -48,8 +47,8 @@ _OF_AGENTS = {
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
-# A message with millions of empty tool calls takes 50 times its size after parsing. Messages of
-# agents that are larger than _LARGE_BYTES are parsed and served one at a time.
+# Messages of agents that are larger than this are parsed and served one at a time: parsed, a
+# message with millions of empty tool calls takes 50 times its size in memory.
 _LARGE_BYTES = 256 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
@@ -63,7 +62,7 @@ _AGENTS_BYTES = 64 * 1024 * 1024
 
 
 class Reading(Interceptor):
-    """Reads and parses the request. Innermost, so its errors are reported like any other."""
+    """Reads and parses the request. Runs innermost, so that its errors are reported like others."""
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
@@ -77,7 +76,7 @@ class Reading(Interceptor):
         self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
         # The turns that all agents share, by size limit.
         self._by_limit: dict[int, _Turns] = {}
-        # The turn of each agent, by agent and size limit. It exists only while the agent has calls.
+        # The turn of each agent, by agent and size limit. Kept only while the agent has calls.
         self._by_agent: WeakValueDictionary[tuple[AgentIdentity, int], _Turns] = (
             WeakValueDictionary()
         )
@@ -118,10 +117,10 @@ class Reading(Interceptor):
                 except TimeoutError as error:
                     raise body.failure or _not_in_time() from error
                 if body.is_large and (has_place_of_edge or len(message) > _LARGE_BYTES):
-                    # Of the requests that the edge announces as large, two kinds keep their place
-                    # until the call ends: requests for which the edge also keeps a place, and
-                    # requests that take much memory. The edge keeps no such place for urgent calls,
-                    # for streams, or for calls that wait for the end of a task.
+                    # A request that the edge announces as large keeps its place until the call ends
+                    # if the edge also keeps a place for it, or if it takes much memory. The edge
+                    # does not keep places for urgent calls, for streams, or for calls that wait for
+                    # the end of a task.
                     return await serve(call, message)
             return await serve(call, message)
 
@@ -133,9 +132,9 @@ class Reading(Interceptor):
         limit: int,
         serve: Callable[[Call, bytes], Awaitable[Any]],
     ) -> Handler:
-        """Serves an agent's calls with this size limit one at a time.
+        """Returns a handler that serves each agent's calls with this size limit one at a time.
 
-        Each call is read after the previous one has ended.
+        The next call of an agent is read only after the previous one has ended.
         """
         of_worker = self._by_limit.get(limit)
         if of_worker is None:
@@ -239,7 +238,7 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self.waiting = 0
-        # The time limits of the requests that are being read, without the shortened time limits.
+        # The time limits of the requests that are being read, except those already shortened.
         self._unshortened: set[asyncio.Timeout] = set()
 
     async def take(self) -> None:

@@ -32,8 +32,9 @@ _REFUSALS = frozenset(
 
 
 class RequestLog(Interceptor):
-    """Writes one line for each call, even when the call fails or its caller goes away. Heartbeats
-    and health checks that succeed have no line.
+    """Writes one line for each call, even when the call fails or its caller goes away.
+
+    Writes no line for heartbeats and health checks that succeed.
 
     Counts and times calls by method and outcome. Only methods that exist are wrapped, so the number
     of counters is bounded.
@@ -41,7 +42,7 @@ class RequestLog(Interceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        # Calls of the project's own services that have arrived so far.
+        # The number of calls of the project's own services that have arrived so far.
         self.arrived_calls = 0
         self._refused = Sampler()
         self._of_strangers = Sampler(_LINES_OF_STRANGERS_PER_SECOND)

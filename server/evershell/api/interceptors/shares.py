@@ -55,7 +55,7 @@ SHARES: Mapping[Kind, Share] = {
     # A body has up to 1 MiB. The edge has 256 places for all workers together (envoy.yaml).
     Kind.BODIES: Share(256, 64, 32),
 }
-# This method asks the agent, and many callers poll it.
+# Counts as a list: it asks the agent, and many callers poll it.
 _POLL = "GetCurrentIteration"
 # Calls without a credential (reads of public A2A cards) count as one organization and credential.
 _STRANGERS = ("\n", "\n\n")
@@ -123,7 +123,7 @@ class Shares(Interceptor):
         return shared
 
     def bodies(self, method: Method) -> Places:
-        """The places of bodies of this method."""
+        """The places for the bodies of this method's calls."""
         is_first = kind_of(method) is Kind.FIRST
         return self._places[Kind.FIRST_BODIES if is_first else Kind.BODIES]
 

@@ -15,7 +15,7 @@ from evershell.telemetry.tracing import Tracing
 
 
 class TracedCalls(Interceptor):
-    """Opens the spans of the project's own services, but not of health and reflection."""
+    """Opens spans for calls of the project's own services, but not of health and reflection."""
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing

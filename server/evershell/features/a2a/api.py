@@ -110,7 +110,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     ) -> tuple[Workspace, Task]:
         """Submits the task of a message, and reads it with its workspace.
 
-        A repeat of the message reads the task that the message began.
+        If the message was sent before, reads the task that it began.
         """
         _check_version()
         decode.check_ids(tenant=request.tenant)
@@ -135,7 +135,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         except Failure as failure:
             raise decode.explained(failure, request) from failure
         if config is not None:
-            # The events that the task already has are sent too.
+            # This also sends the events that the task already has.
             await self._create_push(config, request.tenant, task.id)
         return await tasks.read_task(caller(), request.tenant, task.id, self.store)
 
@@ -275,7 +275,10 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
 
 
 def _check_version() -> None:
-    """Every method calls this first. Raises Failure version_not_supported."""
+    """Checks the version of A2A that the caller speaks. Every method calls this first.
+
+    Raises Failure version_not_supported.
+    """
     decode.check_version(current().metadata)
 
 

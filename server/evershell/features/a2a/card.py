@@ -37,7 +37,7 @@ class Endpoints:
 async def encode_card(
     workspace: Workspace, card: AgentCard, endpoints: Endpoints, *, has_push: bool
 ) -> a2a_pb2.AgentCard:
-    """The card. The tenant of each binding is the workspace."""
+    """The workspace's card. The tenant of each binding is the workspace."""
     rest_url, grpc_address = await endpoints.of(workspace.org_id)
     return a2a_pb2.AgentCard(
         name=workspace.name or workspace.id,

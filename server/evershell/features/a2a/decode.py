@@ -32,11 +32,11 @@ _SUPPORTED = re.compile(r"1\.0(\.\d+)?")
 TEXT = "text/plain"
 # The output modes that include text. A client that lists one of them accepts text.
 _ACCEPTS_TEXT = frozenset({TEXT, "text/*", "*/*", "text"})
-# The key, in a task's metadata, of the id of the A2A message that began the task.
+# In a task's metadata, the key for the id of the A2A message that began the task.
 MESSAGE_ID = "a2a_message_id"
 _MAX_MESSAGE_ID_CHARACTERS = 255
 _MAX_PAGE_SIZE = 100
-# The fields of a request of WorkspaceService that the metadata of an A2A request may have.
+# The fields of WorkspaceService's requests that the metadata of an A2A request may set.
 _CANCEL_OPTIONS = ("reason", "wait", "force_after", "include_descendants")
 _SUBMIT_OPTIONS = ("max_iterations", "limits")
 _Request = TypeVar("_Request", bound=Message)
@@ -92,13 +92,13 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
     selection.CopyFrom(request)
     selection.ClearField("history_length")
     selection.ClearField("include_artifacts")
-    # decode_page reads the fields of a page, which this request also has.
+    # This message has the fields that decode_page reads.
     page = codec.decode_page(cast(Any, selection), org_id)
     return page, ListFilter(statuses=statuses, changed_since=changed_since)
 
 
 def message_key(request: a2a_pb2.SendMessageRequest, method: str, caller: Caller) -> IdempotencyKey:
-    """The idempotency key of a message: its id, with the credential, the workspace and the method.
+    """The idempotency key of a message, made of its id, the credential, workspace and method.
 
     Two requests count as equal if they have the same message and metadata. The other fields only
     say how to answer.
@@ -158,7 +158,7 @@ def decode_message(
 
 
 def explained(failure: Failure, request: a2a_pb2.SendMessageRequest) -> Failure:
-    """The failure of a submission. If the message id was used before, the failure names it."""
+    """The failure of a submission. Names the message id if the id was used before."""
     if failure.slug != "idempotency_conflict":
         return failure
     message_id = request.message.message_id

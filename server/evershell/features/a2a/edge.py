@@ -42,7 +42,7 @@ _TRANSCODER = {
     },
     "max_response_body_size": 33_554_432,
 }
-# The version may be in the query (section 3.6.1).
+# Sets the header `a2a-version` from the query, which may have the version (section 3.6.1).
 _VERSION = {
     "@type": f"{_FILTERS}.header_mutation.v3.HeaderMutationPerRoute",
     "mutations": {

@@ -44,10 +44,10 @@ def encode_list(
 
 
 def list_json(reply: a2a_pb2.ListTasksResponse, *, has_artifacts: bool) -> HttpBody:
-    """The reply for HTTP.
+    """The reply as JSON.
 
     It is encoded here, because the edge can only print all empty fields or none. A2A (section
-    3.1.4) requires the fields of the list even if they are empty, but artifacts must be absent
+    3.1.4) requires some fields of the list even if they are empty, but artifacts must be absent
     unless the client asked for them.
     """
     content = MessageToDict(reply)
@@ -82,7 +82,7 @@ def encode_task(
 
 
 def _task_facts(task: Task) -> dict[str, Any]:
-    """The task as REST shows it, without the fields that A2A has too."""
+    """The task as REST shows it, without the fields that an A2A task has too."""
     facts = rest_fields(codec.encode_task(task))
     for name in ("id", "description", "result"):
         del facts[name]

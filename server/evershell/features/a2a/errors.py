@@ -36,9 +36,9 @@ def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
 
 
 def http_status(failure: Failure) -> int:
-    """The HTTP status of the failure's gRPC code, as google.rpc.Code defines it.
+    """The HTTP status of the failure's slug, except that FAILED_PRECONDITION becomes 400.
 
-    A2A maps FAILED_PRECONDITION to 400 (section 5.4). Otherwise, the slug determines the status.
+    A2A (section 5.4) and google.rpc.Code map FAILED_PRECONDITION to 400.
     """
     rule = status.RULES[failure.slug]
     if rule.grpc == code_pb2.FAILED_PRECONDITION:
@@ -47,7 +47,7 @@ def http_status(failure: Failure) -> int:
 
 
 def status_json(failure: Failure, request_id: str) -> str:
-    """The body of an HTTP error (A2A, section 11.6). It is ASCII, to be sent in a trailer."""
+    """The body of an HTTP error (A2A, section 11.6), as ASCII, so that a trailer can hold it."""
     rich = rich_status(failure, request_id)
     error = {
         "code": http_status(failure),

@@ -12,8 +12,8 @@ FORM = "a2a"
 def payload(event: Event) -> tuple[str, bytes]:
     """The content type and the body of the push notification of an event of a task.
 
-    The body is one StreamResponse. If the task has ended with a result, the StreamResponse contains
-    the task with the fields that the event has.
+    The body is one StreamResponse. If the event ends the task with a result, the StreamResponse
+    contains the task, with only the fields that the event has.
     """
     *artifacts, status = messages_of(event)
     if artifacts:

@@ -1,6 +1,6 @@
 """The webhook methods of WorkspaceService.
 
-Each decodes its request, calls a use case and encodes the result.
+Each method decodes its request, calls a use case and encodes the result.
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ def decode_create(
 
 
 def encode_webhook(webhook: Webhook) -> webhook_pb2.Webhook:
-    """The message, without secrets."""
+    """The webhook as a message, without secrets."""
     return webhook_pb2.Webhook(
         id=webhook.id,
         org_id=webhook.org_id,
@@ -45,7 +45,7 @@ def encode_webhook(webhook: Webhook) -> webhook_pb2.Webhook:
 
 
 def encode_delivery(delivery: WebhookDelivery) -> webhook_pb2.WebhookDelivery:
-    """The message."""
+    """The delivery as a message."""
     return webhook_pb2.WebhookDelivery(
         webhook_id=delivery.webhook_id,
         workspace_id=delivery.workspace_id,

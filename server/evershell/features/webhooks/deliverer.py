@@ -1,6 +1,6 @@
 """Delivers events to webhooks: claims due deliveries, sends their events, records the results.
 
-Any number of processes may do so at once. Each receiver has its own asyncio task, so a slow
+Any number of processes may deliver at once. Each receiver has its own asyncio task, so a slow
 receiver delays only its own deliveries.
 """
 
@@ -50,7 +50,7 @@ _MAX_ROUNDS = 4
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
-# The maximum exponent of _RETRY_FACTOR. With it, the pause exceeds _MAX_RETRY_SECONDS.
+# The largest exponent that is computed: with it, the pause already exceeds _MAX_RETRY_SECONDS.
 _MAX_EXPONENT = 7
 
 # The error of a delivery that was claimed but not sent.
@@ -71,7 +71,7 @@ class Counts:
 
 
 class Deliverer:
-    """Delivers while `run` runs."""
+    """Delivers events to webhooks until `run` is cancelled."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Deliverer:
         self._results: Batch[AttemptResult, None] = Batch(
             self._record, at_most=1_000, gather_seconds=_GATHER_SECONDS
         )
-        # How often the row of each result was locked.
+        # For each result, how often its row was found locked.
         self._tries: Counter[DeliveryKey] = Counter()
         self._counts: Counter[str] = Counter()
 
@@ -206,7 +206,8 @@ class Deliverer:
             if event is None:
                 answer = Answer("the event was removed")
             elif event.type is EventType.UNSPECIFIED:
-                # This happens during an upgrade. A process of the later version sends the event.
+                # During an upgrade, an event may have a type that only a later version knows. A
+                # process of that version sends the event.
                 retry_at = self._clock() + timedelta(seconds=_jittered(_FIRST_RETRY_SECONDS))
                 left = _not_attempted(delivery, "the event has a type of a later version", retry_at)
                 return replace(left, delivered_seq=result.delivered_seq), False
@@ -233,7 +234,7 @@ class Deliverer:
     ) -> AttemptResult:
         """The result of an attempt that failed, perhaps after some events were delivered."""
         now = self._clock()
-        # This attempt delivered earlier events, so the failed event was not attempted before.
+        # If this attempt delivered earlier events, the failed event was not attempted before.
         is_first = result.delivered_seq != delivery.delivered_seq
         attempts = 1 if is_first else delivery.attempts + 1
         pending_since = now if is_first else delivery.pending_since

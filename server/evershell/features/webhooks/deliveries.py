@@ -152,9 +152,9 @@ class WebhookDeliveries:
             await connection.execute(SQL.prune_webhooks, before)
 
     async def reseal(self, key_id: bytes, seal_again: Callable[[bytes, str], bytes]) -> None:
-        """Passes secrets that were sealed with other keys to `seal_again`, and stores its results.
+        """Seals again, with `seal_again`, secrets that were sealed with keys other than `key_id`.
 
-        Each call does so for up to 100 webhooks. Leaves out webhooks for which `seal_again` raises
+        Each call handles up to 100 webhooks. Leaves out webhooks for which `seal_again` raises
         UnavailableError.
         """
         async with connected(self._pool) as connection:

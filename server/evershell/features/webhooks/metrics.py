@@ -17,7 +17,7 @@ _COUNT_SECONDS = 60.0
 
 
 class DeliveryMetrics:
-    """The metrics of what a worker's delivery process has sent."""
+    """Counts what a worker's delivery process has sent."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._events = Counter(

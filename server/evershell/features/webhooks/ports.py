@@ -20,7 +20,7 @@ class WebhookStore(Protocol):
         audit: AuditEntry | None = None,
         first_call: FirstCall | None = None,
     ) -> None:
-        """Adds a webhook, the entry of the audit log, and the key of the call.
+        """Adds a webhook, with the audit entry and the idempotency key of the call.
 
         Every event whose transaction begins after this method has returned is delivered. A webhook
         of a task also gets the earlier events of the task, and replaces the task's webhook with the
@@ -33,7 +33,7 @@ class WebhookStore(Protocol):
         """
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
-        """The webhooks of `task`. If it is None, the webhooks for the whole organization.
+        """The webhooks of `task`; if `task` is None, the webhooks for the whole organization.
 
         The newest comes first. The name of `task` is ignored.
         """
@@ -80,4 +80,4 @@ class WebhookStore(Protocol):
         """Up to 100 deliveries of the task's events, the newest webhook first."""
 
     async def add_audit_entry(self, audit: AuditEntry | None) -> None:
-        """Stores the entry of a call that changed nothing."""
+        """Stores the audit entry of a call that changed nothing."""

@@ -1,7 +1,8 @@
 """The process in which a worker sends the requests of webhooks.
 
 Sending a request takes more processor time than answering a call. A separate process with a lower
-priority sends the requests, so that calls are not delayed. It runs only if there are webhooks.
+priority sends the requests, so that calls are not delayed. It runs only while there are webhooks or
+deliveries.
 
 The worker writes a line to the process's standard input when something was committed. It closes
 this input to end the process; if the worker is killed, the kernel closes the input. The process
@@ -44,7 +45,7 @@ _log = structlog.get_logger()
 
 
 class DeliveryProcess:
-    """Runs the process while there is something to deliver."""
+    """Runs the delivery process while there are webhooks or deliveries."""
 
     def __init__(
         self, is_needed: Callable[[], Awaitable[bool]], counted: Callable[..., None]
@@ -135,8 +136,8 @@ async def _ended(process: Process) -> None:
 async def follow_worker(wake: Callable[[], None]) -> None:
     """Runs in the delivery process: calls `wake` when the worker writes, until the worker ends."""
     os.nice(_NICENESS)
-    # Each connection needs a file descriptor. Many systems allow 1,024, unless a program asks for
-    # more.
+    # Raises the limit of open files, because each connection is one. Many systems allow 1,024 by
+    # default.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = asyncio.get_running_loop()

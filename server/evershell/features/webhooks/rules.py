@@ -56,7 +56,7 @@ class Webhook:
     task: TaskScope | None = None
     # The form of the bodies (features/registry.py).
     payload_form: str = FORM
-    # Further headers of its requests, as sealed JSON; None if there are none.
+    # Further headers of the webhook's requests, as sealed JSON; None if there are none.
     sealed_headers: bytes | None = None
     sealed_secret: bytes
     # Requests are also signed with this secret until it expires.
@@ -72,7 +72,7 @@ class Webhook:
 
 
 def not_own(webhook_id: str) -> Failure:
-    """The failure if somebody else created it, and the caller has only `workspace:read:own`."""
+    """The failure of a caller with only `workspace:read:own` for another creator's webhook."""
     return errors.created_by_other(f"Webhook {webhook_id}", "webhooks", (READ_SCOPE,))
 
 

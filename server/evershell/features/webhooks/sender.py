@@ -25,7 +25,8 @@ _MAX_HEADER_BYTES = 8_190
 _MAX_HEADERS = 64
 # A name is resolved again after this time.
 _DNS_SECONDS = 10
-# getaddrinfo blocks a thread for seconds if the DNS servers of a name do not answer (process.py).
+# Many, because getaddrinfo blocks a thread for seconds if the DNS servers of a name do not answer
+# (process.py).
 _DNS_THREADS = 64
 _KEEP_ALIVE_SECONDS = 30.0
 _NOT_ALLOWED = "the address is not allowed"
@@ -119,7 +120,7 @@ class Sender:
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Reads a small body, so that the connection can be used again. Otherwise, closes it."""
+    """Reads the body, so that the connection can be used again. Closes it if the body is long."""
     if await response.content.read(_MAX_BODY_BYTES) and not response.content.at_eof():
         response.close()
 

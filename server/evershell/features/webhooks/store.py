@@ -193,7 +193,10 @@ class PostgresWebhooks:
 
 
 def _check_replaced(webhook: Webhook, replaced: Any) -> None:
-    """Raises Failure permission_denied, which undoes the replacement, if it is not allowed."""
+    """Checks that the caller may replace the webhook.
+
+    Raises Failure permission_denied, which undoes the replacement.
+    """
     is_limited = webhook.creator_user_id is not None
     if replaced is not None and is_limited and replaced.created_by != webhook.created_by:
         raise not_own(replaced.id)

@@ -76,7 +76,7 @@ class StoredTaskWebhooks:
         try:
             await use_cases.delete_webhook(caller, found.id, origin, self.webhooks)
         except Failure as failure:
-            # Another call has just deleted the webhook.
+            # webhook_not_found: another call has just deleted the webhook.
             if failure.slug != "webhook_not_found":
                 raise
 

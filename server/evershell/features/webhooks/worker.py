@@ -16,7 +16,7 @@ from evershell.features.webhooks.task_webhooks import StoredTaskWebhooks
 
 
 def in_worker(parts: WorkerParts) -> WorkerRoom:
-    """The parts of a worker."""
+    """What webhooks add to a worker."""
     assert isinstance(parts.settings, RoomSettings)
     metrics = DeliveryMetrics(parts.registry)
     process = DeliveryProcess(partial(webhooks_exist, parts.pool), metrics.count)

@@ -87,7 +87,7 @@ class Api:
         return await self._call("GET", self._base, limit_seconds)
 
     async def list(self, kind: str, limit_seconds: float) -> tuple[list[Object], int]:
-        """All objects of the kind (`pods`), and the version of the list.
+        """All objects of the kind (for example `pods`), and the version of the list.
 
         The list includes all changes that were made before the call. Raises ApiError,
         UnreachableError.

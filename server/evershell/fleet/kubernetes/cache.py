@@ -32,7 +32,7 @@ class Cache:
         removed: Callable[[Object], object] = lambda last: None,
         refreshed: Callable[[], object] = lambda: None,
     ) -> None:
-        """`kind` is the plural in the API (`pods`).
+        """`kind` is the plural that the API uses, such as `pods`.
 
         `changed` is called with each new state of an object. When an object is gone, `removed` and
         then `changed` are called with its last state. `refreshed` is called after each list.

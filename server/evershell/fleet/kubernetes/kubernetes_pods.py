@@ -47,7 +47,7 @@ class KubernetesPods:
         start_seconds: float,
         end_seconds: float,
     ) -> None:
-        """Called by `open`.
+        """Only `open` calls this.
 
         `spec_for` makes the spec of an agent, without long-lived secrets. `start_seconds` is how
         long a start waits for an API server that does not answer, and `end_seconds` is how long
@@ -186,7 +186,7 @@ class KubernetesPods:
         return "its pod is gone" if self._is_current and self.was_started(workspace) else ""
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        # Includes the pod of this epoch even if it is not known here.
+        # Includes the pod of this epoch even if this controller does not know it.
         epochs = {workspace.epoch}
         epochs |= {epoch for epoch in self._pods_of(workspace.id) if epoch < workspace.epoch}
         names = (objects.pod_name(workspace.id, epoch) for epoch in epochs)
@@ -213,7 +213,7 @@ class KubernetesPods:
         return False
 
     async def _end_pod(self, workspace_id: str, name: str, grace_seconds: float) -> bool:
-        """Deletes the pod. Returns whether all its containers have ended."""
+        """Deletes the pod. Returns whether all its containers are known to have ended."""
         grace = max(_SHORTEST_GRACE_SECONDS, math.ceil(grace_seconds))
         try:
             async with asyncio.timeout(grace + self._end_seconds):
@@ -282,7 +282,7 @@ class KubernetesPods:
         workspace_id, epoch = objects.key_of(pod)
         self._note_name(workspace_id, pod["metadata"]["name"])
         if workspace_id in self._unconfirmed and pod_states.is_alive(pod):
-            # Nobody asks whether an epoch has ended once a later epoch has begun.
+            # Once a later epoch has begun, nobody asks whether an earlier one has ended.
             later = {each for each in self._unconfirmed.pop(workspace_id) if each >= epoch}
             if later:
                 self._unconfirmed[workspace_id] = later

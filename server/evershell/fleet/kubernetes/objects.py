@@ -234,7 +234,7 @@ def _container(template: PodTemplate) -> Object:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        # Copies the last lines of the log into the status of the pod.
+        # If the agent fails, copies the last lines of its log into the status of the pod.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "files", "mountPath": FILES_DIR},

@@ -63,7 +63,7 @@ class ForkServer:
         return self._socket
 
     def close(self) -> None:
-        """Ends the process. Its agents continue to run."""
+        """Ends the fork server. Its agents continue to run."""
         if self._socket is not None and self.process is not None:
             self._socket.close()
             self.process.send_signal(signal.SIGKILL)

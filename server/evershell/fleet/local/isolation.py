@@ -33,7 +33,8 @@ _PROBE_SECONDS = 30.0
 # Writes a line to the gate, which is the standard output. Waits for a line from the gate, and then
 # runs the command.
 _WAIT = 'echo && read -r _ <&1 && exec "$@" >&2'
-# The range of user ids for sandboxed pods if the controller is root. Systems assign lower ids.
+# The range of user ids for sandboxed pods if the controller is root. Systems give their users lower
+# ids.
 _FIRST_UID = 2**29
 _UIDS = 2**29
 _SYSCTL = Path("/proc/sys")

@@ -34,7 +34,7 @@ from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()
 
-# The interval between checks whether the files of a pod are in place. One check takes 60 µs.
+# The interval between checks whether the files of a pod are in place.
 _FILES_CHECK_SECONDS = 3.0
 
 # How often children that have ended are reaped.
@@ -80,10 +80,10 @@ class LocalPods:
         self._started: dict[tuple[str, int], Started] = {}
 
     async def sync(self) -> None:
-        """Implements Pods. The other methods read the records, which are always current.
+        """Implements Pods: only starts the fork server.
 
-        Starts the fork server, which takes a second to import the agent. A controller that stands
-        by has no fork server.
+        The other methods read the records, which are always current. The fork server takes a second
+        to import the agent. A controller that stands by has no fork server.
         """
         if self._fork_server is not None:
             # If this fails, the first start of an agent tries again.
@@ -272,7 +272,7 @@ class LocalPods:
 
     async def remove(self, workspace_id: str) -> bool:
         try:
-            # Removes one part at a time, because this program can end only after its threads.
+            # Removes one part at a time, because this program can end only between two parts.
             while not await asyncio.to_thread(self._records.remove_some, workspace_id):
                 pass
         except OSError as error:

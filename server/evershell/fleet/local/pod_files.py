@@ -142,7 +142,8 @@ def remove_some(folder: int, name: str) -> bool:
 def _empty(top: int, name: str) -> int:
     """Moves the folder's subfolders to the top and removes its files, at most _MAX_NAMES at once.
 
-    Removes the folder if nothing is left. Returns how many entries this handled, with the folder.
+    Removes the folder if nothing is left. Returns the number of handled entries, including the
+    folder.
     """
     with _writable(top, name) as folder:
         entries = names(folder, _MAX_NAMES)

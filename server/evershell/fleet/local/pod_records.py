@@ -90,7 +90,7 @@ class PodRecords:
                 pod_files.write(folder, _PID, str(process.pid))
 
     def note_end(self, workspace_id: str, last_epoch: int | None = None) -> None:
-        """Records that the pod has ended, unless the record is of an epoch after `last_epoch`.
+        """Records that the pod has ended, unless the recorded epoch is after `last_epoch`.
 
         Ignores OSError.
         """
@@ -101,7 +101,7 @@ class PodRecords:
         if record is not None and last_epoch is not None and record.epoch > last_epoch:
             return
         with suppress(OSError), pod_files.opened(self._base, _FLEET, workspace_id) as folder:
-            # On a full disk, the removal succeeds even if the write fails.
+            # Removes the old record first: on a full disk, this succeeds even if the write fails.
             pod_files.remove(folder, _AGENT)
             if record is not None:
                 pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}")

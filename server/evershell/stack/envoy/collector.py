@@ -17,7 +17,7 @@ from evershell.stack.envoy.header import header
 
 _COLLECTOR_CLUSTER = "collector"
 _ENVOY_TYPES = "type.googleapis.com/envoy"
-# The variables of Envoy's own environment that hold the values of headers.
+# The prefix of the variables in Envoy's environment that hold the values of headers.
 _HEADER_VARIABLE = "EVERSHELL_COLLECTOR_HEADER_"
 _TRACED_CLUSTERS = ("control_plane", "control_plane_long")
 _SAMPLINGS = ("client_sampling", "random_sampling", "overall_sampling")

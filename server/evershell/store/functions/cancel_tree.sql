@@ -52,7 +52,7 @@ BEGIN
             );
             RAISE serialization_failure;
         EXCEPTION WHEN serialization_failure THEN
-            -- Leaving the block has released the locks.
+            -- The error has rolled back the block, which has released the locks.
         END;
     END LOOP;
     IF p_request.task_id IS NULL THEN

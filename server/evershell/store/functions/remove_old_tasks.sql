@@ -3,8 +3,8 @@
 --
 -- An event of a task stays if the task did not end before p_before, if another task of its tree has
 -- not ended, or if one of the task's events must still be delivered to a webhook. An event of the
--- workspace itself stays if its time is not before p_before, or if such an event must still be
--- delivered.
+-- workspace itself stays if its time is not before p_before, or if any of the workspace's own
+-- events must still be delivered.
 --
 -- Looks at the first p_limit events after p_after_seq. The caller passes the last_seq of the
 -- previous call, so that the index entries of removed events are not read again. The row of a task
