@@ -33,14 +33,15 @@ from routes import (
 
 _PREFIX = "/a2a"
 _SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
-# All these routes have this name. It is in spans, and the edge's configuration uses it to add the
-# filters of A2A.
+# The name of all these routes. It appears in spans, and the edge's configuration adds the filters
+# of A2A to routes with this name.
 NAME = _SERVICE
 _METHODS_WITH_MESSAGE = ("SendMessage", "SendStreamingMessage")
 # The size limits of requests, in bytes.
 _MESSAGE_BYTES, _OTHER_BYTES = 1_048_576, SMALL_METHOD_MAX_BYTES
-# SendMessage answers when its task has ended, and a stream has no heartbeats. An iteration takes
-# 12 minutes at most, unless the configuration of the agents allows more.
+# SendMessage sends nothing until its task has ended. A stream has no heartbeats, so it sends
+# nothing during an iteration, which takes at most 12 minutes unless the agents' configuration
+# allows more.
 _LONG = LONG_ROUTE | {"timeout": STREAM_TIMEOUT, "idle_timeout": "3600s"}
 _ROUTES = {
     "message": _LONG,
@@ -52,10 +53,10 @@ _ROUTES = {
 
 # The public card. In A2A, a host has one card at this path; here, each workspace has one.
 _CARD_PATH = "/{tenant}/.well-known/agent-card.json"
-# A segment of a path. The verb of a path begins with a colon.
+# Matches a segment of a path, without the verb, which begins with a colon.
 _SEGMENT = "[^/:]+"
-# Names in a query that would replace a value of the path, because the transcoder prefers the query.
-# A name with an escape could be one of these.
+# Names of query parameters that would replace a value of the path, because the transcoder prefers
+# the query. A name with an escape is included, because it could stand for such a name.
 _REPLACING_NAMES = (
     (f"{_PREFIX}/", "id|taskId|task_id|[^=&]*%[^=&]*"),
     (rf"{_PREFIX}/[^?/:]+/(tasks|message:|e|\.w)", "tenant"),
@@ -83,7 +84,7 @@ def grpc_classes(first: frozenset[str]) -> dict[str, dict[str, Any]]:
 
 
 def grpc_size_limits(first: frozenset[str]) -> dict[str, int]:
-    """One limit for all methods over gRPC. Workers enforce the smaller limits of most methods."""
+    """The edge's size limits over gRPC: one for all methods. Workers enforce the smaller limits."""
     return dict.fromkeys(grpc_classes(first), _MESSAGE_BYTES)
 
 
@@ -190,7 +191,7 @@ def _refusals() -> list[dict[str, Any]]:
             for path, names in _REPLACING_NAMES
         ),
         answer_text(
-            # The edge unescapes the value and puts it into the header.
+            # The edge unescapes the parameter and copies it into the header a2a-version.
             having(":path", rf"{_PREFIX}/[^?]*\?(.*&)?A2A-Version=[^&]*%.*"),
             400,
             "The query parameter A2A-Version has an escape.",

@@ -10,7 +10,7 @@ _HEAD = "| RPC | REST | success | scope | its errors |\n|---|---|---|---|---|\n"
 
 
 def call_table(protos: Protos) -> str:
-    """The table, and the errors of every call."""
+    """The table of all methods, and a sentence about the errors that every call can return."""
     table = _HEAD + "".join(_row(protos, method) for method in protos.service.methods)
     common = [rule.slug for rule in protos.rules() if rule.every_call and not rule.edge_only]
     slugs = ", ".join(f"`{slug}`" for slug in common)
@@ -23,7 +23,7 @@ _PAGES = ("page_size", "page_token")
 
 
 def filter_table(protos: Protos) -> str:
-    """The filters of the lists that have pages."""
+    """The table of the filters of each list that has pages."""
     return _FILTERS + "".join(
         f"| {method.name} | `{field.name}` | {_text(protos, field.full_name)} |\n"
         for method in protos.service.methods

@@ -1,6 +1,6 @@
 """Bundles the page at /console, from envoy/console into gen/evershell/edge/console.
 
-Bundling needs packages of npm, which are installed into a folder of the user's cache. If a digest
+Bundling needs npm packages, which are installed into a folder of the user's cache. If a digest
 says that neither the sources nor the bundle have changed, nothing is installed or bundled.
 """
 
@@ -20,9 +20,9 @@ SOURCES = ROOT / "envoy" / "console"
 BUNDLE = "evershell/edge/console"
 COMMITTED = f"gen/{BUNDLE}"
 OPENAPI = ROOT / "gen" / "evershell" / "edge" / "openapi.yaml"
-# The digest of the sources and of the other files of the bundle.
+# The file in the bundle with a digest of the sources and of the bundle's other files.
 DIGEST = "digest.txt"
-# The licenses of the packages in the bundle. The bundle itself has no comments.
+# The file with the licenses of the bundled packages, because bundling removes their comments.
 LICENSES = "LICENSES.txt"
 _COPIED = ("index.html", "icon.svg")
 _INSTALL_SECONDS = 300
@@ -109,7 +109,7 @@ def node_modules() -> Path:
                 shutil.copy(SOURCES / name, installed)
             npm = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
             options = ["--no-audit", "--no-fund", "--ignore-scripts"]
-            # Without a registry, npm would try again for minutes.
+            # If the registry cannot be reached, npm would by default retry for minutes.
             options += ["--fetch-retries", "1", "--fetch-timeout", "30000"]
             run([_NODE / "bin" / "node", npm, "ci", *options], installed, _INSTALL_SECONDS)
             try:
@@ -138,7 +138,6 @@ def run(command: list[str | Path], folder: Path, seconds: int = _RUN_SECONDS) ->
     done = subprocess.run(
         command,
         cwd=folder,
-        # Node would leave compiled files in the temporary folder.
         env={
             **os.environ,
             "PATH": f"{_NODE / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",

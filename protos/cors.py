@@ -10,9 +10,9 @@ PREFLIGHT = [
 ]
 PREFLIGHT_ANSWER = {
     "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
-    # The third and all later headers are for tracing libraries, for EventSource libraries that
-    # resume a stream, for callers that choose a request id or an idempotency key, for gRPC-Web and
-    # for A2A.
+    # After the first two, in this order: headers for tracing libraries, for EventSource libraries
+    # that resume a stream, for callers that choose a request id or an idempotency key, for gRPC-Web
+    # and for A2A.
     "access-control-allow-headers": (
         "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
         "idempotency-key, grpc-timeout, x-grpc-web, x-user-agent, a2a-version, a2a-extensions"

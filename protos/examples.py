@@ -180,8 +180,8 @@ def _example(message: Descriptor) -> dict[str, Any]:
 def _usual(message: Descriptor) -> dict[str, Any]:
     """An example of a message that is not in EXAMPLES.
 
-    A text has the value of the field with the same name in WORKSPACE, TASK or AUDIT_ENTRY. Maps are
-    left out.
+    A text field gets the value of the field with the same name in WORKSPACE, TASK or AUDIT_ENTRY.
+    Maps are left out.
     """
     known = {"id": WORKSPACE_ID, **AUDIT_ENTRY, **TASK, **WORKSPACE}
     example: dict[str, Any] = {}

@@ -44,7 +44,7 @@ TYPESCRIPT = PROTOS.parent / "clients" / "typescript" / "src" / "index.ts"
 # What the TypeScript client does not export: `Error` would hide JavaScript's own `Error`, and the
 # options of fields are only for the service.
 NOT_EXPORTED = ("error", "field")
-# Has the wheel of the last release. Callers have generated code from its descriptor set.
+# Contains the wheel of the last release, with the descriptor set that the API is compared with.
 RELEASES = PROTOS.parent / "tests" / "releases"
 VENDORED = PROTOS / "googleapis"
 GOOGLEAPIS = (
@@ -128,7 +128,8 @@ def protoc(*arguments: str) -> None:
     googleapis = Path(code_pb2.__file__).parents[2]
     includes = [f"-I{PROTOS}", f"-I{googleapis}", f"-I{well_known}"]
     command = [sys.executable, "-m", "grpc_tools.protoc", *includes, *arguments, *proto_files()]
-    # protoc finds its plugins on the PATH, which lacks the environment unless it is activated.
+    # protoc finds its plugins on the PATH. If the virtual environment is not activated, its folder
+    # is missing there.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     subprocess.run(command, check=True, cwd=PROTOS, env=os.environ | {"PATH": path})
 

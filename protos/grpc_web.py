@@ -11,7 +11,7 @@ from replies import GRPC_CALL, header
 TYPE = "application/grpc-web+proto"
 # Clients that send base64 (application/grpc-web-text) are refused, like other content types.
 CONTENT = r"(?i)application/grpc-web(\+proto)?\|.*"
-# The edge and the worker would take a call with these headers for a REST call.
+# Removed from calls: with these headers, the edge and the worker would treat a call as REST.
 REST_HEADERS = ["x-evershell-edge", "x-evershell-content"]
 
 # The filter evershell.grpc_web_headers adds this header. It is not removed, because the mappers of

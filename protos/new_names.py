@@ -99,7 +99,7 @@ def _members(found: _Type) -> Sequence[str]:
 
 
 def _reachable(protos: Protos) -> dict[str, _Type]:
-    """The messages and enums of calls, by full name, in the order of the calls."""
+    """The messages and enums that calls use, by full name, in the order of the calls."""
     found: dict[str, _Type] = {}
     left: list[_Type] = [
         each

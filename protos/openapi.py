@@ -103,7 +103,7 @@ class _Document:
             if rule.slug not in called and not rule.a2a_only
         )
         about = prose(self._protos.comment(service.full_name)).partition("\n")[0]
-        # ErrorEnvelope refers to this schema.
+        # Adds the schema of Error, to which the schema ErrorEnvelope refers.
         self._schemas.reference(self._protos.pool.FindMessageTypeByName(f"{PACKAGE}.Error"))
         return {
             "openapi": OPENAPI_VERSION,
@@ -174,7 +174,7 @@ class _Document:
         return with_deprecation(self._protos, field, parameter) | {"schema": schema}
 
     def _body(self, binding: Binding, name: str, fields: list[FieldDescriptor]) -> dict[str, Any]:
-        """The body. Each binding has its own schema, without the fields of its path."""
+        """The request body. Each binding has its own schema, without the fields of its path."""
         content: dict[str, Any] = {"schema": self._schemas.request(f"{name}Request", fields)}
         if binding.edge.example:
             content["example"] = json.loads(binding.edge.example)

@@ -22,7 +22,7 @@ from source import PACKAGE, Protos
 
 # The methods that do more than a call. They are written by hand, in tasks.py.
 BY_HAND = ("CancelTask", "CancelTasks", "WatchEvents", "StreamEvents")
-# The optional arguments that can be positional.
+# The optional arguments that callers may pass by position, by RPC.
 _POSITIONAL = {"CreateWorkspace": ("name",)}
 _KEY = (
     "1 to 255 printable ASCII characters. For 24 hours, a call of the same user or API key with "

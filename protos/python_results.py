@@ -81,7 +81,7 @@ _SCALARS = {
     FieldDescriptor.TYPE_INT32: ("int", "0"),
     FieldDescriptor.TYPE_INT64: ("int", "0"),
 }
-# The types of the messages of Google.
+# The Python types that stand for Google's messages.
 WELL_KNOWN = {
     "google.protobuf.Timestamp": "datetime",
     "google.protobuf.Duration": "timedelta",

@@ -55,7 +55,7 @@ def prose(comment: str, rpcs: list[str]) -> str:
 
 
 class Texts:
-    """The comments of the protos as texts of the client."""
+    """Turns the comments of the protos into texts for the client."""
 
     def __init__(self, protos: Protos) -> None:
         self._protos = protos

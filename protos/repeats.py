@@ -24,8 +24,10 @@ _HAS_KEY = {"name": "idempotency-key", "present_match": True}
 
 
 def routes(route: dict[str, Any], when: str) -> list[dict[str, Any]]:
-    """The route with its metadata, or two routes if the metadata depends on a header. `when` is a
-    name of EdgeRule.Repeat. The edge does not know whether a body names a task.
+    """The route with its metadata, or two routes if the metadata depends on a header.
+
+    `when` is a name of EdgeRule.Repeat. With `if_task_is_named`, calls count as not repeatable: the
+    edge does not know whether a body names a task.
     """
     if when == "with_idempotency_key":
         return [_marked(route, [_HAS_KEY], True), _marked(route, [], False)]

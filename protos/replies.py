@@ -13,7 +13,7 @@ from repeats import CEL, IS_REPEATABLE
 from source import Rule
 
 DOMAIN = "evershell.ai"
-# Does not mention a deadline, because the caller may have set none.
+# The caller may have set no deadline, so the text does not mention one.
 SLOW = "The service did not answer in time. The call may have had its effect."
 # These messages contain facts about the request. All other messages are the first sentence of the
 # code's comment. %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
@@ -27,16 +27,17 @@ MESSAGES_WITH_FACTS = {
 }
 # The messages of answers to which Envoy adds no text.
 MESSAGES_WITHOUT_FACTS = {"validation_error": "The request cannot be read."}
-# The only one of the edge's own errors after which a retry can succeed.
+# The only one of the edge's own errors after which the edge advises a retry.
 RETRYABLE = "unavailable"
 RETRY_AFTER_SECONDS = 1
-# Sets the response header. The envelope then takes the id from that header.
+# Sets the response header to the request's id, or to a new id if the request has none. The envelope
+# takes its id from this response header.
 REQUEST_ID = {
     "x-request-id": (
         '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
     )
 }
-# For a request that could not be read: it has no id yet, or an id that its client chose.
+# For requests that could not be read. Such a request has no id yet, or one that its client chose.
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 # The HTTP statuses of requests that could not be read.
 UNREAD_STATUSES = (426, 431)
@@ -201,8 +202,8 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     for rule in rules:
         if not rule.edge_only:
             by_status[rule.grpc].append(rule)
-    # gRPC cancels a call that the worker has not begun after a while, or when the worker shuts
-    # down. A caller that cancels does not wait for an answer.
+    # A worker's gRPC library cancels a call that waits too long for its start, or when the worker
+    # shuts down. The caller cannot have cancelled the call, because it would not see this answer.
     by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
     # The edge has routes for the methods of an optional service, even if the workers do not run it.
     by_status[code_pb2.UNIMPLEMENTED] = [rule for rule in rules if rule.slug == "not_found"]
@@ -269,7 +270,7 @@ def _grpc_mapper(
 
 
 def _rich_status(rule: Rule, text: str, is_repeatable: bool) -> str:
-    """The value of grpc-status-details-bin. It is the same for all calls, so has no RequestInfo."""
+    """The value of grpc-status-details-bin, without RequestInfo: it is the same for all calls."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.slug.upper(), domain=DOMAIN)]
     if is_repeatable:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)

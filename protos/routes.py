@@ -39,8 +39,8 @@ LARGE_BODY_HEADER = "x-evershell-large-body"
 # method matches them.
 HOT_METHOD = "CancelTask"
 
-# A call may wait 30 s for a task, so it has been answered within 35 s. 0 turns the limit off,
-# because a stream has no end.
+# A call may wait 30 s for a task, so it is answered within 35 s. 0 means no limit, because a stream
+# has no end.
 CALL_TIMEOUT = "35s"
 STREAM_TIMEOUT = "0s"
 # Longer than any pause in a stream, which sends a heartbeat after 15 s.
@@ -91,7 +91,7 @@ INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": REFLECTION,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION,
 }
-# More than requests to these methods need: at most the name of a service, a symbol or a file.
+# Enough for every request to these methods, which names at most a service, a symbol or a file.
 INTROSPECTION_REQUEST_BYTES = 4096
 
 
@@ -116,7 +116,7 @@ def edge_config(
     size_limits |= other_size_limits
     grpc_errors_of_edge = grpc_local_replies(rules, size_limits)
     return {
-        # Comes before all other routes, including the routes of the documents.
+        # The edge puts this route before all others, even before the routes of the documents.
         "preflight_route": answer({"prefix": "/", "headers": PREFLIGHT}, 200, PREFLIGHT_ANSWER),
         "routes": [
             _several_hosts(),
@@ -328,7 +328,7 @@ def _calls(path: dict[str, Any], binding: Binding, first: frozenset[str]) -> lis
             "string_match": {"safe_regex": {"regex": SMALL_CONTENT}},
         }
         large = _call(path, binding, first, [])
-        # A large cancellation stays in the class of cancellations, which other calls cannot fill.
+        # Large calls of FIRST_ROUTE keep this route, because other calls cannot take its places.
         if class_of(binding.rpc, first) is not FIRST_ROUTE:
             large["route"] |= LARGE_ROUTE
         large.setdefault("request_headers_to_add", []).append(header(LARGE_BODY_HEADER, "1"))

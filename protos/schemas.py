@@ -39,7 +39,7 @@ class Schemas:
         """A reference to the schema of a message or enum, which is built at the first reference."""
         name = component_name(described.full_name)
         if name not in self.components:
-            # A message may refer to itself.
+            # Set before the schema is built, because a message may refer to itself.
             self.components[name] = {}
             self._full_names[name] = described.full_name
             self.components[name] = (

@@ -59,15 +59,15 @@ class Rule:
     edge_only: bool
     a2a_only: bool
     fallback: bool
-    # The first sentence of its comment.
+    # The first sentence of the code's comment.
     message: str
-    # The example in its comment.
+    # The example in the code's comment.
     example: str
     # The details of an example, as JSON.
     details: str
     # Whether REST answers say that the call must not be repeated.
     no_retry: bool
-    # What a caller should do.
+    # What a caller should do after the error.
     action: str
     # The names of the RPCs that can return the error, and whether every call can return it.
     rpcs: tuple[str, ...]
@@ -181,7 +181,7 @@ class Protos:
     def rules(self) -> list[Rule]:
         """All error codes that have a rule.
 
-        Raises ValueError if a comment has no example, or if `rpcs` names an unknown RPC.
+        Raises ValueError if a comment or a rule lacks a part, or if `rpcs` names an unknown RPC.
         """
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
         names = {method.name for method in self.service.methods}

@@ -45,7 +45,7 @@ def audit(
     """Prints one line for each entry."""
     start = None
     if since is not None:
-        # A time before the year 1 raises OverflowError. Then the list has no start time.
+        # If the start would be before the year 1, the list has no start time.
         with suppress(OverflowError):
             start = datetime.now(UTC) - timedelta(seconds=since)
     entries = call.client.list_audit_entries(

@@ -95,7 +95,7 @@ def cancel(
     wait: float | None,
     force_after: float | None,
 ) -> None:
-    """Makes the call, prints its result, and exits with an ExitCode."""
+    """Cancels a task or many tasks, prints the result, and exits with an ExitCode."""
     if everything and wanted is not None:
         raise click.UsageError("--all and --filter exclude each other.")
     if everything or wanted is not None:

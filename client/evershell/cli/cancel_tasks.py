@@ -1,4 +1,4 @@
-"""Cancels many tasks, for `cancel --all` and `cancel --filter`. `hold` uses its confirmation."""
+"""Cancels many tasks, for `cancel --all` and `cancel --filter`. `hold` also uses `confirm`."""
 
 import sys
 from collections.abc import Iterable
@@ -87,7 +87,11 @@ def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
 
 
 def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
-    """The results of all calls. If a call fails, prints what earlier calls did, and raises."""
+    """The results of all calls.
+
+    If the service cannot answer or the user presses Ctrl-C, prints how many tasks the earlier
+    calls have cancelled, and raises the error.
+    """
     results: list[CancelTasksResult] = []
     accepted = 0
     try:

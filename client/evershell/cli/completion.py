@@ -79,7 +79,7 @@ def complete_task(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
     """The newest tasks of the workspace, each with its status."""
-    # If an option still lacks its value, click has not parsed the arguments yet.
+    # While an option still lacks its value, click leaves the arguments unparsed.
     unread = (argument for argument in context.args if not argument.startswith("-"))
     workspace = context.params.get("workspace") or next(unread, None)
     if not workspace:

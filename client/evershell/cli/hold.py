@@ -33,7 +33,7 @@ _RELEASE_HELP = f"""End the hold of your organization. Needs the scope org:hold.
 @click.option("--yes", is_flag=True, help="Do not ask before tasks are cancelled.")
 @service_options
 def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bool) -> None:
-    """Makes the call and prints the hold in force."""
+    """Puts the organization on hold, or only reads its hold, and prints the hold."""
     if only_show:
         _print_hold(call, call.client.get_hold())
         return
@@ -54,7 +54,7 @@ def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bo
 @click.command(help=_RELEASE_HELP)
 @service_options
 def release(call: Call) -> None:
-    """Makes the call and prints that there is no hold."""
+    """Releases the organization, and prints that there is no hold."""
     _print_hold(call, call.client.release())
 
 

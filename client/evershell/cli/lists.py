@@ -1,4 +1,4 @@
-"""The options `--limit` and `--status` of commands that list, and the count of rows."""
+"""The options `--limit` and `--status` of commands that print lists, and the count of rows."""
 
 from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum

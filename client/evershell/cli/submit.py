@@ -109,7 +109,7 @@ def submit(
     idempotency_key: str | None,
     wait: float | None,
 ) -> None:
-    """Prints the task's id."""
+    """Submits the task, and prints its id."""
     if description == "-":
         description = _read_standard_input()
     try:

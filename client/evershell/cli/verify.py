@@ -28,7 +28,7 @@ from evershell.histories import lines
 from evershell.histories.judge import judge
 from evershell.histories.recorder import Recorder
 
-# The agent of the model `scripted` runs each line as a command.
+# With the model `scripted`, the agent runs each line as a command.
 _DESCRIPTION = "\n".join(["sleep 1"] * 6)
 _HELP = """Check a deployment while you inject faults.
 
@@ -211,7 +211,7 @@ def _report(load: Load, history: lines.History, began: datetime, *, as_json: boo
 
 
 def _method(name: str, calls: Sequence[lines.Call]) -> dict[str, Any]:
-    """The row of a method in the table. Streams and waits do not count as its slowest call."""
+    """The row of a method in the table. Its slowest call is never a stream or a call that waits."""
     of_name = [each for each in calls if each.name == name]
     timed = [each for each in of_name if name != "WatchEvents" and "wait" not in each.arguments]
     answered = [each for each in timed if each.answer is not None]

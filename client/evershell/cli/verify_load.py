@@ -86,7 +86,7 @@ class _Callers:
         return _Reply(answer)
 
     async def watch(self, workspace_id: str, after: int, stay_seconds: float) -> int:
-        """Watches the log after this `seq`, on one connection. Returns the last `seq`."""
+        """Watches the log on one connection, beginning after `after`. Returns the last `seq`."""
         self.count += 1
         fields = {"workspace_id": workspace_id, "after": after}
         call_id = self._recorder.begin("watcher", "WatchEvents", fields)

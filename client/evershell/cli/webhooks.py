@@ -44,7 +44,7 @@ def add(
     description: str,
     idempotency_key: str | None,
 ) -> None:
-    """Prints the secret to standard output, and the rest to standard error."""
+    """Creates a webhook. Prints its secret to standard output, and the rest to standard error."""
     created = call.client.webhooks.create(
         receiver, event_types, description=description, idempotency_key=idempotency_key
     )
@@ -80,7 +80,7 @@ def list_(call: Call) -> None:
 @_ARGUMENT
 @service_options
 def remove(call: Call, webhook: str) -> None:
-    """Prints the webhook that was deleted."""
+    """Deletes the webhook, and prints it."""
     deleted = call.client.webhooks.delete(webhook)
     if call.as_json:
         show.json_value(deleted.to_dict())
@@ -94,7 +94,7 @@ def remove(call: Call, webhook: str) -> None:
 @_ARGUMENT
 @service_options
 def rotate(call: Call, webhook: str) -> None:
-    """Prints the new secret to standard output, and the rest to standard error."""
+    """Replaces the secret. Prints it to standard output, and the rest to standard error."""
     _print_secret(call, call.client.webhooks.rotate(webhook))
 
 
@@ -103,12 +103,12 @@ def rotate(call: Call, webhook: str) -> None:
 @click.option("--task", metavar="ID", help="Only the delivery of this task.")
 @service_options
 def replay(call: Call, webhook: str, task: str | None) -> None:
-    """Repeats the call until no failed delivery remains."""
+    """Repeats the call until it finds no failed delivery to replay."""
     replayed, remaining = 0, 1
     while remaining:
         result = call.client.webhooks.replay(webhook, task_id=task)
         replayed, remaining = replayed + result.replayed, result.remaining
-        # The remaining deliveries are being replayed by another call.
+        # Another call is already replaying the remaining deliveries.
         if not result.replayed:
             break
     if call.as_json:

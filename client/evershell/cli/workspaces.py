@@ -44,7 +44,7 @@ def show_(call: Call, workspace: str) -> None:
 )
 @service_options
 def create(call: Call, name: str, idempotency_key: str | None) -> None:
-    """Prints the new workspace."""
+    """Creates a workspace, and prints it."""
     _print(call, call.client.create_workspace(name, idempotency_key=idempotency_key))
 
 
@@ -55,7 +55,7 @@ def create(call: Call, name: str, idempotency_key: str | None) -> None:
 @_ARGUMENT
 @service_options
 def stop(call: Call, workspace: str) -> None:
-    """Prints the workspace, which may still be stopping."""
+    """Stops the workspace, and prints it. It may still be `stopping`."""
     _print(call, call.client.stop_workspace(workspace))
 
 
@@ -63,7 +63,7 @@ def stop(call: Call, workspace: str) -> None:
 @_ARGUMENT
 @service_options
 def resume(call: Call, workspace: str) -> None:
-    """Prints the workspace, which is provisioning."""
+    """Resumes the workspace, and prints it. Its status is `provisioning`."""
     _print(call, call.client.resume_workspace(workspace))
 
 
@@ -75,14 +75,14 @@ def resume(call: Call, workspace: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @service_options
 def delete(call: Call, workspace: str, yes: bool) -> None:
-    """Prints the workspace, which is deleting."""
+    """Deletes the workspace, and prints it. Its status is `deleting`."""
     if not yes:
         _confirm_deletion(call, workspace)
     _print(call, call.client.delete_workspace(workspace))
 
 
 def _confirm_deletion(call: Call, workspace: str) -> None:
-    """Asks, and exits unless the answer is yes."""
+    """Asks whether to delete the workspace, and exits unless the answer is yes."""
     if call.as_json:
         raise click.UsageError("--json asks nothing: add --yes.")
     question = f"This deletes {printable(workspace)} with its files, tasks and events. Go on?"

@@ -34,7 +34,7 @@ R = TypeVar("R", bound=Result)
 
 Seconds = float | timedelta
 
-# gRPC treats later deadlines as expired.
+# The longest time limit of a call. gRPC treats a deadline that is further away as expired.
 LONGEST_SECONDS = 1e9
 _KEY_HEADER = "idempotency-key"
 

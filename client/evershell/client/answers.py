@@ -111,7 +111,7 @@ def _typed(name: str, value: str) -> Any:
 
 
 def _class_of(code: grpc.StatusCode) -> type[CallError]:
-    """The error class whose code has the name of the gRPC code, or else the code's fallback."""
+    """The class whose error code has the gRPC code's name, or else the gRPC code's fallback."""
     name = code.name.lower()
     if name not in BY_CODE:
         name = next(

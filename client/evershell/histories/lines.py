@@ -13,7 +13,7 @@ class Call:
     """A call as its caller saw it."""
 
     caller: str
-    # Each organization has its own workspaces.
+    # The organization of the caller. Each organization has its own workspaces.
     org: str
     name: str
     arguments: Mapping[str, Any]

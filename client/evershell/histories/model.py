@@ -139,7 +139,7 @@ class Tasks:
     # For each orphan, which is a task without an answered submission: the earliest end of an
     # operation that names it. Orphans with a known `seq` come first, in the order of their `seq`.
     orphans: dict[str, float] = field(default_factory=dict)
-    # The result of seqs_since_first.
+    # The known `seq` of each task, from seqs_since_first.
     seqs: Mapping[str, int] = field(default_factory=dict)
     # For each task: how many open or later operations name it.
     uses: dict[str, int] = field(default_factory=dict)
@@ -185,7 +185,7 @@ def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
 
 
 def possible_tasks(submission: Operation, tasks: Tasks) -> Iterator[str]:
-    """The tasks named by other calls that a submission without an answer may have created."""
+    """The tasks that a submission without an answer may have created and that other calls name."""
     for orphan, named in tasks.orphans.items():
         if submission.began <= named and tasks.uses[orphan]:
             yield orphan
@@ -209,7 +209,7 @@ def _is_submitted(task: str, state: State) -> bool:
 
 
 def _is_next(task: str, state: State, tasks: Tasks) -> bool:
-    """Whether every orphan with a lower `seq` that operations still name has been submitted."""
+    """Whether each orphan with a lower `seq` has been submitted, if operations still name it."""
     seq = tasks.seqs.get(task)
     if seq is None:
         return True

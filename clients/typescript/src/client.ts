@@ -131,7 +131,7 @@ export class Client {
 
   /**
    * Follows the log of a workspace: yields its events, and waits for new ones. If the connection
-   * breaks, it connects again and goes on after the last event: no event is lost or repeated.
+   * breaks, the client reconnects and continues after the last event: no event is lost or repeated.
    *
    * Leaving the loop ends the stream. Throws CallError.
    */

@@ -75,7 +75,7 @@ function isErrorCode(name: string): name is ErrorCode {
 
 /** The error code with the same name as the gRPC code, or else the fallback of that gRPC code. */
 function codeOf(error: ConnectError): ErrorCode {
-  // `fetch` has failed, or the stream has broken off. No answer says why.
+  // `fetch` has failed, or the stream has broken off, without an error from the service.
   const isBroken = error.code === Code.Unknown && error.cause !== undefined;
   if (isBroken || error.code === Code.DataLoss) return "unavailable";
   const name = (Code[error.code] ?? "").replace(/(?<=.)[A-Z]/g, "_$&").toLowerCase();

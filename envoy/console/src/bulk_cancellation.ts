@@ -37,11 +37,11 @@ export interface Counted {
   readonly matched: number;
   // The matching tasks that are already cancelled.
   readonly before: number;
-  // At most 1,000 results for each 1,000 ids.
+  // A result for each task with one of the ids; if all tasks were counted, at most 1,000 results.
   readonly results: readonly Result[];
 }
 
-// The last time that this tab began to cancel all tasks.
+// The last cancellation of all tasks that this tab has begun.
 export const lastStop = signal<BulkCancellation | null>(null);
 
 // Counts the tasks with these ids, or all tasks, without cancelling them. Throws Failure.
@@ -104,7 +104,7 @@ export class BulkCancellation {
     this.leave.abort();
   }
 
-  // Interrupts the iterations of these tasks. Tasks that were submitted since then go on.
+  // Interrupts the iterations of these tasks. Tasks that were submitted later continue.
   async interrupt(tasks: readonly Result[]): Promise<void> {
     try {
       for (const part of filters(tasks.map((each) => each.task_id))) {

@@ -26,7 +26,7 @@ export interface CancelCall {
   readonly answerMs: number | null;
 }
 
-// The last call of this page.
+// The last call of CancelTask that this page has made.
 export const cancelCall = signal<CancelCall | null>(null);
 
 // The call names the task, so that it never cancels the next task.

@@ -49,7 +49,8 @@ export function backoffMs(failures: number, failure: Failure | null): number {
   return Math.max(least, wanted * (0.5 + Math.random() / 2));
 }
 
-// Ends early when the browser is online again, when the page is shown again, and after a sign-in.
+// Waits for this time. The wait ends early when `signal` is aborted, the browser is online again,
+// the page is shown again, or the user signs in.
 export function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const end = () => {

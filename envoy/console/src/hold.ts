@@ -11,8 +11,8 @@ export type Hold = Schemas["Hold"];
 // The hold; null until it was read, or if the token may not read it.
 export const hold = signal<Hold | null>(null);
 
-// Counts the changes of the hold that this tab has made. A read that began before a change may return
-// the hold before the change.
+// Counts the changes of the hold that this tab has made. The result of a read that began before a
+// change is ignored, because it may be the previous hold.
 let changes = 0;
 
 export async function followHold(signal: AbortSignal): Promise<void> {

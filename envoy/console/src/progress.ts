@@ -8,7 +8,7 @@ export interface Progress {
   cancel: Schemas["CancelIntent"] | null;
   // When the iteration is interrupted; null if the cancellation does not interrupt it.
   forceAt: string | null;
-  // The iteration that was in flight, once it has ended.
+  // The first iteration that ended after the cancellation was recorded; null if there is none.
   iteration: WorkspaceEvent | null;
   // Whether the task ended during an iteration that is not in the log.
   isLost: boolean;

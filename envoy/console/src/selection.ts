@@ -49,7 +49,7 @@ export const shown = computed<readonly Row[]>(() => {
     .map(({ row }) => row);
 });
 
-// The filters with the number of workspaces of each: the problems, then each status that occurs.
+// How many workspaces each filter matches: all, then each problem, then each status that occurs.
 export const counts = computed<ReadonlyMap<Filter, number>>(() => {
   const order: Filter[] = ["all", ...TROUBLES, ...STATUSES];
   const found = new Map<Filter, number>(order.map((each) => [each, 0]));

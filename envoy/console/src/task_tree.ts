@@ -7,7 +7,7 @@ import type { Failure } from "./failure";
 import { type CancelOptions, cancelFields } from "./cancel_call";
 import { count } from "./text";
 
-// The pause between reads while a task of the tree has not ended, and afterwards.
+// The pauses between reads: until all tasks of the tree have ended, and afterwards.
 const OPEN_MS = 2_000;
 const ENDED_MS = 10_000;
 const MOST = 200;

@@ -5,7 +5,7 @@ import type { Row } from "./workspaces";
 
 // A cancellation that takes longer than this is late.
 const LATE_MS = 10_000;
-// Larger than any time in milliseconds.
+// Larger than any time in milliseconds, so that it separates the groups in `urgency`.
 const TIME = 1e14;
 
 // The problems that a workspace can have, the worst first.

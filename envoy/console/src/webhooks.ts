@@ -5,7 +5,7 @@ import { announce } from "./announcer";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
 
-// The pause between reads while events wait for a receiver, and afterwards.
+// The pauses between reads: while events wait for a receiver, and afterwards.
 const PENDING_MS = 1_000;
 const SETTLED_MS = 5_000;
 

@@ -40,7 +40,7 @@ export class OpenWorkspace {
     void followEvents(this.id, follower, signal);
     this.refreshNow = () => {
       if (performance.now() - this.refreshedAt < LEAST_MS) return;
-      // The next regular reading reports a failure.
+      // Ignores a failure, because the next regular reading reports it if it persists.
       void this.refresh(signal).catch(() => {});
     };
   }
@@ -75,7 +75,7 @@ export class OpenWorkspace {
     return this.events.peek().findLast((event) => event.task_id)?.task_id ?? "";
   }
 
-  // Draws at most once for each frame, however many events come.
+  // Adds events to the page, at most once for each frame, however many events come.
   private add(events: WorkspaceEvent[]): void {
     this.waiting.push(...events);
     if (this.waiting.length > events.length) return;

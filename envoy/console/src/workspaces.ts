@@ -9,18 +9,19 @@ import { api, read, type Task, type Workspace } from "./api";
 import { repeat } from "./connection";
 
 const PAGE_SIZE = 200;
-// Calls in flight of the loop that reads all workspaces. The two other loops and the hold have one each:
-// a browser opens at most six connections over HTTP/1.1, and a cancellation needs one.
+// How many pages of the list of all workspaces are read at the same time. Each of the other loops
+// makes one call at a time: a browser opens at most six connections over HTTP/1.1, and a
+// cancellation needs one of them.
 const AT_ONCE = 2;
 const REFRESH_MS = 1_000;
-// What is in view is read more often.
+// Workspaces in view are read more often.
 const IN_VIEW_MS = 500;
 const PAGES_IN_VIEW = 4;
-// While the page is hidden.
+// The interval of all loops while the page is hidden.
 const HIDDEN_REFRESH_MS = 10_000;
 // The least time between two drawings of the list.
 const PUBLISH_MS = 200;
-// The list spends at most this share of the time on its own calls.
+// The maximum share of the time that a loop spends on reading a whole list.
 const SHARE = 0.5;
 
 export interface Row {
@@ -33,7 +34,6 @@ export interface Row {
   since: number;
 }
 
-// In the order of the service: newest first.
 export const rows = signal<readonly Row[]>([]);
 // Whether the whole list has been read once.
 export const isComplete = signal(false);
@@ -44,7 +44,7 @@ const known = new Map<string, Row>();
 let tasks: ReadonlyMap<string, Task> = new Map();
 // The token of each page that has been read.
 let tokens = [""];
-// Whether `rows` will be set at the next drawing.
+// Whether a timer has been started that will set `rows`.
 let isDue = false;
 let publishedAt = 0;
 
@@ -74,7 +74,7 @@ async function follow(signal: AbortSignal): Promise<void> {
   ]);
 }
 
-// Reads every REFRESH_MS, or less often if that takes more than SHARE of the time.
+// Reads every REFRESH_MS. If that would take more than SHARE of the time, reads less often.
 async function repeatSparingly(readAll: () => Promise<void>, signal: AbortSignal): Promise<void> {
   let tookMs = 0;
   const measured = async () => {
@@ -93,7 +93,7 @@ async function readWorkspaces(signal: AbortSignal): Promise<void> {
     const page = await listPage(tokens[index] ?? "", signal);
     absorb(page.workspaces, index);
     for (const workspace of page.workspaces) gone.delete(workspace.id);
-    // New workspaces shift the pages, so these tokens are stale.
+    // Workspaces were created or deleted, so the later pages now begin elsewhere.
     if (page.next !== (tokens[index + 1] ?? "")) chainIsBroken = true;
     return page.next;
   };

@@ -8,7 +8,7 @@
 local ERROR = '{"error":{"code":%s,"status":"%s","message":"%s","details":['
   .. '{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"%s","domain":"evershell.ai"},'
   .. '{"@type":"type.googleapis.com/google.rpc.RequestInfo","requestId":"%s"}]}}'
--- The codes of google.rpc by the HTTP status of the edge's own errors.
+-- The name of the gRPC code for each HTTP status of the edge's own errors.
 local CODES = {
   ["400"] = "INVALID_ARGUMENT",
   ["404"] = "NOT_FOUND",
@@ -40,8 +40,8 @@ local function own_error(status, code, message, request_id)
   return ERROR:format(status, CODES[status] or "UNKNOWN", message, code:upper(), request_id)
 end
 
--- The envelope of the edge's own error. Envoy refuses a request with the content type
--- application/grpc in gRPC: its envelope is in grpc-message, percent-encoded.
+-- The envelope of the edge's own error: the body or, if the request has the content type
+-- application/grpc, the header grpc-message, which is percent-encoded.
 local function find_envelope(handle, headers)
   local encoded = headers:get("grpc-message")
   if encoded ~= nil then
@@ -62,7 +62,7 @@ function envoy_on_response(handle)
   if error ~= nil then
     answer(handle, status, error)
   elseif grpc_status ~= nil and grpc_status ~= "0" and set_status == nil then
-    -- A worker's gRPC library refused the call. Its text may name internals.
+    -- A worker's gRPC library refused the call. Its text may name internals and is dropped.
     local errors = handle:virtualHost():metadata()
     local rule = errors:get(grpc_status) or errors:get("13")
     local request_id = headers:get("x-request-id") or ""

@@ -5,7 +5,7 @@
 -- An error arrives without a body: the server has put the envelope and its HTTP status into two
 -- headers. The header_mutation filter, which sees answers after this one, removes these headers.
 
--- The status and the envelope of an error that has no envelope in its headers.
+-- The status and the envelope of an error for which the server has set no envelope.
 local function find_envelope(handle, headers, grpc_status, status)
   if status ~= nil then
     -- Envoy refused a request with the content type application/grpc: the envelope is in
@@ -29,7 +29,7 @@ end
 local INVALID_VALUE =
   '^(.*"message":"[^"]-: ([%w_.]+): (invalid value .*)","request_id":"[^"]*")}}%s*$'
 
--- Adds the field of a query to `details.fields`.
+-- Adds the invalid field of a query to `details.fields`.
 local function name_invalid_value(handle)
   local body = handle:body()
   if body ~= nil then
@@ -62,7 +62,6 @@ function envoy_on_response(handle)
     if headers:get(":status") >= "400" then
       advise(handle, headers, headers:get(":status"))
     end
-    -- Envoy's own answers already have their status.
     if headers:get(":status") == "200" then
       status = status or handle:metadata():get("success_status")
       if status ~= nil and status ~= "200" then

@@ -1,9 +1,10 @@
 -- Refuses requests with a header that a worker's gRPC library cannot read, and removes the headers
 -- of gRPC and the binary headers (x-name-bin) that the workers do not need.
 --
--- The library answers INTERNAL to such a header. It then refuses valid values of the same header
--- too, from every caller: Envoy's connection to the worker refers to the name by the index of the
--- bad header. One bad grpc-timeout would make all later calls with a deadline fail.
+-- The library answers INTERNAL to a call with such a header. From then on, it also refuses valid
+-- values of this header from every caller: Envoy's connection to the worker refers to the header's
+-- name by the index of the bad header. One bad grpc-timeout would make all later calls with a
+-- deadline fail.
 
 -- The headers of gRPC that the workers read, and the patterns that their values must match.
 local READ = {
@@ -45,7 +46,7 @@ function envoy_on_request(handle)
     if name:sub(1, 5) == "grpc-" or name:sub(-4) == "-bin" then
       local why = problem(name, value)
       if why then
-        -- The status selects the answer to a call of gRPC (protos/replies.py). REST gets 400.
+        -- Envoy's mappers (protos/replies.py) replace this status with 400, and add the error.
         handle:respond({[":status"] = "422"}, "the value of the header " .. name .. why)
         return
       end

@@ -40,7 +40,7 @@ _log = logging.getLogger("evershell.client")
 
 
 class AsyncPages(Generic[T]):
-    """A list of the service. Iterate over it for all items, or over `pages()`.
+    """A list that the service returns in pages. Iterate over all items, or over `pages()`.
 
     Each page is fetched when it is needed, so the iteration may raise CallError.
     """
@@ -217,7 +217,7 @@ class AsyncCaller:
     async def _events(self, watch: Watch) -> AsyncGenerator[Event, None]:
         while True:
             try:
-                # Closing the watch ends the stream at once.
+                # Ends the stream at once if the caller closes the watch.
                 async with aclosing(self._stream(watch)) as events:
                     async for event in events:
                         yield event

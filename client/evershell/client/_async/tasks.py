@@ -1,4 +1,4 @@
-"""The calls about tasks that do more than ask and answer: to cancel and to follow them."""
+"""The calls that cancel tasks, wait for their end, and follow them."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -17,7 +17,7 @@ from evershell.client.types import CancelResult, CancelTasksResult, Task, TaskFi
 
 
 class AsyncTaskCalls(AsyncPlainCalls):
-    """The calls about tasks that do more than send a request and return the answer."""
+    """The calls that cancel tasks, wait for their end, and follow them."""
 
     async def cancel(
         self,
@@ -148,7 +148,7 @@ class AsyncTaskCalls(AsyncPlainCalls):
         """Follows the log of a workspace: yields its events, and waits for new ones.
 
         If the connection breaks, the service restarts, or a session token from a callable expires,
-        it connects again and goes on after the last event. No event is lost or repeated.
+        the watch reconnects and continues after the last event. No event is lost or repeated.
 
         Args:
             workspace_id: The workspace.
