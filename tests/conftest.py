@@ -42,8 +42,8 @@ def plain_log() -> None:
     """Sets a plain format: structlog's default shows all variables of a traceback, which is slow.
 
     A program that an earlier test has run in this process leaves its settings of structlog behind.
-    These include a cache, because of which modules would keep their loggers, and `capture_logs`
-    would miss their lines.
+    With these, modules would cache their loggers, and `capture_logs` would miss the lines of cached
+    loggers.
     """
     structlog.configure(
         processors=[structlog.processors.JSONRenderer(default=str)],

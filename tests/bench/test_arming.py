@@ -1,4 +1,4 @@
-"""The bench counts the cancellations in the database correctly; the durable floor records them."""
+"""The bench finds out from the database whether each accepted cancellation was recorded whole."""
 
 import re
 from collections.abc import Iterator

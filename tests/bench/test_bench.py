@@ -38,7 +38,7 @@ def test_a_ratio_is_taken_within_each_round_so_drift_cancels_out() -> None:
     rounds = [
         {"cancel": {"p50": 2.0}, "floor": {"p50": 1.0}},
         {"cancel": {"p50": 40.0}, "floor": {"p50": 20.0}},
-        # The run ended before this round was complete.
+        # This round does not count, because the run ended before it was complete.
         {"cancel": {"p50": 1.0}},
         {"cancel": {"p50": 9.0}, "floor": {"p50": 3.0}},
     ]
@@ -133,7 +133,7 @@ def test_a_page_has_what_was_measured_and_names_what_was_not() -> None:
     # (800 + 400) µs a call, 1,000 times a second.
     assert "| for 1,000 cancellations a second, cores |  |  | 1.2 |  |" in callers
     assert "CancelTask over gRPC, 4 callers, throughput" in callers.split("Not measured: ")[1]
-    # A curve needs two points.
+    # There is no picture, because a curve needs at least two points.
     assert ".svg" not in callers
 
 
@@ -142,7 +142,7 @@ def test_a_page_has_what_was_measured_and_names_what_was_not() -> None:
     [
         ("run (asyncio/runners.py:118);Loop__run (loop.c:20313)", "event loop"),
         ("Loop__run (loop.c:2);0x7f01 (grpc/_cython/cygrpc.so);sendmsg (libc.so.6)", "gRPC engine"),
-        # The interceptors read and reply through the engine, as any server would.
+        # The engine would read the request even without this interceptor.
         (
             "around (server/evershell/api/interceptors/errors.py:27);read (grpc/aio/_server.py:3)",
             "gRPC engine",

@@ -1,4 +1,4 @@
-"""The contract of Pods, for processes on this machine with and without a sandbox, and the fake."""
+"""The contract of Pods: processes on this machine, with and without a sandbox, and the fake."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

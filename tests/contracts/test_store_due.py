@@ -81,7 +81,7 @@ async def test_a_cancelled_task_is_overdue_after_its_bounds(
     await with_task(store)
     requested = intent(force_after_seconds=force_after_seconds)
     await store.record_cancellation(permission(), busy.id, None, requested)
-    # The margin of a force deadline is 2 s.
+    # A task must end at most 2 s after its force deadline.
     bound = NOW + (timedelta(seconds=3) if force_after_seconds == 1 else TO_END)
     just = timedelta(milliseconds=1)
     assert await due_ids(store, Kind.OVERDUE, now=bound - just) == []

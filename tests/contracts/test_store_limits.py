@@ -112,7 +112,7 @@ async def used(
 ) -> None:
     """Records that the task has used `amount` input tokens and `amount` output tokens.
 
-    If `is_open`, its open iteration has used them.
+    If `is_open`, records them for the open iteration of the task.
     """
     usage = Usage(input_tokens=amount, output_tokens=amount, cost_nanos=cost_nanos)
     opened = OpenIteration(number=1, usage=usage, started_calls=[{"id": "call_1"}])

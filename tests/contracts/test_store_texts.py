@@ -27,7 +27,7 @@ async def test_every_text_is_stored_as_it_is(store: Store, name: str) -> None:
     )
     new = replace(workspace(org_id=text, user_id=text), name=text)
     submitted = replace(task(new.id), description=text, metadata={text: text})
-    # All text fields except fixed values, and ids that the service makes or checks.
+    # All text fields, except those with fixed values or with ids that the service makes or checks.
     facts = ("org_id", "actor_id", "credential_id", "reason", "request_id", "client_address")
     texts: dict[str, Any] = dict.fromkeys(facts, text)
     entry = audit_entry(workspace_id=new.id, **texts)

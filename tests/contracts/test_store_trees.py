@@ -347,7 +347,7 @@ async def test_a_call_with_a_task_is_about_it_even_if_it_has_ended_under_the_loc
 
 
 async def test_a_call_that_begins_again_has_released_its_locks(database_url: str) -> None:
-    """Otherwise the call would hold the first tree's lock while it waits for the second one's."""
+    """The call must not hold the lock of its first tree while it waits for the lock of another."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, child = await root_and_child(store)

@@ -75,7 +75,7 @@ async def case(
     subscriptions_url: tuple[str | None, bool], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Case]:
     """Each implementation of Subscriptions in turn."""
-    # If it takes longer than this to set a mark, the subscriber is woken once more.
+    # Prevents wakes that the tests do not expect: a mark that is set late wakes its subscriber.
     monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
     url, from_another_process = subscriptions_url
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):

@@ -22,7 +22,7 @@ class Mutant:
 
     @property
     def mutated(self) -> Model:
-        """The model with the defect. Raises ValueError if the model does not contain the text."""
+        """The model with the defect. Raises ValueError unless `text` occurs exactly once."""
         return model(self.model).with_replaced(self.text, self.replacement)
 
 

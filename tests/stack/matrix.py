@@ -1,6 +1,6 @@
 """Every cell of the matrix of cancellations: the call to make on a stack, and the expected answer.
 
-The oracle, which computes the expected answer, shares no code with the service.
+The oracle computes the expected answers without using code of the service.
 """
 
 from collections import Counter
@@ -33,8 +33,8 @@ CREDENTIALS = (
 TASKS = ("none", "current", "finished", "foreign", "unknown", "malformed")
 # The protocol of a call. `path` is REST with the task in the path instead of in the body.
 WIRES = ("rest", "path", "grpc")
-# The state and the creator of each workspace. Only some states have a workspace of the member, for
-# whom `:own` matches.
+# The state and the creator of each workspace. Three workspaces are created by the member, whose
+# `:own` permission matches no other workspace.
 PLACES = tuple((state, "owner") for state in STATES) + tuple(
     (state, "member") for state in ("idle", "busy", "intent")
 )
@@ -59,7 +59,7 @@ STATUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One call: on which workspace, by whom, for which task, over which wire."""
+    """A call: on which workspace, by whom, for which task, and over which protocol."""
 
     state: str
     creator: str
@@ -69,7 +69,7 @@ class Cell:
 
     @property
     def answer(self) -> str:
-        """The expected slug or outcome: the result of the first check that has a result."""
+        """The expected slug or outcome: the first result of CHECKS that is not empty."""
         return next(answer for _, check in CHECKS if (answer := check(self)))
 
     @property
@@ -155,7 +155,7 @@ MATRIX = [
 MALFORMED = "no good"
 UNKNOWN = "task_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 FIRST_REASON = "the first to ask"
-# The actor of each credential begins with this text.
+# The beginning of the recorded actor of a call, by the credential of the call.
 ACTORS = {
     "full_access": "key_",
     "submit_observe": "key_",
@@ -188,14 +188,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """All places, and a bystander workspace, whose running task is the `foreign` task."""
+    """All places, and a bystander workspace. The bystander's running task is the `foreign` task."""
 
     stack: Stack
     bystander: Place
     places: dict[tuple[str, str], Place]
 
     def snapshot(self, place: Place) -> dict[str, Any]:
-        """The rows of the place and the bystander in the database, without `lease_expires_at`."""
+        """Returns the database rows of the place and the bystander, without `lease_expires_at`."""
         of = [place.workspace.id, self.bystander.workspace.id]
         with self.stack.database() as connection:
             row = connection.execute(
@@ -227,7 +227,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
     if state == "intent":
         assert workspace.cancel(reason=FIRST_REASON)["outcome"] == "accepted"
     if state in ("stopped", "provisioning"):
-        # The task that is still running becomes the finished task.
+        # The stop ends a running task, which becomes the finished task.
         place.tasks["finished"], place.finished_status = place.begin(), "cancelled"
         workspace.rest.post(f"{workspace.path}/stop")
         place.end()
@@ -358,7 +358,7 @@ def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, cr
 
 def check_cells_that_record(stack: Stack, places: Places, creator: str, at_most: int) -> None:
     """Makes the calls of up to `at_most` cells that record a cancellation. Checks the records."""
-    # Each cell has its own task, so the workspace is idle before and after the cell.
+    # Each cell submits and ends its own task, so an idle workspace is used.
     place = places.places["idle", creator]
     workspace = place.workspace
     cells = [cell for cell in MATRIX if cell.creator == creator and cell.answer == "accepted"]

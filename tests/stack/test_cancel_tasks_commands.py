@@ -1,4 +1,4 @@
-"""The commands for emergencies, through Envoy, for tasks of the other organization."""
+"""The commands that cancel many tasks, through Envoy, for tasks of a second organization."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def owner(stack: Stack) -> dict[str, str]:
-    """The environment with which the commands call as the owner of the other organization."""
+    """The variables with which the commands call as the owner of the second organization."""
     return {
         "EVERSHELL_URL": f"http://{stack.ready['grpc_addr']}",
         "EVERSHELL_API_KEY": stack.tokens[OTHER_ORG],

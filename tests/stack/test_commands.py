@@ -71,7 +71,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_cancellation(
     with terminal(
         *programs.command("cancel", stack.state_dir, workspace.id, "--wait", "60s")
     ) as typed:
-        # The screen shows the line that says what the task is doing.
+        # Waits until the screen shows what the task is doing.
         typed.await_text(f"{task_id} running: ")
         typed.type("\x03")
         assert typed.await_exit() == 130

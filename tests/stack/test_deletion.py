@@ -1,4 +1,4 @@
-"""Deletes a workspace through the edge. Only a record of it remains."""
+"""Deletions of a workspace through the edge, after which only a record of the workspace remains."""
 
 import threading
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from tests.support.waiting import eventually
 from tests.support.wires import Failed
 
 TABLES = ("tasks", "events", "agent_cards", "webhooks", "webhook_deliveries")
-# The time limit for a delivery. A worker notices a first webhook within 5 s, and then starts the
-# process that sends.
+# The time limit for a delivery. A worker notices the first webhook within 5 s, and then starts the
+# process that delivers events.
 LIMIT_SECONDS = 40.0
-# A tool makes a folder that only the folder's owner can remove, after changing its mode.
+# A command that makes a folder with mode 000. Only the owner can change the mode and remove it.
 LOCKED = "mkdir -p locked/inner && touch locked/inner/file && chmod -R 000 locked"
 
 
@@ -106,7 +106,7 @@ def test_a_busy_workspace_is_deleted_with_everything_it_has(
     assert (completed["status"], completed["reason"]) == ("cancelled", "workspace deleted")
     assert completed["iterations"] == 1
     assert messages[-1]["error"]["code"] == "workspace_not_found"
-    # The webhook got the end, because a workspace is removed only after its deliveries.
+    # The webhook got the end of the task, because a workspace is removed only after its deliveries.
     assert [each["type"] for each in receiver.events(task_id)] == ["task_completed"]
     workspace.rest.call("DELETE", f"/v1/webhooks/{created}")
 

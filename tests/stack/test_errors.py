@@ -37,7 +37,7 @@ def both_fail(stack: Stack, slug: str, workspace_id: str) -> tuple[Failed, Faile
 
 
 def assert_logged(stack: Stack, failed: Failed) -> None:
-    """Checks that a worker logs the call with this request id, which happens after the response."""
+    """Waits until a worker has logged the failed call, which it does after it has responded."""
     logs = list((stack.state_dir / "logs").glob("worker-*.log"))
 
     def is_logged() -> bool:
@@ -67,7 +67,7 @@ def test_a_provisioning_workspace_refuses_a_cancellation(stack: Stack) -> None:
         created = stack.rest().post("/v1/workspaces", {}, status=201)
         assert created["status"] == "provisioning"
         both = both_fail(stack, "workspace_provisioning", created["id"])
-    # The logs are written by the supervisor, which was frozen too.
+    # Checks the logs only now, because the supervisor, which writes them, was frozen too.
     for failed in both:
         assert_logged(stack, failed)
     assert_precondition(*both, created["id"])

@@ -7,7 +7,7 @@ import time
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Identifies these processes among all others on the machine.
+# Arguments of `sleep` that identify the test's processes among all processes on the machine.
 PLAIN, OWN_SESSION, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 
 

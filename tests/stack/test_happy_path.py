@@ -9,7 +9,7 @@ def test_a_cancelled_task_ends_after_its_iteration_and_the_agent_takes_the_next_
     pid = workspace.stack.agent_pid(workspace.id)
     task_id = workspace.submit("echo first", gate.command, "echo never")
     workspace.await_event("iteration_completed", task_id)
-    # Waits, because a cancellation between two iterations would prevent the next one.
+    # Waits for the second iteration, which a cancellation before its beginning would prevent.
     workspace.await_phase(task_id, "tool_call")
 
     answer = workspace.cancel(reason="it has gone wrong")

@@ -1,4 +1,4 @@
-"""A hold through the edge, over REST and gRPC, on the other organization."""
+"""A hold on an organization, through the edge, over REST and gRPC."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ CALLER = "other_org"
 
 @pytest.fixture
 def other(stack: Stack) -> Iterator[Workspace]:
-    """A workspace of the other organization. At the end, its hold is released."""
+    """A workspace of a second organization. After the test, the organization is not on hold."""
     workspace = Workspace(stack, CALLER)
     yield workspace
     workspace.rest.post("/v1/hold/release", status=200)

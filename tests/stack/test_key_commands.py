@@ -17,8 +17,8 @@ from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# The documents promise 10 s: workers cache a key for 5 s, and check the keys of streams every 3 s.
-# The other 20 s are for a busy machine.
+# How long a revoked key may still work. The documents promise 10 s: workers cache a key for 5 s,
+# and check the keys of streams every 3 s. The other 20 s are for a busy machine.
 REVOKED_SECONDS = 30.0
 
 

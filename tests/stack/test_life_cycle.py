@@ -7,7 +7,7 @@ from tests.support.sandbox import skip_without_sandbox
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Identifies these processes among all others on the machine.
+# Arguments of `sleep` that identify the test's processes among all processes on the machine.
 HIDDEN, DETACHED = unique_seconds(), unique_seconds()
 
 
@@ -17,7 +17,8 @@ def test_every_process_of_a_pod_ends_with_its_agent(
 ) -> None:
     """A tool leaves its session, its folder and its environment, and ignores SIGTERM.
 
-    Still, the kernel ends the tool together with its agent, whose end any controller can see.
+    Still, the kernel ends the tool together with its agent, and any controller can see that the
+    agent has ended.
     """
     skip_without_sandbox()
     task_id = workspace.submit(

@@ -1,4 +1,4 @@
-"""Lists with pages that are empty although more items follow, as each client reads them."""
+"""Lists that have empty pages before their end. Each client reads on after an empty page."""
 
 import json
 
@@ -10,7 +10,7 @@ from evershell.store.scans import MAX_ROWS
 from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 
-# The entry that matches. It is older than all entries that do not match.
+# The id of the only entry that matches the query. It is the last entry in the list.
 _MATCHING = "aud_00000000000000000000000001"
 _ENTRIES = """
     INSERT INTO audit_entries (id, time, org_id, actor_id, credential_kind, credential_id, rpc,

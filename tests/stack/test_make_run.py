@@ -24,7 +24,7 @@ def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
         "other_org",
     }
     assert not any(token in stack.output.read_text() for token in stack.tokens.values())
-    # gRPC's C library has written nothing, even when a program was started.
+    # gRPC's C library wrote nothing, even when the stack started programs.
     assert "fork_posix" not in stack.output.read_text()
 
 

@@ -4,13 +4,13 @@ from tests.support.metrics import await_metrics, scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# The offsets of the metrics ports from METRICS_PORT: two workers and two controllers. Offset 3 is
-# Envoy.
+# The metrics ports of the two workers and the two controllers, as offsets from METRICS_PORT.
+# Envoy's port has offset 3.
 PROGRAMS = (0, 1, 2, 4)
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:
-    """Returns the sum of the samples of all programs."""
+    """Returns the sum of a metric's samples from the workers and controllers."""
     return sum(scrape(stack, index).get((name, frozenset(labels.items())), 0) for index in PROGRAMS)
 
 
@@ -30,7 +30,7 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
-    # Freezes the controller, which would signal the agent again after 2 s.
+    # Freezes the controllers: they would signal the agent again after 2 s, which would be counted.
     with stack.frozen("fleet"):
         workspace.cancel()
         stack.grpc().call("CancelTask", workspace_id=workspace.id)

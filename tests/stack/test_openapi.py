@@ -9,12 +9,13 @@ from jsonschema import ValidationError
 from tests.support.openapi import Operation, operations
 from tests.support.stack import Gate, Stack, Workspace
 
-# The reads that need a query, another organization, or a running task.
+# The reads that `answers` calls one by one: they need a query, another organization, or a running
+# task.
 SPECIAL_READS = ("GetCurrentIteration", "GetHold", "ListTasks", "ListWebhooks", "StreamEvents")
 
 
 def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[str, Any]]:
-    """Calls every operation. Yields operation ids, each with the response."""
+    """Calls every operation. Yields the id of each operation with its response."""
     rest, path = workspace.rest, workspace.path
     yield "CreateWorkspace", rest.post("/v1/workspaces", example("CreateWorkspace"), status=201)
     submitted = rest.post(f"{path}/tasks", example("SubmitTask") | {"description": gate.command})
@@ -78,7 +79,7 @@ def test_every_response_matches_its_description(
     called = set()
     for name, answer in answers(stack, workspace, gate):
         called.add(name)
-        # The check must also reject a response with an unknown field, and one that lacks a field.
+        # The check must also reject a response with an unknown field, and one without a field.
         successes = named(name).described["responses"].items()
         status, response = next(
             (int(status), response) for status, response in successes if status < "400"

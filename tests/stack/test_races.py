@@ -61,10 +61,10 @@ def test_a_completion_before_the_cancellation_wins(
 def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
     workspace: Workspace, pool: ThreadPoolExecutor
 ) -> None:
-    """The agent is frozen while task and cancellation are committed, so it gets both at once.
+    """The agent is frozen while task and cancellation are recorded, so it gets both at once.
 
-    The cancellation waits for the lock that the submission holds, and is recorded directly after
-    it. 2 s later, the delivery of the task to the frozen agent would have failed.
+    The cancellation waits for the lock that the submission holds. So it is recorded directly after
+    the submission: 2 s later, the delivery of the task to the frozen agent would have failed.
     """
     with workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id)):
         with next_event_held_up(workspace):

@@ -12,7 +12,7 @@ def test_a_task_is_found_and_cancelled_from_the_live_table(
 
     with terminal(*programs.command("top", stack.state_dir, "--reason", "seen in top")) as screen:
         screen.await_text(r"task(s)? running, by time, [\d:]+ UTC")
-        # The newest task is last in the table, which may contain other tasks.
+        # Selects the last line, because the newest task is last and the table may have other tasks.
         screen.type("\x1b[B" * 100 + "c")
         asked = screen.await_text(rf"Cancel task {task_id} ")
         assert "cancel_requested_at" not in workspace.task(task_id)

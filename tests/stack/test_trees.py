@@ -1,4 +1,4 @@
-"""Trees of tasks, through the edge, with tasks of the other organization."""
+"""Trees of tasks, through the edge, with tasks of a second organization."""
 
 from tests.support.other_org import OTHER_ORG, begin
 from tests.support.stack import Gate, Stack, Workspace

@@ -16,8 +16,8 @@ TYPES = [
     "task_cancel_requested",
     "task_completed",
 ]
-# The time limit for a delivery. A worker notices a first webhook within 5 s, and then starts the
-# process that sends.
+# The time limit for a delivery. A worker notices the first webhook within 5 s, and then starts the
+# process that delivers events.
 LIMIT_SECONDS = 40.0
 
 

@@ -22,7 +22,10 @@ class Certificates:
         return self.of.agent(AgentIdentity(workspace_id, epoch))
 
     def strangers(self, workspace_id: str, epoch: int, trusted: str) -> dict[str, TlsIdentity]:
-        """Returns identities that are not this agent's, by description. All trust `trusted`."""
+        """Returns identities that do not belong to this agent, by description.
+
+        All of them trust `trusted`.
+        """
         other = certificates()
         found = {
             "another workspace": self.agent(f"{workspace_id}x", epoch),
@@ -36,7 +39,7 @@ class Certificates:
 
 
 def certificates(key: str = "") -> Certificates:
-    """Returns the certificates of the stack with this signing key; without one, of a new stack."""
+    """Returns the certificates of a stack with this signing key; without a key, of a new stack."""
     made = AgentCertificates(key or new_key())
     return Certificates(made, made.control_plane())
 

@@ -49,7 +49,7 @@ def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
 def assert_firing(
     folder: Path, series: Series, at: str, firing: set[str], interval: str = SCRAPE_INTERVAL
 ) -> None:
-    """Fails unless these alerts, and no others, fire at `at`.
+    """Checks that exactly these alerts fire at `at`.
 
     Each series has one sample per `interval`.
     """

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from tests.support.stack import ROOT
 
-# What is not copied. Compiled modules are copied: otherwise, each program would compile its modules
-# when it starts. The last pattern matches a compiled module that is still being written.
+# The files and folders that are not copied. Compiled modules are copied, so that programs need not
+# compile them when they start. The last pattern matches compiled modules that are being written.
 _LEFT_OUT = (".git", ".venv", ".state", ".hypothesis", "site", "dist", "node_modules", "*.pyc.*")
 
 

@@ -16,7 +16,7 @@ from tests.support.npm import cache_folder
 def copy_cluster(state_dir: Path) -> None:
     """Copies a cluster into the state folder of a stack, unless the folder has one.
 
-    The copy does not differ from a cluster that `up` makes.
+    The copy is the same as a cluster that `up` makes.
     """
     data_dir = postgres.places(_private(state_dir)).data_dir
     if not data_dir.exists():
@@ -38,6 +38,6 @@ def _made_once() -> Path:
 
 
 def _private(folder: Path) -> Path:
-    """Makes a private folder, as the stack does."""
+    """Makes a folder that only its owner can use, as the stack does."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

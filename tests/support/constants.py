@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Python runs this code when it starts. It gives a module the new values as soon as the module is
-# imported.
+# Python runs this code when it starts. When a module is imported, the code gives the module's
+# constants their new values.
 _SITECUSTOMIZE = """
 import sys
 from importlib.machinery import PathFinder
@@ -25,12 +25,12 @@ class WithConstants:
 
 sys.meta_path.insert(0, WithConstants)
 """
-# Makes the logs of programs rotate early.
+# For `with_constants`: makes the logs of programs rotate early.
 SMALL_LOGS = {"evershell.stack.up": {"LOG_MAX_BYTES": 64 * 1024}}
 
 
 def with_constants(folder: Path, constants: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Returns an environment in which a stack's modules have these values of their constants.
+    """Returns the variables that give constants in a stack's modules these values.
 
     Writes the values to a file in `folder`, which agents do not read.
     """
@@ -41,6 +41,6 @@ def with_constants(folder: Path, constants: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def crash_points_in(points: Path) -> dict[str, str]:
-    """Returns an environment in which files in the folder `points` arm a stack's crash points."""
+    """Returns the variables with which files in the folder `points` arm a stack's crash points."""
     constants = {"evershell.pod.crash_points": {"FOLDER": str(points)}}
     return with_constants(points.with_name("constants"), constants)

@@ -84,7 +84,7 @@ class Environment:
         if like is None:
             self._uv("venv", "-q", "--python", sys.executable, str(folder))
         else:
-            # Makes hard links instead of copies, which takes a tenth of the time.
+            # Makes hard links: copies would take ten times as long.
             subprocess.run(["/bin/cp", "-al", like.folder, folder], check=True)
         locked = ["-c", str(ROOT / "requirements.txt"), "--reinstall-package", "evershell"]
         requirement = f"evershell[{extras}] @ {wheel.as_uri()}"
@@ -115,8 +115,8 @@ class Environment:
 
     def _uv(self, *arguments: str) -> None:
         program = Path(sys.executable).with_name("uv")
-        # Without VIRTUAL_ENV, uv does not install into the environment of the tests. It leaves
-        # locks in TMPDIR.
+        # Removes VIRTUAL_ENV, so that uv does not install into the environment of the tests. Sets
+        # TMPDIR, because uv leaves locks there.
         variables = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
         variables["TMPDIR"] = str(self.folder.parent)
         done = subprocess.run(

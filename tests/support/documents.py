@@ -41,7 +41,7 @@ _BLOCK = re.compile(
 )
 # Separates the outputs of two blocks.
 _MARK = "\x1e"
-# The variables that `demo.env` exports. A page must load that file itself.
+# The variables that `demo.env` exports. They are unset at first: a page must load that file itself.
 _DEMO = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID", "EVERSHELL_URL", "EVERSHELL_API_KEY")
 # A reader takes some seconds between two blocks. In this time, the agent begins an iteration of the
 # task that the first block has submitted. So `pause` waits until that iteration has begun.

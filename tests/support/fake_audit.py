@@ -8,7 +8,7 @@ class FakeAuditQueue:
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
-        # The ids of entries that may already be stored, by the calls that they describe.
+        # The ids of entries that the call itself may already have stored.
         self.uncertain: set[str] = set()
         self.lost = 0
 

@@ -12,7 +12,7 @@ METHODS = frozenset(name for name in dir(Store) if not name.startswith("_"))
 
 
 class FaultyStore(MemoryStore):
-    """While `unavailable` is true, every method raises UnavailableError.
+    """A store whose methods all raise UnavailableError while `unavailable` is true.
 
     If `error` is set, every method raises `error()`.
     """

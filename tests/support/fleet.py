@@ -35,7 +35,7 @@ class FakePods:
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
     # The running pods, by workspace id and epoch. The event is set when the pod exits.
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
-    # The ids of the workspaces that have certainly never had a pod.
+    # The ids of the workspaces for which `has_never_run` returns True.
     never_run: set[str] = field(default_factory=set)
     start_error: OSError | None = None
     # The result of `end`.

@@ -17,7 +17,7 @@ ATTACKER = ECKey.generate_key("P-256", {"kid": "attacker"})
 
 @dataclass(frozen=True)
 class Victim:
-    """A service to attack: what an attacker may know, and whatever else the forgeries need."""
+    """A service to attack: what an attacker may know, and what else the forgeries need."""
 
     # The identity provider's key, and its id. An attacker does not have the private half of the
     # key. Some forgeries need it, because they begin with a token that the provider has signed.

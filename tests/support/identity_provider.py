@@ -25,7 +25,7 @@ def jwk_set(*keys: Key) -> str:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Returns the claims of a valid token, with changes. A claim that is set to None is removed."""
+    """Returns the claims of a valid token, with changes. Leaves out claims that are set to None."""
     good = {
         "iss": ISSUER,
         "aud": AUDIENCE,

@@ -32,7 +32,7 @@ _SHARED_FILES = (
     (Path("/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
     (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
-# The name and the default of the setting for how many seconds processes may take to exit.
+# The pytest setting that says how many seconds processes may take to exit, and its default.
 _OPTION, _SETTLE_SECONDS = "settle_seconds", "10"
 
 
@@ -52,7 +52,7 @@ class Leftovers:
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
 
     def found(self, pytest_folder: Path, settle_seconds: float) -> list[str]:
-        """Waits until nothing is left, but not longer than this. Returns what is left then."""
+        """Waits for at most `settle_seconds` until nothing is left. Returns what is still left."""
         try:
             eventually(lambda: not list(self._leftovers(pytest_folder)), settle_seconds)
         except TimeoutError:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
-# A skip whose reason has this text is allowed even in CI: the case does not exist for some
-# parameters.
+# A test may be skipped even in CI if the reason contains this text, which says that the case cannot
+# exist.
 NOT_APPLICABLE = "not applicable: "
 
 

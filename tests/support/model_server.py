@@ -154,8 +154,7 @@ class ModelServer(ThreadingHTTPServer):
         self.respond: Callable[[dict[str, Any]], Answer] | None = None
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
-        # Set once a connection has ended. While a gate is closed, this means that the client has
-        # left.
+        # Set once a connection has ended. While a gate is closed, only the client can end it.
         self.left = threading.Event()
 
     @property

@@ -109,7 +109,7 @@ def node(
         env={
             **os.environ,
             "PATH": f"{executable.parent}{os.pathsep}{os.environ['PATH']}",
-            # Keeps tools from reporting their use and from looking for newer versions.
+            # Keeps Redocly from reporting its use and from looking for newer versions.
             "REDOCLY_TELEMETRY": "off",
             "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
             # Otherwise, Node would leave the files of its compile cache in the temporary folder.

@@ -14,7 +14,8 @@ from referencing.jsonschema import DRAFT202012
 from evershell.stack.envoy.documents import edge_file
 
 URI = "urn:openapi"
-# The extension that lists the error codes of a response. All error responses have the same schema.
+# The extension that lists the error codes of a response, because all error responses have the same
+# schema.
 ERROR_CODES = "x-error-codes"
 PATH = edge_file("openapi.yaml")
 

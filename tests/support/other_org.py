@@ -24,7 +24,7 @@ def others(stack: Stack) -> Iterator[list[Workspace]]:
 def begin(workspaces: list[Workspace], **fields: Any) -> list[tuple[Gate, str]]:
     """Begins a task in each workspace.
 
-    Returns the gate of each task's iteration with the task's id.
+    Returns the gate and the id of each task. The first iteration ends when the gate is opened.
     """
     begun = []
     for workspace in workspaces:

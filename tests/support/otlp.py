@@ -29,11 +29,11 @@ class Receiver:
         return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
 
     def of(self, trace_id: str) -> list[tuple[str, Span]]:
-        """Returns pairs for the spans of a trace: the name of the service, and the span."""
+        """Returns the spans of a trace, each with the name of its service."""
         return [each for each in self._spans if each[1].trace_id.hex() == trace_id]
 
     def names(self, trace_id: str = "") -> list[tuple[str, str]]:
-        """Returns for each span its service and its name; without a trace id, for all traces."""
+        """Returns the service and the name of each span of a trace; of all traces by default."""
         found = self.of(trace_id) if trace_id else self._spans
         return [(service, span.name) for service, span in found]
 

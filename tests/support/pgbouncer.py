@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
 
-# Fewer than the connections that the programs of a stack open, so they must share sessions.
+# The programs of a stack open more connections than this, so they must share sessions.
 SERVER_CONNECTIONS = 4
 _SETTINGS = """\
 [databases]
@@ -50,7 +50,7 @@ class PgBouncer:
         prepared_statements: int = 200,
         ignored: str = "",
     ) -> None:
-        """PgBouncer drops the startup parameters in `ignored` instead of refusing them."""
+        """PgBouncer accepts and drops the startup parameters in `ignored`."""
         server = conninfo_to_dict(database_url)
         (self._port,) = free_ports(1, in_a_row=1)
         self._folder = folder

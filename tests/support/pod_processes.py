@@ -31,7 +31,7 @@ def kill(workspace_id: str) -> None:
 
 @contextmanager
 def subreaper() -> Iterator[None]:
-    """Makes this process a subreaper inside the block. The controller is one, too."""
+    """Inside the block, this process is a subreaper, as a controller is."""
     process.become_subreaper()
     try:
         yield

@@ -5,8 +5,8 @@ import random
 import socket
 from pathlib import Path
 
-# Other code may seed the shared generator of the random module. Then several test runs would choose
-# the same ports.
+# A generator that other code cannot seed. With the same seed, several test runs would choose the
+# same ports.
 _random = random.SystemRandom()
 # The ports that `free_ports` has returned in this process. Servers may not listen on them yet.
 _given: set[int] = set()

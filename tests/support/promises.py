@@ -28,7 +28,7 @@ class TaskRecord:
     completed_at: float | None = None
     cancel_requested_at: float | None = None
     force_at: float | None = None
-    # How many model calls the usage counts, without a call that was reported for the open
+    # The number of model calls in the task's usage, except for a call that was reported for an open
     # iteration.
     model_calls: int = 0
     has_open_iteration: bool = False
@@ -57,13 +57,13 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """Tasks and complete logs, read in one transaction."""
+    """The tasks and logs of workspaces, read in one transaction."""
 
     tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
     events: Sequence[EventRecord] = ()
     # The `last_seq` of each workspace, by workspace id.
     last_seqs: Mapping[str, int] = field(default_factory=dict)
-    # For each answer that promised a cancellation: the task id and a description of the answer.
+    # The answers that promised a cancellation, each as the task's id and a description.
     promised: Sequence[tuple[str, str]] = ()
     # Whether the oldest events of a log may have been removed.
     removes_old: bool = False

@@ -46,11 +46,11 @@ class Request:
 
 @dataclass
 class Receiver:
-    """A receiver with the requests that it has read. Its behaviour may change at any time."""
+    """A receiver, and the requests that it has read. A test may change `behaviour` at any time."""
 
     behaviour: Behaviour
     host: str = "127.0.0.1"
-    # The port, which is chosen when the receiver listens for the first time.
+    # The receiver's port; 0 until the receiver listens for the first time.
     port: int = 0
     # The requests, in the order of their arrival.
     requests: list[Request] = field(default_factory=list)

@@ -35,9 +35,9 @@ class Server:
     def start(self, **settings: str) -> None:
         """Starts the server. Returns once it answers."""
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
-        # Keeps shared memory in the server's folder, because nobody would remove it from /dev/shm
-        # after a kill. Lets the server restart itself if one of its processes crashes, because it
-        # has no supervisor.
+        # Keeps shared memory in the server's folder, because a killed server would leave it behind
+        # in /dev/shm. Lets the server restart itself after a crash of one of its processes, because
+        # it has no supervisor.
         settings = {
             "dynamic_shared_memory_type": "mmap",
             "restart_after_crash": "on",
@@ -83,7 +83,7 @@ class Server:
             self._process.wait(START_SECONDS)
 
     def processes(self) -> list[psutil.Process]:
-        """Returns the server's processes, beginning with its first; empty if it does not run."""
+        """Returns the server's processes, the main one first; empty if the server does not run."""
         if self._process is None or not self._process.is_running():
             return []
         return [self._process, *self._process.children(recursive=True)]

@@ -10,7 +10,7 @@ from evershell.fleet.local.isolation import Sandbox, choose
 
 
 def has_sandbox() -> bool:
-    """Whether the pods of a stack have a sandbox here by default."""
+    """Whether pods have a sandbox by default on this machine."""
     return not _reason()
 
 

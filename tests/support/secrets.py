@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-# The number of characters in a fragment: so many that a fragment does not occur in other texts by
-# accident, and so few that a credential that was cut off is found.
+# The number of characters in a fragment. A shorter fragment might occur in other texts by accident;
+# a longer one would not be found in a credential that is cut off.
 _FRAGMENT = 20
 # Patterns that match credentials of each kind, even credentials that the tests do not know.
 _ANY = {
@@ -55,7 +55,7 @@ class Secret:
 
     def _parts(self) -> Iterable[str]:
         if self.value.startswith("eyJ"):
-            # Many tokens have the same header and the same start of the claims.
+            # Leaves out the header and the beginning of the claims, which many tokens share.
             _, claims, signature = self.value.split(".")
             return (claims[-_FRAGMENT:], signature) if signature else (claims[-_FRAGMENT:],)
         return (self.value.removeprefix("sk_"),)
@@ -99,7 +99,7 @@ def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
     """Yields a stack's output and the files of its state folder, without the database's files."""
     output = state_dir.with_name(state_dir.name + ".output")
     for path in (output, *sorted(state_dir.rglob("*"))):
-        # A file may have been removed meanwhile. Leaves out pipes and links, which tools may have
+        # Ignores files that were just removed. Leaves out pipes and links, which tools may have
         # made.
         with suppress(OSError):
             is_plain = path.is_file() and not path.is_symlink()

@@ -20,7 +20,7 @@ class Service:
         self._rest: dict[str, Rest] = {}
         self._grpc: dict[tuple[str, str], Grpc] = {}
         self._own: list[Callable[[], None]] = []
-        # Needed because several threads of a test may ask for the same new caller at the same time.
+        # A lock, because several threads of a test may ask for the same new caller at once.
         self._making = threading.Lock()
 
     @property
@@ -116,8 +116,8 @@ class ServiceWorkspace:
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
         """Follows the log until an event of this type. Returns the event.
 
-        Once the time limit has passed, fails at the next heartbeat of the stream, which is sent
-        after 15 s without an event.
+        After the time limit, fails at the next heartbeat of the stream. A heartbeat is sent after
+        15 s without an event.
         """
         deadline = time.monotonic() + self.limit_seconds
         for message in self.rest.events(self.id, after):

@@ -28,7 +28,7 @@ STOP_SECONDS = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 # The folders of a checkout that contain the packages.
 _SOURCES = ("server", "client", "gen", "envoy")
-# Other code may seed the shared generator of the random module, so the tests use this one.
+# A generator that other code cannot seed, unlike the shared generator of the random module.
 _random = random.SystemRandom()
 
 
@@ -39,10 +39,10 @@ class Stack(Service):
     checkout: Path = ROOT
     # Whether the stack makes its database cluster itself. If not, `start` copies an existing one.
     makes_cluster: bool = False
-    # A command that runs `up`: the command line of `up` is added to it. May be changed before the
+    # The beginning of a command that ends with the command line of `up`. May be changed before the
     # start.
     runner: Sequence[str] = ()
-    # More arguments for `up`. May be changed before the start.
+    # Additional arguments for `up`. May be changed before the start.
     arguments: Sequence[str] = ()
     # How long a stop may take. May be changed before the stop.
     stop_seconds: float = STOP_SECONDS
@@ -386,13 +386,13 @@ def processes_of(state_dir: Path) -> list[str]:
 
 
 def _texts(process: psutil.Process) -> list[str]:
-    """Returns the texts of a process in which the state folder of its stack may occur."""
+    """Returns the texts that may contain the state folder of the stack of a process."""
     return [*process.cmdline(), *process.environ().values(), process.cwd()]
 
 
 def _kill(state_dir: Path) -> None:
     """Kills the processes of a stack, and the processes that they start in the meantime."""
-    # A killed program leaves its shared memory behind.
+    # Stops PostgreSQL, because a server that is killed leaves its shared memory behind.
     postgres.clear_stale(postgres.places(state_dir).data_dir)
     place = re.compile(rf"{re.escape(str(state_dir))}(?![\w.-])")
 

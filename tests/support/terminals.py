@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import click
 
-# The time limit, which is long enough for a machine that is five times slower.
+# How long a command may take to print an expected text or to end, on a busy machine.
 _SECONDS = 30.0
 
 
@@ -81,9 +81,9 @@ def terminal(
     """Runs a command in a terminal of this size. Ends the command when the block ends."""
 
     def attach() -> None:
-        # Makes this the controlling terminal of the command, so that Ctrl-C sends a signal. If the
-        # tests are a background job, the shell makes them ignore SIGINT, and the command would
-        # inherit this. So SIGINT gets its default action back.
+        # Makes this the controlling terminal of the command, so that Ctrl-C sends a signal. Gives
+        # SIGINT its default action: a shell makes a background job ignore SIGINT, and if the tests
+        # are such a job, the command would inherit this.
         os.login_tty(theirs)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

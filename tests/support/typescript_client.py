@@ -1,4 +1,4 @@
-"""The package in clients/typescript, installed and built as its page says, with Debian's Node."""
+"""Installs and builds the package in clients/typescript as its page says, with Debian's Node."""
 
 import hashlib
 import shutil

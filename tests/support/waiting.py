@@ -17,7 +17,10 @@ _UNTIL_TRUE = retry_if_result(lambda answer: not answer)
 
 
 def eventually(condition: Callable[[], T], timeout_seconds: float = LIMIT_SECONDS) -> T:
-    """Calls the condition until its result is true. Returns the result. Raises TimeoutError."""
+    """Calls the condition until its result is true, and returns the result.
+
+    Raises TimeoutError if the result is not true in time.
+    """
     again = Retrying(
         retry=_UNTIL_TRUE,
         stop=stop_after_delay(timeout_seconds),

@@ -19,8 +19,8 @@ from grpc_status import rpc_status
 from tests.support.openapi import Operation, operation
 from tests.support.waiting import LIMIT_SECONDS
 
-# The beginning of the message with which a busy worker refuses a call. Such a call has had no
-# effect. The messages of an outage begin differently.
+# The beginning of the message with which a busy worker refuses a call, which has had no effect. The
+# messages of an outage begin differently.
 OVERLOADED = "The service is overloaded."
 # The pause that the refusal asks callers to make before they try again.
 OVERLOADED_SECONDS = 1.0
@@ -35,7 +35,7 @@ class Failed:
     slug: str
     message: str
     request_id: str
-    # Over REST, the details of the error; over gRPC, the standard details, by the name of their
+    # Over REST, the details of the error. Over gRPC, the standard details, each by the name of its
     # message.
     details: Mapping[str, Any]
 
@@ -201,7 +201,7 @@ def read_failure(error: grpc.RpcError) -> Failed:
     """Reads the status and the details of a failed gRPC call.
 
     If the edge itself has answered, there are fewer details. If there is no slug, `slug` is the
-    name of the gRPC code.
+    name of the gRPC code in lower case.
     """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)

@@ -32,7 +32,7 @@ def test_the_wheel_has_the_files_of_the_packages_and_no_others(files: dict[str, 
 
 
 def test_the_top_level_is_small() -> None:
-    """The repository has only these folders, except for the folders of tools."""
+    """The repository has only these folders, and the hidden folders of tools."""
     listed = subprocess.run(
         ["git", "ls-files"],  # noqa: S607
         cwd=ROOT,

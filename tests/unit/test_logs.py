@@ -53,7 +53,7 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -
         assert sink.lost_lines == 3
         free(tmp_path / "disk")
         sink.info("last")
-        # A part of the first of these lines was written, so the next line begins on a new line.
+        # The first lost line was written in part, so the report of the loss begins on a new line.
         assert [line.strip("x") for line in path.read_text().splitlines()] == [
             "first",
             "",

@@ -1,4 +1,4 @@
-"""The names of the modules in rooms."""
+"""The names of the modules in rooms, the folders of evershell.features."""
 
 from collections import Counter
 from pathlib import Path

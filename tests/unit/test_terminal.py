@@ -45,8 +45,8 @@ main(commands[-1].split())
 def run(*commands: str, **options: Any) -> tuple[int, str]:
     """Runs commands in turn, each in a fork of the same process.
 
-    Returns the exit code of the last command, and the standard error of all commands. There, the
-    exit code of each other command is a line.
+    Returns the exit code of the last command, and the standard error of all commands, in which
+    each other command's exit code is a line.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *commands],

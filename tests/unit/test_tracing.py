@@ -16,7 +16,7 @@ UNRECORDED = TraceContext("c" * 32, "b" * 16, "00")
 
 
 class Port:
-    """A port whose calls are traced."""
+    """A port of the core whose calls are traced."""
 
     async def succeed(self) -> str:
         return trace.current_id()

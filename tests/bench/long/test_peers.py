@@ -1,6 +1,6 @@
 """The peers of the bench cancel, refuse and record as the service does.
 
-`make soak` and `make bench` install their packages.
+The tests need the packages of the peers, which `make soak` and `make bench` install.
 """
 
 import dataclasses

@@ -37,8 +37,7 @@ class Console:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on(
             "console",
-            # A browser logs each answer with an error status. A test may have provoked such an
-            # answer.
+            # Ignores what the browser logs about error statuses, because tests provoke them.
             lambda message: (
                 self.problems.append(message.text)
                 if message.type in ("error", "warning")

@@ -157,7 +157,7 @@ def test_keys_cancel_the_row_in_focus(console: Console, stack: Stack, named: Nam
 
 
 def is_chosen(chip: Locator) -> bool:
-    """Whether the chip is chosen. If not, taps it; the tap misses a chip that moves."""
+    """Returns whether the chip is chosen. If not, taps it. The tap may miss a chip that moves."""
     chosen = chip.get_attribute("aria-pressed") == "true"
     if not chosen:
         chip.tap()

@@ -1,4 +1,4 @@
-"""The page of a workspace: what runs, one question, and times of the service."""
+"""The page of a workspace: what runs, the log, and the buttons that interrupt and resume."""
 
 import re
 
@@ -39,7 +39,7 @@ def test_an_iteration_is_interrupted_at_once(
     task_id = workspace.begin(gate.command)
     console.show(workspace)
     console.cancel()
-    # The task cannot be cancelled a second time.
+    # The page does not offer a second cancellation.
     expect(console.page.get_by_role("button", name=re.compile("^Cancel"))).to_have_count(0)
     console.cancellation.get_by_role("button", name="Interrupt it now").click()
     expect(console.step("Cancelled, interrupted")).to_be_visible()

@@ -19,7 +19,7 @@ RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
 SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", RUNBOOKS, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# The names under which a metric of each type appears in expressions.
+# By type of metric: what expressions append to the name of the metric.
 SUFFIXES = {
     "counter": ("_total",),
     "histogram": ("_bucket", "_count", "_sum"),
@@ -33,7 +33,7 @@ OUTCOMES = re.compile(r'outcome[=!]~"([^"]*)"')
 
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
-    """The names of the series that all programs export."""
+    """The names of the series of all programs, except Envoy."""
     metrics = Metrics()
     metrics.watch_pool(dict)
     metrics.watch_log(lambda: 0)
@@ -101,7 +101,7 @@ def test_the_page_of_the_objectives_has_the_expressions_of_rules_and_dashboard()
     targets = [target["expr"] for panel in PANELS for target in panel["targets"]]
     for query, recorded in zip(queries, ("cancel_task_errors", "cancel_signals_late"), strict=True):
         share = " ".join(query.split())
-        # The rule has lower bounds for the rates, which only alerts need.
+        # Removes the lower bounds for rates, which only the rules for alerts have.
         rule = RECORDED[f"evershell:{recorded}:ratio_rate1h"]
         without_floor = re.sub(r"clamp_min\((.*?\)), 0\.0?1\)", r"\1", rule)
         assert share == without_floor.replace("[1h]", "[30d]")

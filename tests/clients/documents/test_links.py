@@ -14,7 +14,7 @@ from tests.support.stack import ROOT
 
 # GitHub's rule for anchors: letters, digits, hyphens and underscores remain.
 _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
-# The names in a file of code to which a link can lead.
+# Finds the names to which a link into a file of code can lead, by the file's extension.
 _NAME = {
     ".py": re.compile(r"^ *(?:async )?(?:def|class) (\w+)", re.MULTILINE),
     ".sql": re.compile(r"\b(?:FUNCTION|INDEX|CONSTRAINT) (\w+)"),
@@ -50,7 +50,7 @@ def anchor(text: str) -> str:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """The anchors of a document; of a file of code, its names and rules."""
+    """The anchors of a document, or the names and rules in a file of code."""
     text = path.read_text()
     if path.suffix in _NAME:
         rules = (anchor(rule or history) for rule, history in _RULE.findall(text))

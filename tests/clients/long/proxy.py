@@ -75,7 +75,7 @@ class _Connection(BaseRequestHandler):
             self.server.connected(self.request, edge) as is_plugged_in,
             suppress(OSError),
         ):
-            # Node opens the next connection before it has a request.
+            # Node opens connections in advance. One without a request must not use up a limit.
             if not is_plugged_in or not (request := self.request.recv(RECEIVE_BYTES)):
                 return
             limit = next(self.server.limits)

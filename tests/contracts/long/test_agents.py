@@ -1,4 +1,4 @@
-"""The contract of Agents, for its implementations: over gRPC, with metrics, and the fake."""
+"""The contract of Agents: the implementation over gRPC, the one with metrics, and the fake."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable

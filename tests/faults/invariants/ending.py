@@ -99,7 +99,7 @@ async def _await_ends(world: World) -> None:
 
 
 def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
-    """Returns the latest end of each open cancelled task, even if its agent does nothing."""
+    """Returns when each open cancelled task must have ended, even if its agent does nothing."""
     faults = {
         agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone
     }

@@ -305,7 +305,8 @@ def invariant_4_the_iteration_is_finished(view: View) -> None:
             task.usage.output_tokens,
             task.usage.cost_nanos,
         )
-        # A lost iteration counts if the agent had reported it, which it does before the tool call.
+        # An agent reports each iteration before the tool call. If the iteration is lost later, it
+        # still counts.
         lost = task.iteration_lost and task.usage.model_calls > len(events)
         count, tools = len(events) + lost, len(tool_calls) + lost
         assert usage == (count, tools, 3 * count, 2 * count, 5 * count), task
@@ -341,7 +342,7 @@ def _check_iteration(event: Event, begun: Iteration) -> None:
 
 
 def invariant_11_force_is_asked_for(view: View) -> None:
-    """The earliest requested deadline applies. It interrupts only the call that is open then."""
+    """The earliest requested deadline applies, and interrupts only a call that is open when due."""
     for task in view.tasks.values():
         _check_deadline(view, task)
         # Tasks without a pod to end are excluded: tasks that were never delivered, and tasks that

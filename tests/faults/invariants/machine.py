@@ -122,7 +122,7 @@ class CancellationMachine(Steps):
         wait_seconds=st.sampled_from([None, 10.0]),
     )
     def cancel_another(self, which: str, wait_seconds: float | None) -> None:
-        """Names a task that may have ended or not exist, or names no task although none may run."""
+        """A caller names a task that may be over or unknown, or names none while none may run."""
         self._troubles += 1
         task_ids = self.world.task_ids
         named = {

@@ -16,7 +16,7 @@ class Call:
     request_id: str
     by: Caller
     asked_at: datetime
-    # The task that the call names; otherwise the workspace's current task when the call was made.
+    # The task that the call names. If it names none: the workspace's current task at that time.
     target_id: str | None
     wait_seconds: float | None
     # How long the signal to the agent may take.
@@ -74,7 +74,7 @@ class Iteration:
     failed: bool = False
     # None if no tool was called. Empty while the tool call has no result.
     tool_output: str | None = None
-    # The call that was interrupted, and whether it was allowed to be interrupted at that moment.
+    # The call that was interrupted, and whether the interruption was allowed at that moment.
     interrupted_call: str = ""
     may_interrupt: bool = True
 

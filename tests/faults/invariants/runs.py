@@ -63,7 +63,6 @@ def run_on_postgres(
     is_random: bool = False,
     machine: type[CancellationMachine] = CancellationMachine,
 ) -> None:
-    # Hypothesis always begins with the shortest possible run.
     few = settings(
         _SETTINGS, max_examples=examples, phases=[Phase.generate], derandomize=not is_random
     )
@@ -81,9 +80,9 @@ def run_deletions_on_postgres(
 
 
 def run_trees(database_url: str | None, examples: int) -> None:
-    """Runs the machine of trees on PostgreSQL, or in memory if `database_url` is None.
+    """Runs TreeMachine on PostgreSQL, or in memory if `database_url` is None.
 
-    This machine makes one call at a time, so there are no races.
+    TreeMachine makes one call at a time, so there are no races.
     """
     open_stores = _in_memory if database_url is None else _on_postgres(database_url)
 
@@ -117,8 +116,8 @@ def _on_postgres(url: str) -> OpenStores:
     async def open_stores(
         resources: AsyncExitStack, publish: Publish, clock: Clock
     ) -> tuple[Store, Store]:
-        # Turns off the gathering of heartbeats: the clock stands still during a step, so a
-        # heartbeat would wait for ever.
+        # Writes each heartbeat at once: the clock stands still during a step, so a heartbeat that
+        # waits for others would wait forever.
         resources.enter_context(patch.object(leases, "GATHER_SECONDS", 0.0))
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))

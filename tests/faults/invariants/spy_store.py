@@ -169,7 +169,7 @@ class SpyStore:
                 self._at_rest.set()
 
     def _note(self, workspace: Workspace | None, task: Task | None) -> None:
-        """Keeps only the newest rows: replies may arrive in another order than their commits."""
+        """Notes these rows unless newer ones are known: replies may not arrive in commit order."""
         known = self.workspace
         if workspace is None or (
             known is not None

@@ -98,7 +98,7 @@ class Steps(RuleBasedStateMachine):
             await self._scan()
 
     async def _come_up(self) -> None:
-        """Resumes the workspace, unless it is suspended: then a task can wake it."""
+        """Resumes the workspace, unless it is suspended, and makes the controller scan."""
         if (await self.world.workspace()).status is not WorkspaceStatus.SUSPENDED:
             await self.world.resume()
         await self._scan()
@@ -129,7 +129,7 @@ class Steps(RuleBasedStateMachine):
     async def _cut_off(self) -> None:
         """Cuts the agents off for longer than their lease while no controller leads.
 
-        They must end when their own clock says that the lease is over.
+        The agents must end when their own clock says that the lease is over.
         """
         await self.world.stop_leading()
         for agent in self.awake():

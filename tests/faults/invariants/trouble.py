@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class Link(Enum):
-    """How the agent reaches the control plane."""
+    """The state of the link from the agent to the control plane."""
 
     GOOD = "good"
     REQUESTS_LOST = "requests are lost"

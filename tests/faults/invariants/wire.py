@@ -71,7 +71,7 @@ class Wire:
         )
 
     async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
-        """No rule reads the current iteration, since nothing depends on it."""
+        """Is never called, because no rule reads the current iteration."""
         raise NotImplementedError
 
     async def close(self) -> None:

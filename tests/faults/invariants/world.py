@@ -89,7 +89,7 @@ class World(Product):
     def _agent_is_free(self, at: Workspace) -> bool:
         """Whether the agent ended its last task itself, and holds no other task.
 
-        A message that arrived late may have started another task.
+        The agent may hold another task if a late message has started one.
         """
         last = self.task_ids[-1] if self.task_ids else None
         current = [agent for agent in self.agents if agent.epoch == at.epoch]
@@ -153,7 +153,7 @@ class World(Product):
             self._start(self._note_answer(call))
 
     def _expected(self, at: Workspace, target: Task | None, *, named: bool) -> frozenset[str]:
-        """Returns the correct answers, in the order in which the contract checks the state."""
+        """Returns the correct answers. Checks the state in the same order as the contract."""
         if self.removed is not None:
             return frozenset({"workspace_not_found"})
         if named and target is None:
@@ -236,7 +236,7 @@ class World(Product):
         *,
         holds: bool,
     ) -> CancelResult:
-        """Cancels all tasks. Returns what CancelTask would have answered for the current one."""
+        """Cancels all tasks. Returns what CancelTask would have answered for the current task."""
         origin = Origin(request_id)
         if holds:
             request = HoldOrg(cancel_running=True, origin=origin)

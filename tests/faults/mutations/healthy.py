@@ -1,4 +1,4 @@
-"""Faults of the service or of the machine must not make it end healthy agents and programs."""
+"""Faults of the service or the machine must not make the service end healthy agents or programs."""
 
 from tests.faults.mutations.mutants import Rule, rule
 

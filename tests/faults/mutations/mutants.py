@@ -1,4 +1,4 @@
-"""What a rule consists of."""
+"""The parts of a rule: its name, its tests, and the mutants that break it."""
 
 from dataclasses import dataclass
 

@@ -77,7 +77,7 @@ class Clocks:
         return {
             "LD_PRELOAD": str(_LIBRARIES[0]),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # The library's shared memory would remain if a process is killed.
+            # Without this, the library's shared memory would remain after a process is killed.
             "FAKETIME_DISABLE_SHM": "1",
             # Without a cache, all processes of a database see a step at the same moment, as on a
             # real host.

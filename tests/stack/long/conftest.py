@@ -17,7 +17,7 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
     points.mkdir()
-    # If root runs the stack, its agents run as other users.
+    # If root runs the stack, its agents run as other users, which must be able to disarm points.
     points.chmod(0o777)
     with Stack(
         folder / "state",
@@ -33,7 +33,7 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def crash_points(fragile_stack: Stack) -> Iterator[Path]:
     """Yields a folder. A file in it arms the crash point with the same name.
 
-    Afterwards, disarms all.
+    Afterwards, disarms all crash points.
     """
     folder = fragile_stack.state_dir.parent / "points"
     yield folder

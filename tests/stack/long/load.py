@@ -224,7 +224,7 @@ class GrpcCaller:
                     told = message.HasField("error")
                     yield MessageToDict(message, preserving_proto_field_name=True)
         except grpc.RpcError:
-            # The stream ends with the error that its last message has told, if there was one.
+            # If the last message contained an error, the stream then ends with this error.
             if not told:
                 raise
 
@@ -245,7 +245,7 @@ def _raise_known(rpc: str, failed: Failed) -> None:
     if failed.slug == "agent_unreachable":
         if rpc == "SubmitTask":
             raise UndeliveredError
-        # gRPC has the details of the REST error as the metadata of ErrorInfo.
+        # Over gRPC, the details are in the metadata of ErrorInfo.
         details = failed.details.get("ErrorInfo", {}).get("metadata", failed.details)
         if details.get("intent_recorded") in (True, "true"):
             raise RecordedError

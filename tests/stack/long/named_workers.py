@@ -41,7 +41,7 @@ class NamedWorkers:
         self._folder = folder
         self.dns = Dns(NAME)
         resources.enter_context(self.dns.running())
-        # Stands before a command, so that the command can resolve the name.
+        # A command prefix with which a program can resolve the name.
         self.runner = resolving_by(self.dns, folder)
         rest_port, grpc_port, self.port, self._metrics_port = free_ports(4)
         self.dns.addresses = ["127.0.0.1"]
@@ -87,7 +87,7 @@ class NamedWorkers:
         return address
 
     def start_unnamed_worker(self) -> str:
-        """Starts a worker without the name, and waits until it is ready. Returns its address."""
+        """Starts a worker to which the name does not refer. Returns its address when it serves."""
         address = next(self._new_addresses)
         self.running[address] = self._run(
             "serve",
@@ -125,7 +125,7 @@ class NamedWorkers:
         eventually(lambda: self.stack.pids("serve") not in ([], [pid]))
 
     def await_found(self, address: str) -> None:
-        """Waits until the edge calls the worker. In a cluster, preStop pauses for long enough."""
+        """Waits until the edge calls the worker. A cluster instead pauses in preStop."""
         rest = self.stack.rest()
 
         def is_called() -> bool:

@@ -31,8 +31,8 @@ _OWN_MESSAGE_BYTES = 1024 * 1024
 _CANCEL = "/evershell.workspace.v1.WorkspaceService/CancelTask"
 # The body of a valid request: as JSON, and as a gRPC message with its prefix.
 _OVER_REST, _OVER_GRPC = b"{}", struct.pack(">BI", 0, 6) + b"\n\4ws_1"
-# How many calls a connection sends and resets at once, and after how many calls it is closed. It is
-# closed early so that the server does not count its resets for long.
+# How many calls a connection sends and resets at once, and after how many calls it is closed. A
+# connection is closed early because the server counts the resets of each connection.
 _RESETS_AT_ONCE, _RESETS_OF_CONNECTION = 20, 240
 # How many calls with bad credentials are in flight on each connection.
 _BAD_IN_FLIGHT = 10
@@ -274,7 +274,7 @@ _IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
 
 
 class Flood:
-    """A running flood. `told` has its results after its end."""
+    """A running flood. When the flood has ended, `told` contains its results."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
@@ -285,7 +285,7 @@ class Flood:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the flood has become complete."""
+        """Whether the flood has reported that it has opened enough streams."""
         if not self._is_complete and select.select([self._output], [], [], 0)[0]:
             self._is_complete = bool(self._output.readline())
         return self._is_complete

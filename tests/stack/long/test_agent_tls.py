@@ -49,7 +49,7 @@ def test_only_the_edge_listens_on_all_addresses(stack: Stack, workspace: Workspa
 def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -> None:
     """After the restart, each program has a new certificate.
 
-    The agent accepts it only because the same authority signed it.
+    The agent accepts a new certificate because the same authority signed it.
     """
     stack, gate = workspace.stack, Gate(workspace)
     task_id = workspace.begin(gate.command, gate.command, "echo never")
@@ -57,7 +57,7 @@ def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -
     eventually(lambda: "rolling_restart_completed" in stack.output.read_text(), RESTART_SECONDS)
     gate.open()
     workspace.await_event("iteration_completed", task_id)
-    # Waits, because a cancellation between two iterations would prevent the next one.
+    # Waits for the second iteration: an earlier cancellation would prevent it.
     workspace.await_phase(task_id, "tool_call")
     assert workspace.cancel()["outcome"] == "accepted"
     gate.open()

@@ -1,6 +1,6 @@
 """Tools without a sandbox write to their pod's folder and to the controller's records.
 
-They must not harm other pods.
+This must not harm other pods.
 """
 
 import subprocess
@@ -99,7 +99,7 @@ def test_a_tool_that_links_its_pods_folder_to_another_ones(
 def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Path) -> None:
     """A stop of the stack ends an agent, and a process that has escaped from another agent.
 
-    Before, the controller that started both agents dies, and the escaped process kills its agent.
+    Before the stop, the controller that started both agents dies, and the process kills its agent.
     """
     own = Stack(tmp_path / "state", WORKERS="1", POD_ISOLATION="none")
     try:

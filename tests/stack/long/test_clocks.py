@@ -30,7 +30,7 @@ from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 HOUR = 3_600
-# After its clock is set, a program notices this within two seconds, or later on a busy machine.
+# A program notices a step of its clock within two seconds, or later on a busy machine.
 NOTICE_SECONDS = 60.0
 FORCE_SECONDS = 3
 # If a program trusted a clock that is an hour off, the end would take an hour.
@@ -130,7 +130,7 @@ def timed_stack(
 
 
 def test_the_clock_of_a_program_decides_nothing(stack: Stack, clocks: Clocks) -> None:
-    """The agent starts with a clock that is ahead, and goes on with one that is behind."""
+    """The agent's clock is ahead when the agent starts, and is then set behind."""
     offsets = {"serve": HOUR, "fleet": -HOUR, "agent": -HOUR}
     clocks.set("agent", HOUR)
     timed = Timed(stack)
@@ -185,7 +185,7 @@ def test_a_step_of_the_database_while_the_controllers_restart(
         _await_correction(stack, 0)
         _assert_is_right(stack)
         stack.rest().call("DELETE", f"/v1/webhooks/{created}")
-    # On a very busy machine, the edge's health checks of its only worker time out.
+    # On a very busy machine, the edge's health checks of its only worker time out: calls get 503.
     assert set(statuses) - {503} == {200}
     assert stack.rest("expired").call("GET", "/v1/workspaces").status_code == 401
 

@@ -99,8 +99,8 @@ def test_a_crash(
     task_id = faults.submit(bed, gate.command, "echo second", after_outage=True)
     faults.await_phase(bed, task_id, "tool_call")
     if case.is_signal_lost:
-        # Waits until all workers serve: a case ends up to two of the three, and the supervisor,
-        # which is frozen below, could not restart workers that earlier cases have ended.
+        # Waits until all three workers serve: the case may kill two of them, and the supervisor,
+        # which is frozen below, could not restart workers that earlier cases have killed.
         for address in stack.worker_addresses():
             eventually(partial(_is_serving, address), 60)
     agent, workers = stack.agent_pid(bed.id), stack.pids("serve")

@@ -14,7 +14,7 @@ from tests.support.stack import Gate, Stack, Workspace
 
 
 class Docs:
-    """The open page. Records its requests, errors and warnings."""
+    """The page in the browser, with a record of its requests, errors and warnings."""
 
     def __init__(self, page: Page, origin: str) -> None:
         self.page = page
@@ -52,7 +52,7 @@ class Docs:
         return block
 
     def check_network_and_console(self) -> None:
-        """Checks that the page has called no other origin and reported no problem."""
+        """Checks that the page has called only its own origin and has reported no problem."""
         assert {
             urlsplit(request.url)[:2]
             for request in self.requests
@@ -84,7 +84,7 @@ def test_the_page_can_cancel_a_task(
     assert workspace.log()[-1]["type"] == "task_cancel_requested"
     gate.open()
     end = workspace.await_end(task_id)
-    # The page starts with the example of the OpenAPI document.
+    # The reason comes from the example in the OpenAPI document, which fills in the form at first.
     assert (end["status"], end["iterations"], end["reason"]) == (
         "cancelled",
         1,

@@ -30,7 +30,7 @@ def get(url: str, **headers: str) -> httpx.Response:
 
 
 def said_by(process: "subprocess.Popen[str]") -> str:
-    """Returns what the command prints until it ends."""
+    """Waits until the command ends. Returns what it has printed."""
     try:
         return process.communicate(timeout=LIMIT_SECONDS)[0]
     finally:
@@ -38,7 +38,7 @@ def said_by(process: "subprocess.Popen[str]") -> str:
 
 
 def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> None:
-    """The drain comes before SIGTERM, because Envoy ends at once on SIGTERM."""
+    """The edge must be drained before it gets SIGTERM, because Envoy ends at once on SIGTERM."""
     rest_port, grpc_port, closed = free_ports(3)
     options = ("--admin-socket", str(tmp_path / "admin.sock"))
     process = edge(

@@ -19,7 +19,8 @@ CALLERS = 3
 # The time limit for a recovery after the promotion. A worker reconnects within 2 s, and then the
 # edge calls it again.
 RECOVER_SECONDS = 40.0
-# A worker waits for the database for at most 4.5 s. The callers' own limit is 20 s.
+# The time limit for an answer. A worker waits for the database for at most 4.5 s; the callers would
+# wait for 20 s.
 ANSWER_SECONDS = 15.0
 ANSWERED = ("accepted", "already_requested")
 
@@ -42,7 +43,7 @@ def replicated_stack(replication: Replication, tmp_path: Path) -> Iterator[Stack
 
 
 class Story:
-    """A workspace whose task runs until the end of the test, with the answers to its callers."""
+    """A workspace whose task runs until the end of the test, and the answers to its callers."""
 
     def __init__(self, stack: Stack) -> None:
         self.workspace = Workspace(stack)
@@ -78,7 +79,7 @@ def test_no_accepted_cancellation_is_lost(
         while not (over.is_set() or all(story.is_answered for story in mine)):
             for story in mine:
                 story.cancel()
-            # Pauses, as Retry-After asks callers to.
+            # Pauses, as Retry-After requires.
             over.wait(0.1)
 
     barrier = threading.Barrier(CALLERS + 1)
@@ -145,18 +146,18 @@ def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: St
 def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) -> None:
     """Nothing writes to the former primary, although it accepts writes and the URL names it first.
 
-    Every connection is closed, so programs must open new ones.
+    The function closes every connection, so programs must open new ones.
     """
     former, current = replication.primary, replication.standby
     former.start(autovacuum="off")
-    # The number of the next transaction that writes.
+    # The id that the next transaction that writes will get: it stays the same if nothing writes.
     next_transaction = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
     expected = former.value(next_transaction)
     current.value(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
         "WHERE application_name IN ('evershell', 'evershell calls')"
     )
-    # A worker that has just started does not know of the promotion.
+    # Replaces a worker, because the new worker does not know of the promotion.
     (first, *_) = stack.pids("serve")
     stack.kill(first)
     eventually(lambda: len(stack.pids("serve")) == 2 and first not in stack.pids("serve"))

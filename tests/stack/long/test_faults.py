@@ -19,9 +19,10 @@ from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Identifies the processes that tools leave behind.
+# Arguments of `sleep` that identify the processes that tools leave behind.
 LEFT_BEHIND, STUBBORN = unique_seconds(), unique_seconds()
-# The service gives up after 2 s of its own clock. Otherwise, the call would take 20 s.
+# The time limit for an answer. The service waits for an agent for 2 s; without that limit, the call
+# would take 20 s.
 ANSWER_SECONDS = 10.0
 POLLERS = 30
 
@@ -52,8 +53,8 @@ def test_an_agent_that_does_not_answer(
         return overtook
 
     with stack.frozen_process(stack.agent_pid(workspace.id)):
-        # The cancellation takes 2 s. On a busy machine, the other calls may not be answered in this
-        # time.
+        # Tries again: the cancellation takes 2 s, and on a busy machine it may end before the other
+        # calls are answered.
         eventually(others_are_answered_first)
         assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
     gate.open()
@@ -65,7 +66,7 @@ def test_an_agent_that_does_not_answer(
 def test_pollers_of_an_agent_that_does_not_answer(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    """While the agent is frozen, workers send it few of the polls, but every cancellation.
+    """While the agent is frozen, workers pass on to it few of the polls, but every cancellation.
 
     Once the agent runs again, polls are answered.
     """
@@ -131,7 +132,7 @@ def test_an_agent_that_is_killed_in_a_tool_call(
     eventually(lambda: len(running(LEFT_BEHIND)) == 2)
     if cancelled:
         assert workspace.cancel()["outcome"] == "accepted"
-    # The transaction that commits the end is blocked. By then, the tools must already be dead.
+    # Blocks the transaction that commits the end: the tools must be dead before the commit.
     with next_event_held_up(workspace):
         stack.kill(stack.agent_pid(workspace.id))
         await_waiting(workspace, "INSERT INTO events")

@@ -103,7 +103,7 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
         go = caller(bed, fields)
         await_seen(bed, task_id)
         go()
-        # The disconnect ends the session of the database before its own limit of 5 s.
+        # The disconnect ends the query in the database before the query's own limit of 5 s.
         eventually(lambda: in_database(bed) == 0, 3)
     intent = faults.intent_of(bed, task_id)
     assert intent == "whole" or (intent == "absent" and await_seen is seen_in_database)
@@ -119,7 +119,7 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
 
 
 def in_database(workspace: Workspace) -> int:
-    """Returns the number of sessions of the database that are recording a cancellation."""
+    """Returns the number of database sessions that are recording a cancellation."""
     query = (
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE state = 'active' AND query LIKE %s AND pid <> pg_backend_pid()"

@@ -19,13 +19,15 @@ from tests.support.sandbox import has_sandbox
 from tests.support.stack import STOP_SECONDS, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# A worker waits for the database for at most 4.5 s. The callers' own limit is 20 s.
+# The time limit for an answer. A worker waits for the database for at most 4.5 s; the callers would
+# wait for 20 s.
 ANSWER_SECONDS = 15.0
 # How long a worker may take to start, or to find the database again, on a busy machine.
 SERVING_SECONDS = 30.0
 # The time limit for a replacement. The supervisor replaces a stopped program within 2 s.
 REPLACEMENT_SECONDS = 120.0
-# A standby replaces a dead leader within seconds. The supervisor, which could too, is frozen.
+# The time limit for a takeover. A standby controller needs seconds; the supervisor is frozen, so it
+# does not start a new controller.
 TAKEOVER_SECONDS = 30.0
 
 
@@ -127,7 +129,7 @@ def test_a_database_that_is_away(
 
 
 def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
-    """Checks that REST and gRPC answer `unavailable` in time.
+    """Checks that a call over REST and a call over gRPC fail with `unavailable` in time.
 
     The answer has a retry delay only if the call names its task.
     """
@@ -151,7 +153,7 @@ def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
 def test_a_program_that_is_killed(
     fragile_stack: Stack, pool: ThreadPoolExecutor, program: str
 ) -> None:
-    """All programs of a kind die after the intent is recorded, while the caller still waits."""
+    """The programs of one kind all die after the intent is recorded, while the caller waits."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)
@@ -182,7 +184,7 @@ def _pids(stack: Stack, program: str) -> list[int]:
 
 
 def _cancel_and_wait(workspace: Workspace) -> str:
-    """Cancels with a wait.
+    """Cancels the task and waits for its end.
 
     Returns the status of the task in the response, or `lost` if the call failed.
     """
@@ -196,7 +198,7 @@ def _cancel_and_wait(workspace: Workspace) -> str:
 
 
 def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
-    """All programs of a kind freeze at once, so that none of them can do the work of another."""
+    """All workers, both controllers, Envoy and the database freeze at once."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)

@@ -18,8 +18,7 @@ from tests.support.small_disk import fill, free, shrink_pipe, small_disk
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# An agent ends 2 s before its lease is over. The machine must not pause for longer than the other 4
-# s.
+# An agent ends 2 s before its lease is over, so a pause of the machine may last up to 4 s.
 _LEASE_SECONDS = 6
 # The folders for the logs of the programs and for the logs of the agents.
 _DISKS = ("logs", "fleet")
@@ -27,7 +26,7 @@ _DISKS = ("logs", "fleet")
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state folder whose logs of programs and of agents are on small disks."""
+    """A state folder in which the logs of programs and the logs of agents are on small disks."""
     state_dir = tmp_path_factory.mktemp("logs") / "state"
     with ExitStack() as mounted:
         for name in _DISKS:
@@ -104,7 +103,8 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     for worker in cramped.pids("serve"):
         shrink_pipe(worker)
 
-    # Keeps the disks full for a lease, within which an agent that reaches no worker ends.
+    # Keeps the disks full for the length of a lease: an agent that cannot reach a worker would end
+    # within this time.
     full_until = time.monotonic() + _LEASE_SECONDS
     while time.monotonic() < full_until:
         for disk in disks_of(cramped):

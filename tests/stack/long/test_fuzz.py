@@ -34,7 +34,7 @@ CANCEL = [each for each in OPERATIONS if each.described["operationId"] == "Cance
 
 @pytest.fixture(scope="module")
 def workspace(stack: Stack) -> Workspace:
-    """A workspace that all these operations share, because none of them harms it."""
+    """A workspace that all harmless operations share."""
     return Workspace(stack)
 
 

@@ -1,4 +1,4 @@
-"""50 callers submit, cancel batches and put the organization on hold at once, over both workers."""
+"""50 callers at once submit tasks, cancel batches, and put the organization on hold."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -36,7 +36,7 @@ def test_no_crash_blocks_a_key(fragile_stack: Stack, crash_points: Path, point: 
     assert submit() == (503, "unavailable")
     assert not (crash_points / point).exists()
     (task_id,) = {entry["task_id"] for entry in workspace.log() if entry["task_id"]}
-    # Until Envoy notices the death, calls that it sends to the dead worker are answered with 503.
+    # Repeats the call: until Envoy notices that the worker is dead, some calls get a 503.
     answers = eventually(lambda: [answer for answer in [submit()] if answer[0] != 503])
     assert answers == [(202, task_id)]
     gate.open()

@@ -1,4 +1,4 @@
-"""The example of docs/authentication.md: a stack with an identity provider of one's own."""
+"""The example in docs/authentication.md: a stack with an external identity provider."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 DOCUMENT = (ROOT / "docs" / "authentication.md").read_text()
 ISSUER = "https://login.acme.example"
-# The time limit for a worker to find a new key, for which it looks at most every 10 s.
+# The time limit for a worker to find a new key. A worker looks for new keys at most every 10 s.
 ROTATED_SECONDS = 40.0
 
 

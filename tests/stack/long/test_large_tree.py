@@ -41,9 +41,9 @@ async def each(numbers: Sequence[T], act: Callable[[T], Awaitable[None]]) -> Non
 
 
 async def tree_of(client: AsyncClient) -> list[tuple[str, str]]:
-    """Creates the tree. Returns the workspace and the task of each node, the root first.
+    """Creates the tree, whose last level has one task.
 
-    The last level has one task.
+    Returns the workspace and the task of each node, the root first.
     """
     workspace_ids: dict[int, str] = {}
     tasks: dict[int, str] = {}

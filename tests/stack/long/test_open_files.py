@@ -24,7 +24,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 @contextmanager
 def no_new_files(pid: int) -> Iterator[None]:
-    """Keeps the process from opening any file, even after it has closed another one."""
+    """Inside the block, the process cannot open a file, even if it closes another one."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
     try:
@@ -56,7 +56,7 @@ def test_a_batch_without_open_files_changes_nothing_and_works_later(stack: Stack
     made = [Workspace(stack) for _ in range(3)]
     begun = begin(made)
     owner = stack.rest("owner")
-    # Makes the worker read the file with the keys of session tokens.
+    # Makes the worker read the file with the keys of session tokens while it can still open files.
     assert owner.get("/v1/hold")["on_hold"] is False
     (worker,) = stack.pids("serve")
     with no_new_files(worker):

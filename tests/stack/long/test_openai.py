@@ -107,7 +107,7 @@ def test_the_iteration_that_reaches_the_tokens_is_the_last(
 def test_the_iteration_that_reaches_the_cost_is_the_last(
     workspace: Workspace, server: ModelServer, crash: str
 ) -> None:
-    """The worker dies before or after the report that reaches the limit, which still applies."""
+    """The limit applies even if the worker dies before or after the report that reaches it."""
     gate, points = Gate(), workspace.stack.state_dir.parent / "points"
     second = replace(calls("echo 2"), gate=gate)
     server.script.extend((calls("echo 1"), second, calls("echo 3"), says("done")))
@@ -241,7 +241,7 @@ def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
         True,
     )
     assert server.left.wait(10)
-    # The same agent runs the next task. The task's history does not contain the interrupted one.
+    # The same agent runs the next task, whose history does not contain the interrupted task.
     server.script.append(says("next"))
     server.script.popleft()
     assert workspace.await_end(workspace.submit("go on"))["result"] == "next"

@@ -23,7 +23,7 @@ PACKAGES = ("@grpc/grpc-js", "@grpc/proto-loader")
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack whose agents are the sample program."""
     sandbox.skip_without_sandbox()
-    # In a sandbox, the folder of the Python environment is visible, so the program is there.
+    # A sandbox shows agents the folder of the Python environment, so the program must be in it.
     with tempfile.TemporaryDirectory(prefix="sample-agent-", dir=sys.prefix) as temporary:
         folder = Path(temporary)
         # The pod's user must be able to read the program.

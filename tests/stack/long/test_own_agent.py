@@ -98,7 +98,7 @@ def test_a_cancellation_ends_the_loop_and_the_next_task_runs(workspace: Workspac
 
 @pytest.mark.parametrize("place", ["process", "thread"])
 def test_force_ends_what_the_agent_runs(workspace: Workspace, place: str) -> None:
-    """A thread that waits for a process is interrupted by ending the process."""
+    """A thread cannot be interrupted, but it continues when the process it waits for is ended."""
     task_id = _begin(workspace, place)
     assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
     status, forced, iterations, _ = _summary(workspace, task_id)
@@ -158,7 +158,7 @@ def test_a_tool_submits_a_child_and_gets_its_result(stack: Stack, workspace: Wor
 def test_a_child_that_is_refused_is_the_error_of_its_tool(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """The agent's own workspace is busy, and the other one has another creator."""
+    """The agent's own workspace is busy, and `foreign` has another creator."""
     foreign = Workspace(stack, token="owner")
     for target, slug in ((workspace.id, "is busy"), (foreign.id, "have different creators")):
         task_id = workspace.submit(f"child {target} process echo never")
@@ -182,7 +182,7 @@ def test_a_cancelled_tree_includes_the_child_for_which_a_tool_waits(
 
 
 def test_the_tokens_of_a_tree_are_counted_together(stack: Stack, workspace: Workspace) -> None:
-    """Each iteration has 5 tokens. The root's second iteration reaches the limit."""
+    """Each iteration uses 5 tokens, so the root's second iteration reaches the limit."""
     below = Workspace(stack)
     task_id = workspace.submit(
         f"child {below.id} process echo 1",

@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 pytestmark = needs_pgbouncer
 
-# Less than the 5 s after which a subscriber reads even without a notification.
+# Less than 5 s, because a subscriber that gets no notification reads the database after 5 s.
 NOTIFIED_SECONDS = 3.0
 
 
@@ -102,7 +102,7 @@ def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: P
     faults.await_terminal(workspace, task_id)
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
     assert pooled_stack.agent_pid(workspace.id) == agent
-    # The controller also continues.
+    # The controller works again, too: it notices that the agent has ended.
     pooled_stack.kill(agent)
     faults.resume(workspace, after_outage=True)
     faults.assert_next_task_works(workspace, after_outage=True)

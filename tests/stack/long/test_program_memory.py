@@ -18,7 +18,7 @@ def test_tools_do_not_inherit_the_memory_limit_of_the_programs(
     assert len(own) == 6
     for program in own:
         assert program.rlimit(psutil.RLIMIT_DATA)[0] != psutil.RLIM_INFINITY, program
-    # This process has no other limit than the machine's.
+    # The limit of this process is the machine's own limit.
     machine = psutil.Process().rlimit(psutil.RLIMIT_DATA)[1]
     task_id = workspace.submit("ulimit -d")
     done = workspace.await_event("iteration_completed", task_id)["iteration_completed"]

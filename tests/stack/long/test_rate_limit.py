@@ -1,4 +1,4 @@
-"""Rate limits through Envoy. Each of the two workers counts on its own."""
+"""Rate limits through Envoy, with two workers that count separately."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -49,8 +49,8 @@ def over_grpc(stack: Stack, token: str, rpc: str) -> Failed | None:
 def spend(call: Call) -> Failed:
     """Makes calls until one is refused, and returns that failure.
 
-    As many calls may succeed as the bursts of all workers and the refill since the start allow,
-    plus 10.
+    Fails if more than 10 calls succeed beyond the bursts of all workers and the refill since the
+    start.
     """
     began, served = time.monotonic(), 0
     while served < BURST * WORKERS + 10 + WORKERS * PER_SECOND * (time.monotonic() - began):

@@ -1,7 +1,7 @@
-"""The service without one of the two rooms, or without both.
+"""The service without one of its two rooms, or without both.
 
-The folders of these rooms, and their lines in the registry, are removed from a copy of the
-checkout.
+The tests use a copy of the checkout without the folders of these rooms and without their lines in
+the registry.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""A worker whose event loop is stuck is replaced, unless no other worker serves."""
+"""A worker whose event loop is stuck is replaced if another worker serves."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# Every Python program of the stack loads this. SIGUSR2 then blocks the event loop of a worker.
+# Every Python program of the stack loads this code, which blocks a worker's event loop on SIGUSR2.
 MODULE = """
 import os, pathlib, signal, sys, time
 def block(number, frame):
@@ -21,7 +21,8 @@ if "serve" in sys.orig_argv:
     signal.signal(signal.SIGUSR2, block)
 """
 WAYS = {"in a loop": "pass", "in a wait": "time.sleep(0.5)"}
-# A worker counts as silent only after 15 s of its own processor time, or of another worker's turns.
+# The time limit for noticing that a worker is silent. This takes 15 s of the worker's processor
+# time, or as many turns of another worker as an idle event loop makes in 15 s.
 SILENT_SECONDS = 180.0
 
 

@@ -1,4 +1,4 @@
-"""Forced cancellations while workers are silent end only agents that do not interrupt."""
+"""Forced cancellations while workers are silent: they end only agents that do not interrupt."""
 
 import shlex
 import sys
@@ -14,7 +14,7 @@ from tests.support import faults
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# The controller postpones a bound by at most one lease.
+# While workers are silent, the controller gives an overdue agent at most one more lease.
 LEASE_SECONDS = 12
 # How long a forced task may take to end if its agent does not interrupt it: 2 s, a lease, and the
 # time to end the pod on a busy machine.
@@ -131,7 +131,7 @@ def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
     soon, late = (timedelta(seconds=-1), ids), (FORCE_MARGIN + timedelta(seconds=1), ids)
     with stack.database() as connection:
         eventually(lambda: connection.execute(query, soon).fetchone() == (True,))
-        # Must be shorter than a lease, because no commit renews a lease in this time.
+        # Commits must be stalled for less than a lease, because leases are not renewed meanwhile.
         with stalled_commits(stack):
             eventually(lambda: connection.execute(query, late).fetchone() == (True,))
     for workspace, task_id in begins:

@@ -1,4 +1,4 @@
-"""After mixed calls, no file stays open and no process remains; all answers are right.
+"""Mixed calls leave no file open and no process behind, and all answers are right.
 
 `make leaks` makes more calls and also checks the memory.
 """

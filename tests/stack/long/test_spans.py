@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 INTERNAL = "evershell.agent.v1.RuntimeService/"
 REQUEST_ID = "guid:x-request-id"
-# `run_to_cancellation` submits the task over REST in any case.
+# `run_to_cancellation` submits the task over REST even if it cancels the task over gRPC.
 SUBMITTED = {"SubmitTask": "POST /v1/workspaces/*/tasks"}
 EDGE_NAMES = {
     "rest": SUBMITTED | {"CancelTask": "POST /v1/workspaces/*/task/cancel"},
@@ -62,7 +62,7 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
     }
     names = EDGE_NAMES[wire]
     call = PUBLIC + "CancelTask"
-    # From the caller to the agent, and from the agent's commit to the database.
+    # The spans from the caller to the agent, and from the agent's commit to the database.
     chain = (
         ("evershell-edge", names["CancelTask"]),
         ("evershell-control-plane", call),

@@ -1,4 +1,4 @@
-"""The time limit for a stop of the stack is less than the sum of its programs' limits."""
+"""A stop of the stack has a time limit, which is less than the sum of its programs' limits."""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Floods do not make the calls of others fail. FLOOD_SECONDS sets how long the floods last."""
+"""Floods from strangers do not make other callers fail.
+
+FLOOD_SECONDS sets how long the floods last.
+"""
 
 import json
 import os
@@ -17,11 +20,11 @@ from tests.support.edge.clients import is_whole, parse
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# How long a flood may take to become complete, and how long it goes on after that.
+# How long the floods may take to become complete, and how long they go on after that.
 COMPLETE_SECONDS = 60.0
 SECONDS = float(os.environ.get("FLOOD_SECONDS", "1"))
 PAUSE_SECONDS = 0.04
-# How much a program may grow in MiB. If a worker held each message, it would grow by 1,200 MiB.
+# How many MiB a program's memory may grow. If a worker kept each message, it would grow by 1,200.
 GROWTH_MB = {"serve": 100, "envoy": 400}
 
 
@@ -76,7 +79,10 @@ def test_resets_bad_credentials_and_half_messages(stack: Stack, workspace: Works
             load.repeat("cancel", partial(cancel, load, caller, fields))
 
         def is_over() -> bool:
-            """Whether all floods have been complete for SECONDS. Also measures the memory."""
+            """Whether the floods have gone on for SECONDS since all were complete.
+
+            Also measures the memory.
+            """
             for program, now in memory_mb(stack).items():
                 peaks[program] = max(peaks[program], now)
             if all(flood.is_complete for flood in floods.values()):

@@ -9,7 +9,8 @@ import pytest
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# After how long an idle workspace is suspended, and how often the controller looks for them.
+# An idle workspace is suspended after this time. The controller looks for idle workspaces at the
+# same interval.
 IDLE_SECONDS = 3.0
 
 

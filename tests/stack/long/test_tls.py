@@ -1,4 +1,4 @@
-"""`make run` with a certificate: the calls that it prints work as they are printed."""
+"""`make run` with a certificate: the calls that it prints work without changes."""
 
 import os
 import re

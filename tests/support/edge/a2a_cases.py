@@ -25,7 +25,7 @@ SENT = {"message": MESSAGE}
 
 @dataclass(frozen=True)
 class Success:
-    """A request that succeeds, fields that the stub receives, and fields of the client's answer."""
+    """A request that succeeds, what the stub receives, and what the client gets."""
 
     sent: Request
     # The fields of the request that the stub receives, by their names in the proto.

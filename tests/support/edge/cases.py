@@ -100,9 +100,9 @@ SUCCESSES = [
 
 
 def head(path: str, status: int, **headers: str) -> Case:
-    """The case of a HEAD request.
+    """Returns the case of a HEAD request.
 
-    The answer to a failure has no body, so there is no slug to check.
+    Its `slug` is empty if the request fails, because the answer has no body.
     """
     slug = None if status == 200 else ""
     return Case(f"HEAD {path}", Request("HEAD", path), status, slug, _named(headers))
@@ -142,7 +142,7 @@ def _service_error(slug: str, sent: Request) -> Case:
     return Case(name, sent, rule(slug).http, slug, headers, AWKWARD, reaches_service=True)
 
 
-# The gRPC status codes that grpcio sends without details, and the slug of Envoy's answer to each.
+# The gRPC status codes that grpcio sends without details, each with the slug of Envoy's answer.
 BARE_STATUSES = {
     1: "unavailable",
     2: "internal",
@@ -322,7 +322,7 @@ SIZES = [
         "headers_too_large",
         http1_only=True,
     ),
-    # HTTP allows these header names, but gRPC does not. The edge removes such headers.
+    # HTTP allows these header names, but gRPC does not, so the edge removes such headers.
     *(
         Case(
             f"{name!r} as a header",

@@ -69,8 +69,7 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
     headers = _fields(lines[1:])
     names = dict(headers)
     if to_head:
-        # Only another answer may follow directly. Other bytes would be a body, which must not
-        # exist.
+        # Keeps bytes that do not begin another answer: they are a body, which must not exist.
         return Answer(
             int(status), headers, b"" if not rest or rest.startswith(b"HTTP/1.1 ") else rest
         )

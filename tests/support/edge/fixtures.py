@@ -19,7 +19,7 @@ def _stub_and_address() -> Iterator[tuple[Stub, str]]:
 
 @pytest.fixture
 def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
-    """The stub behind the edge. Its list of calls is empty when the test begins."""
+    """The stub behind the edge. Its list of calls is emptied before each test."""
     stub = _stub_and_address[0]
     stub.seen.clear()
     stub.release.clear()

@@ -162,7 +162,7 @@ class Stub:
 
 
 def _plain(reply: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a method whose answer contains only ids of its request."""
+    """Returns a method whose answer contains only the ids in its request."""
 
     async def method(self: Stub, request: Any, context: Any) -> Any:
         await self.act(request, context)

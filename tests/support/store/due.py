@@ -1,4 +1,4 @@
-"""Reads what is due in a store under test."""
+"""Reads the due work from a store under test."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,11 +19,11 @@ async def due(
     limit: int = 9,
     after: Place | None = None,
 ) -> Sequence[Due]:
-    """The due rows of these kinds."""
+    """Returns the due rows of these kinds."""
     work = await store.due(now, dict.fromkeys(kinds, after), limit, BOUNDS)
     return [each for kind in kinds for each in work.rows.get(kind, ())]
 
 
 async def due_ids(store: Store, *kinds: Kind, now: datetime = NOW, limit: int = 9) -> list[str]:
-    """The ids of the workspaces in the due rows of these kinds."""
+    """Returns the ids of the workspaces in the due rows of these kinds."""
     return [each.workspace.id for each in await due(store, *kinds, now=now, limit=limit)]

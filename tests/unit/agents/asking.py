@@ -1,4 +1,4 @@
-"""Calls a model at a test's endpoint: single calls, or tasks in the real loop and shell."""
+"""Calls the model endpoint of a test: in single calls, or in tasks with the real loop and shell."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -58,9 +58,9 @@ async def next_reply(
 
 
 async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
-    """Returns the reason of a failed call.
+    """Makes a call that must fail. Returns the reason of the failure.
 
-    Checks that it names the endpoint, but not the API key.
+    Checks that the reason contains the endpoint, but not the API key.
     """
     with pytest.raises(TaskFailed) as raised:
         await next_reply(server, *script, **changes)
@@ -81,7 +81,7 @@ class Run(OpenAIModel):
         self.task = ActiveTask(
             **{"id": "t1", "description": "do it", "max_iterations": 10, **changes}
         )
-        # The newest reply, as far as it has been received.
+        # The part of the newest reply that has been received.
         self.partial = Reply()
         self._agent = openai_agent(self, ShellTool(files_dir, "ws_1", 1))
         self.iterations: list[Any] = []

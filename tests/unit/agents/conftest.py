@@ -53,7 +53,7 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
 
 @pytest.fixture(params=["streams", "whole"])
 def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
-    """A model endpoint: one case streams, the other does not support streaming."""
+    """A model endpoint. The test runs once with streaming, and once without."""
     with model_server(can_stream=request.param == "streams") as running:
         yield running
 

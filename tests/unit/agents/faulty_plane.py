@@ -36,17 +36,17 @@ class ControlPlane(control_plane.ControlPlane):
         self.heartbeats: list[HeartbeatRequest] = []
         # Each event that the agent has sent, with the traceparent of its call.
         self.traces: list[tuple[str, str]] = []
-        # How many more commits take effect but get no acknowledgement.
+        # How many of the next commits take effect without an acknowledgement.
         self.lost_acknowledgements = 0
-        # How many more calls of Bootstrap get no answer.
+        # How many of the next calls of Bootstrap get no answer.
         self.lost_bootstraps = 0
-        # Further fields for the spec.
+        # Additional fields for the agent's spec.
         self.more: dict[str, Any] = {}
         # Awaited with the name of a call, after the reply is known and before it is sent.
         self.before_reply: Callable[[str], Awaitable[None]] = at_once
 
     async def answer(self, name: str, call: Call) -> Any:
-        """Records the call before it is answered. Loses as many answers as the test has set."""
+        """Records the call and answers it. Loses as many answers as the test has set."""
         self.calls.append(name)
         self.wake()
         if name == "Bootstrap" and self.lost_bootstraps:

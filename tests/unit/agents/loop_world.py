@@ -42,11 +42,11 @@ class World:
         self.replies = list(replies)
         self.results = list(results)
         self.committed: list[AgentEvent] = []
-        # The reports of open iterations. They are not in the trace.
+        # The reports of open iterations, which are not in `trace`.
         self.reports: list[IterationReported] = []
         self.trace: list[str] = []
         self.at: dict[str, Callable[[], Coroutine[Any, Any, object] | None]] = {}
-        # The reply of the newest model call, as far as it has been received.
+        # The part of the newest model call's reply that has been received.
         self.partial = Reply()
         self.dropped = False
         self.rejects: type[Any] | None = None
@@ -154,7 +154,7 @@ async def ended(function: Any, **changes: Any) -> tuple[TaskEnded, list[Any]]:
 
 
 async def force(run: Run, reached: asyncio.Event) -> TaskEnded:
-    """Interrupts the function once it has set `reached`."""
+    """Cancels the task with force once `reached` is set. Returns the end of the task."""
     await reached.wait()
     run.task.cancel.request(0)
     return await run.end()
@@ -177,7 +177,7 @@ def calling(**tools: Any) -> Any:
 
 
 async def end_late(may_end: asyncio.Event) -> None:
-    """Ends only once the test allows it, even if the call is cancelled."""
+    """Ends only once `may_end` is set, even if the call is cancelled."""
     while not may_end.is_set():
         try:
             await may_end.wait()

@@ -244,7 +244,7 @@ async def test_the_reason_of_a_failure_in_a_task_group_is_not_that_of_the_group(
 
 
 async def test_fields_of_the_reply_may_have_no_value() -> None:
-    """The streams of SDKs may contain None."""
+    """Fields and parts of a reply may be None, because SDKs may stream None."""
 
     async def agent(task: Task) -> None:
         async for each in task.iterations():

@@ -82,10 +82,10 @@ async def test_a_submission_is_repeated_with_its_key_until_it_is_answered() -> N
     ("code", "slug"),
     [
         (grpc.StatusCode.FAILED_PRECONDITION, "workspace_busy"),
-        # This must not end the agent, because its token is valid.
+        # This refusal must not end the agent, because the agent's token is valid.
         (grpc.StatusCode.PERMISSION_DENIED, "permission_denied"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited"),
-        # The worker is older and does not have the method.
+        # A worker of an earlier version does not have the method.
         (grpc.StatusCode.UNIMPLEMENTED, "not_found"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What makes an agent end, and that its tools end too. The whole agent runs in this process."""
+"""What makes an agent and its tools end. The whole agent runs in this process."""
 
 import asyncio
 import os

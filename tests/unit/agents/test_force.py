@@ -70,8 +70,8 @@ async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> No
     world, task = World(REPLIES), a_task()
 
     async def hang() -> None:
-        # Both times pass while the event loop is blocked. So the loop finds both timers due at
-        # once.
+        # The force deadline and the timeout both pass while the event loop is blocked, so the loop
+        # finds both timers due at once.
         task.cancel.request(0.02)
         asyncio.get_running_loop().call_soon(time.sleep, 0.05)
         await wait_forever()
@@ -99,8 +99,8 @@ async def test_force_interrupts_the_tool_call_and_keeps_its_output() -> None:
 
     async def hang() -> None:
         loop = asyncio.get_running_loop()
-        # The cancellation is requested without force, with a late deadline, and at once. The
-        # earliest deadline applies.
+        # Requests the cancellation without force, with a late deadline, with force at once, and
+        # with a later deadline. The earliest deadline applies.
         loop.call_soon(task.cancel.request)
         loop.call_soon(task.cancel.request, 3_000)
         loop.call_later(0.001, task.cancel.request, 0)

@@ -56,7 +56,7 @@ async def test_what_a_tool_returns_is_its_output(answer: Any, expected: tuple[st
     assert (tool["id"], tool["name"], tool["arguments"]) == ("call_1", "t", '{"n": 1}')
     result = tool["result"]
     assert (result["output"], result["exit_code"], result["status"]) == (*expected, "exited")
-    # Every iteration has a model call. This one is empty.
+    # Every iteration has a model call, which is empty if the agent calls no model.
     assert (iteration["model_call"]["status"], iteration["model_call"]["content"]) == (
         "completed",
         "",

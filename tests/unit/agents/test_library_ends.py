@@ -121,7 +121,7 @@ async def test_force_interrupts_the_calls_that_still_run() -> None:
 
 
 async def test_an_agent_that_catches_the_interruption_keeps_its_task_open() -> None:
-    """Only the control plane can end such a task, by ending the pod."""
+    """Only the control plane can end the task, by ending the pod of the agent."""
     reached, may_end = asyncio.Event(), asyncio.Event()
 
     async def agent(task: Task) -> None:

@@ -29,7 +29,7 @@ async def test_a_function_runs_in_a_thread_or_in_a_process() -> None:
 
 
 async def test_a_program_without_a_file_calls_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    # `python -c` has a main module without a file.
+    # A program that is run with `python -c` has a main module without a file.
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     assert await in_process(library_agents.double, 21) == 42
 

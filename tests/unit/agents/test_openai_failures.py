@@ -8,7 +8,7 @@ import pytest
 from tests.support.model_server import Answer, Gate, ModelServer, answers, says
 from tests.unit.agents.asking import KEY, failure, next_reply
 
-# The pauses between attempts do not depend on the endpoint, so one of the two is enough here.
+# Runs a test with one of the two endpoints only: the pauses between attempts are equal for both.
 once = pytest.mark.parametrize("server", ["whole"], indirect=True)
 
 
@@ -43,7 +43,7 @@ async def test_a_lasting_failure_ends_after_four_attempts(server: ModelServer) -
 async def test_retries_stay_within_the_timeout_and_the_reason_has_the_last_answer(
     server: ModelServer,
 ) -> None:
-    # Includes time for the first answer on a busy machine.
+    # The timeout includes time for the first answer on a busy machine.
     reason = await failure(
         server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=2.5
     )

@@ -44,7 +44,7 @@ def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
 
 
 async def _force(run: Run, content: str) -> TaskEnded:
-    """Forces the cancellation once the answer has been received up to `content`."""
+    """Forces the cancellation once the received part of the answer is `content`."""
     ending = asyncio.create_task(run.end())
     await eventually_async(lambda: run.partial.content == content)
     run.task.cancel.request(force_after_seconds=0)

@@ -108,7 +108,7 @@ async def test_an_agent_that_cannot_be_loaded_says_why(
 
 
 KEY = 'sk-"very\\secret'
-# An agent that imports with the key, and puts the key into everything that it writes.
+# An agent that writes its key wherever it can, beginning with its import.
 INDISCREET = """
 import os, subprocess, sys
 from evershell.agents import Task, in_process, keys
@@ -163,7 +163,7 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     assert errors.decode().count(expected) >= 4 + (description == "raise")
 
 
-# An agent whose logger keeps the standard error from before the start.
+# An agent whose logger got its standard error stream before the agent started.
 LOGGING = """
 import logging
 from evershell.agents import Task, keys, run

@@ -64,7 +64,7 @@ async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
 async def test_a_tool_that_reaches_its_limit_is_killed_with_its_process_group(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    # Includes time for the command to begin on a busy machine.
+    # The limit includes time for the command to begin on a busy machine.
     await started(control_plane, start, tool_timeout_seconds=2.5)
     own = tmp_path / "grandchild"
     line = f"(sh -c 'echo $$ > {own}; sleep 600' & wait) & echo begun; wait"

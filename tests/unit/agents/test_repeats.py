@@ -1,4 +1,4 @@
-"""How an agent repeats calls that no worker answers well: to which worker, and when."""
+"""How an agent repeats calls that fail or get no answer: to which worker, and when."""
 
 import asyncio
 import random
@@ -170,7 +170,7 @@ async def test_the_first_call_goes_on_and_its_answer_counts() -> None:
     answering.set()
     assert await committing
     await settle()
-    # There is no third call, and the second call is given up.
+    # Nothing has called a third time, and the second call was cancelled.
     assert (side.calls, side.workers[1].cancelled) == ([1, 1], 1)
 
 
@@ -180,7 +180,8 @@ async def test_a_call_in_flight_goes_to_another_worker_when_the_force_deadline_p
     committing = asyncio.create_task(side.commit())
     side.task.cancel.request()
     done, _ = await asyncio.wait({committing}, timeout=0.2)
-    # A cancelled task may take as long as its iteration takes. More calls would only add load.
+    # Without force, a cancelled task may take as long as its iteration takes, so the agent does not
+    # call another worker, which would only add load.
     assert (done, side.calls) == (set(), [1, 0])
     side.task.cancel.request(0)
     assert await committing
@@ -249,12 +250,12 @@ def after(count: int, failure: Answer) -> Answer:
     ],
 )
 async def test_repeats_back_off(pauses: list[float], failure: Answer, first: float) -> None:
-    """The agent leaves a worker that is gone at once, but calls a busy worker less often."""
+    """The pauses grow, and begin longer if the worker is busy than if the worker is gone."""
     side = Side(after(9, failure))
     await side.beat()
     expected = [min(first * 2**number, MAX_BACKOFF_SECONDS) for number in range(9)]
     assert pauses == expected and expected[-1] == MAX_BACKOFF_SECONDS
-    # After an answer, the pauses begin with the shortest one again.
+    # After an answer, the pauses begin with the first pause again.
     pauses.clear()
     side.workers[0].answer = after(1, failure)
     await side.beat()

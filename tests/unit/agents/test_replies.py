@@ -82,8 +82,7 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
                 "output_tokens": 5,
             },
         ),
-        # The same usage in LangChain: first with the tokens that are cached for an hour, then
-        # without.
+        # Usage in the form of LangChain: with the tokens that are cached for an hour, then without.
         (
             {
                 "input_tokens": 9,

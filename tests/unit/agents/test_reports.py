@@ -161,7 +161,7 @@ async def test_force_during_a_report_begins_no_tool() -> None:
 
 
 async def test_after_a_report_that_brings_force_announce_does_not_return() -> None:
-    """Here the announced tool belongs to another program. It does not begin either."""
+    """The announced tool belongs to another program, which does not begin it either."""
     began = list[str]()
 
     async def agent(task: Task) -> None:
@@ -177,7 +177,7 @@ async def test_after_a_report_that_brings_force_announce_does_not_return() -> No
 
 
 async def test_a_tool_call_over_the_limit_is_refused_each_time() -> None:
-    """The function continues after the TaskFailed."""
+    """The agent's function catches TaskFailed and continues, so it goes over the limit twice."""
     began = list[str]()
 
     async def tool(call_id: str) -> None:
@@ -226,7 +226,7 @@ async def test_force_does_not_wait_for_a_report_that_the_function_does_not_await
 
 @pytest.mark.parametrize("is_rejected", [False, True])
 async def test_a_report_whose_answer_ends_the_task_begins_no_tool(is_rejected: bool) -> None:
-    """The function continues after the CancelledError."""
+    """The agent's function catches CancelledError and continues, but its tools do not begin."""
     began = list[str]()
 
     async def tool() -> None:

@@ -132,7 +132,7 @@ async def test_an_agent_recovers_from_an_expired_token(side: Side, seconds: floa
     assert side.lease.remaining_seconds is not None
     # The agent also uses the control plane's time to check the signals that it receives.
     assert side.clock() == NOW + seconds
-    # The clock is set back again.
+    # The control plane's clock is set back again.
     side.control_plane_clock.now = NOW
     await side.beat()
     assert side.clock() == NOW
@@ -167,7 +167,7 @@ async def test_a_fenced_agent_with_an_expired_token_ends_as_fenced(side: Side) -
 
 
 async def test_an_agent_of_another_key_ends_although_its_token_has_expired(side: Side) -> None:
-    """The error does not contain the time. If it did, the agent would try again."""
+    """The error does not contain the control plane's time, so the agent ends without a retry."""
     rotated = PodTokens(new_key(), side.control_plane_clock)
     side.control_plane_clock.now = NOW + 3_600
     async with running(side.world, pod_tokens=rotated) as server:
@@ -184,7 +184,7 @@ async def test_a_replayed_token_is_refused_after_its_window(side: Side) -> None:
     assert await side.accepts(captured)
     side.control_plane_clock.now = NOW + 2 * MINUTE
     assert not await side.accepts(captured)
-    # A heartbeat of the agent does not make the captured token valid again.
+    # A heartbeat that the agent sends does not make the captured token valid again.
     await side.beat()
     assert not await side.accepts(captured)
 

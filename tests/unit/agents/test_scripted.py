@@ -14,7 +14,7 @@ from tests.unit.agents.loop_world import World, a_task, run_loop
 
 
 class Shell:
-    """A shell whose first commands end with these statuses, and all others with `exited`."""
+    """A shell whose commands end with `statuses`, in this order, and then always with `exited`."""
 
     def __init__(self, statuses: Sequence[ToolStatus]) -> None:
         self.commands: list[str] = []

@@ -1,4 +1,4 @@
-"""The session: when a task starts, is replaced or is dropped. Also the arithmetic of the lease."""
+"""When an agent's session starts, replaces or drops a task, and when an agent's lease is over."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from tests.support.waiting import settle
 
 
 class Runs:
-    """A fake of the loop, in which each task runs until the test ends it."""
+    """Stands in for the agent's loop: each task runs until the test ends it."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -167,7 +167,7 @@ async def test_a_task_that_arrives_before_the_acknowledgement_of_an_end_is_kept(
     runs.tasks["a"].is_ending = True
     runs.session.start(Assignment(task_id="b"))
     assert runs.session.cancel("b", Cancellation())
-    # This is the reply to a heartbeat that was sent after the first task and before the second.
+    # The reply to a heartbeat that was sent before task b arrived.
     runs.session.apply(Directive(), runs.session.mark())
     await settle()
     assert runs.started == ["a", "b"]
@@ -240,7 +240,7 @@ async def test_a_cancellation_of_an_unknown_task_sends_a_heartbeat_at_once(
 ) -> None:
     assert runs.session.cancel("t1", Cancellation()) is False
     assert runs.early_beats == 1
-    # The task does exist in the database, so the agent runs it to its end, without any iteration.
+    # The reply has the task, so the agent starts it, with the cancellation.
     runs.session.apply(_directive("t1"), runs.session.mark())
     await settle()
     assert runs.tasks["t1"].cancel.is_requested

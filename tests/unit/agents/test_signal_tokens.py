@@ -1,4 +1,4 @@
-"""The control plane's signal tokens, at the service of an agent on a loopback port."""
+"""How an agent, on a loopback port, checks the signal tokens of the control plane."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ async def agent() -> AsyncIterator[SignalledAgent]:
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield SignalledAgent(agent_clock, control_plane_clock, tokens, channel)
-        # Calls with other tokens do not reach the session.
+        # No call of a test has started a task.
         assert session.task is None
     await server.stop(grace=None)
 
@@ -205,7 +205,7 @@ async def test_a_malformed_token_is_refused(agent: SignalledAgent) -> None:
 
 async def test_a_runtime_token_is_no_signal_token(agent: SignalledAgent) -> None:
     token = runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW)
-    # The code of a runtime token is refused even without the names in front of it.
+    # Without the names in front, a runtime token has the format of a signal token.
     for bad in (token, token.rpartition(".")[2]):
         assert not await agent.accepts(f"Bearer {bad}")
 
@@ -218,16 +218,13 @@ async def test_a_secret_is_no_signal_token(agent: SignalledAgent) -> None:
 async def test_a_new_signing_key_ends_what_the_old_one_has_authorized(
     agent: SignalledAgent,
 ) -> None:
-    """Calls in both directions are refused from then on.
-
-    The agent exits (ExitCode.UNAUTHORIZED).
-    """
+    """After a change of the signing key, each side refuses the tokens of the other side."""
     rotated = PodTokens(new_key(), agent.control_plane_clock)
     assert not await agent.accepts(authorization(rotated))
     with pytest.raises(Failure) as refused:
         rotated.identify(runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW))
     assert refused.value.slug == "unauthenticated"
-    # The error does not contain the time. If it did, the agent would try again.
+    # An error with the time would make the agent try again.
     assert "unix_seconds" not in refused.value.details
 
 

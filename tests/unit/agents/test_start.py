@@ -21,8 +21,8 @@ code = main()
 print(json.dumps(sorted(sys.modules)))
 sys.exit(code)
 """
-# An agent may load only these packages in addition to the standard library. grpc itself looks for
-# the three other grpc packages, and Cython and setuptools leave traces.
+# An agent may load only these packages in addition to the standard library. `import grpc` imports
+# the other grpc packages if they are installed. Cython and setuptools add their own modules.
 ALLOWED = {
     "__main__",
     "evershell",
@@ -54,7 +54,7 @@ ALLOWED_CORE = {
     "evershell.core.task",
     "evershell.core.trace",
 }
-# grpc loads these packages only by name, without their content.
+# Of these packages, only the package itself may be loaded, and none of its modules.
 HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
 
 
@@ -81,7 +81,7 @@ async def agent(
     yield process
     if process.returncode is None:
         process.kill()
-    # This also closes the pipe.
+    # Also closes the pipes of the process.
     await process.communicate()
 
 

@@ -1,4 +1,4 @@
-"""The shell tool runs in its own folder or not at all, even if the folder was replaced."""
+"""The shell tool runs commands only in its original folder, and none if that was replaced."""
 
 import asyncio
 from pathlib import Path
@@ -35,7 +35,7 @@ async def test_a_command_is_not_run_in_a_replaced_folder(
         (pod / "files").mkdir(parents=True)
     else:
         (pod / what).touch()
-    # If a file replaces the pod's folder, the path of the workspace's files does not exist.
+    # If a file replaces the pod's folder, the folder of the workspace's files is gone.
     with pytest.raises(
         DirectoryLostError, match="deleted" if (what, by) == (".", "file") else "replaced"
     ):

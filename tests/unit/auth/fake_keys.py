@@ -23,7 +23,7 @@ class FakeTimer:
 
 
 class FakeKeys:
-    """Stands for the API keys in the database, by fingerprint."""
+    """Stands in for the API keys in the database."""
 
     def __init__(self) -> None:
         self.by_fingerprint: dict[bytes, ApiKey] = {}

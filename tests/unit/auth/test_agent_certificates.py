@@ -29,10 +29,7 @@ def test_each_certificate_has_one_name() -> None:
 
 
 def test_every_program_has_the_same_authorities() -> None:
-    """Nothing is stored.
-
-    Each program makes the authority's certificate again, with the same key and name.
-    """
+    """Each program makes the authorities' certificates anew, with the same keys and names."""
     fleet, worker = AgentCertificates(KEY), AgentCertificates(KEY)
     assert is_issued_by(fleet.agent(AGENT).certificate, worker.control_plane().trusted)
     assert is_issued_by(worker.control_plane().certificate, fleet.agent(AGENT).trusted)
@@ -51,7 +48,7 @@ def test_each_certificate_has_a_key_of_its_own() -> None:
 
 
 def test_a_certificate_does_not_depend_on_the_time() -> None:
-    """Clocks may be wrong, so a certificate is valid until the epoch or the signing key ends."""
+    """Clocks may be wrong, so a certificate ends only with its epoch or with the signing key."""
     certificate = parsed(AgentCertificates(KEY).agent(AGENT).certificate)
     assert certificate.not_valid_before_utc < datetime(2001, 1, 1, tzinfo=UTC)
     assert certificate.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

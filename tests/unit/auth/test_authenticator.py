@@ -1,4 +1,4 @@
-"""The caller that an `authorization` value stands for, and the host of their organization."""
+"""Which caller an `authorization` value stands for, and on which host the caller is accepted."""
 
 from functools import partial
 from pathlib import Path

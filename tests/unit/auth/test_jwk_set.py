@@ -126,7 +126,7 @@ async def test_a_broken_set_is_unavailable_and_does_not_replace_a_good_one(
 async def test_an_unsupported_key_does_not_hide_the_others(
     path: Path, stranger: dict[str, object]
 ) -> None:
-    """See RFC 7517, section 5."""
+    """RFC 7517, section 5, says that keys which are not understood should be ignored."""
     document = json.loads(path.read_text())
     document["keys"].insert(0, stranger)
     path.write_text(json.dumps(document))

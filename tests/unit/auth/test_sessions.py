@@ -30,7 +30,7 @@ DEEP_LIST = '{"a":' + "[" * 11_000
 DEEP_OBJECT = '{"a":' * 2_000
 
 
-# Texts that PostgreSQL cannot store or index, and texts with invisible characters.
+# Texts that PostgreSQL cannot store, that are too long, or that have invisible characters.
 UNSTORABLE = ["a\0b", "\ud800", "a\nb", "a\u202eb", "a" * 256, "ü" * 128]
 
 
@@ -223,8 +223,7 @@ async def test_wrong_signatures_are_limited_and_known_tokens_are_not(
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for number in range(FORGERIES_PER_SECOND - 1):
         await refused(verifier, forged(number))
-    # The fractions of a second add up to slightly less or more than one second. So the limit may be
-    # reached one token earlier or later.
+    # Because of rounding, the limit may be reached one token earlier or later.
     for number in range(FORGERIES_PER_SECOND - 1, FORGERIES_PER_SECOND + 1):
         with suppress(Failure):
             await verifier.authenticate(forged(number))

@@ -97,7 +97,7 @@ def test_new_agents_get_secrets_of_the_first_key() -> None:
 def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
     both = PodTokens(BOTH)
     both.note_refusal(WORKSPACE, 3, 0)
-    # A second call, sent at the same time, is refused too.
+    # The agent also refuses a second call, which was sent at the same time.
     both.note_refusal(WORKSPACE, 3, 0)
     assert (both.signing_key(WORKSPACE, 3), both.signing_key(WORKSPACE, 4)) == (1, 0)
     both.note_refusal(WORKSPACE, 3, 1)
@@ -108,10 +108,7 @@ def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
 
 
 def test_both_sides_trust_the_certificates_of_both_keys() -> None:
-    """The control plane's certificate is issued with the last key.
-
-    Agents that started earlier trust only this key.
-    """
+    """The last key issues the control plane's certificate: earlier agents trust only this key."""
     old, both, new = (AgentCertificates(text) for text in (OLD, BOTH, NEW))
     agent = AgentIdentity(WORKSPACE, 3)
     for identity in (both.control_plane(), both.agent(agent)):
@@ -140,8 +137,7 @@ def test_a_rotation(state: Path) -> None:
     assert (finished.exit_code, private_keys(state.read_text())) == (0, [new])
     assert "Agents that still have it end after the restart" in finished.output
     assert "keys" not in json.loads(state.read_text())
-    # No other file is left. If it belonged to one user, another user might not be able to take the
-    # next step.
+    # No file is left that belongs to one user and keeps another user from the next step.
     assert list(state.parent.iterdir()) == [state]
 
 

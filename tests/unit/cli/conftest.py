@@ -1,4 +1,4 @@
-"""What the tests of commands share."""
+"""The environment in which the tests run commands."""
 
 from pathlib import Path
 

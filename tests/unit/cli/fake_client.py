@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 
 class FakeClient:
-    """Answers each call of a method with the next of its answers, and records the arguments."""
+    """Answers each call with the next answer of its method, and records the arguments."""
 
     def __init__(self, **answers: list[Any]) -> None:
         self.answers = answers

@@ -1,4 +1,4 @@
-"""A stack on this machine, a service elsewhere, and which service a command would call."""
+"""A stack and a remote service, and a function that returns which one a command would call."""
 
 import io
 

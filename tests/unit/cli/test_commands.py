@@ -1,4 +1,4 @@
-"""The other commands of callers: their output, durations and exit codes, with a fake client."""
+"""Commands without their own test module, with a fake client: their output and exit codes."""
 
 import json
 import re
@@ -215,7 +215,7 @@ EVENTS = [
 
 
 class Watched:
-    """The events of a watch. After the last event, the watch may fail."""
+    """A watch that yields `events` and then raises `error`, if there is one."""
 
     def __init__(self, events: list[Event], error: Exception | None = None) -> None:
         self._events = iter(events)

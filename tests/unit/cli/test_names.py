@@ -18,7 +18,7 @@ WORKSPACES = [
     Workspace("ws_2", name="twin", status=WorkspaceStatus.BUSY),
     Workspace("ws_3", name="twin", status=WorkspaceStatus.IDLE),
     Workspace("ws_4"),
-    # A name that is the id of another workspace selects nothing.
+    # This workspace cannot be selected by its name, which is the id of another one.
     Workspace("ws_5", name="ws_1"),
 ]
 

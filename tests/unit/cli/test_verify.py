@@ -1,4 +1,4 @@
-"""The command `verify`, with a service that may be wrong: its verdicts and what it leaves."""
+"""The command `verify`: its verdicts on good and faulty services, and what it leaves behind."""
 
 import asyncio
 import errno
@@ -51,7 +51,7 @@ class Listed:
 
 
 class Service:
-    """A service in memory. Calls `before` before each call, which then may fail."""
+    """A service in memory. Each call first calls `before`, which may make the call fail."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ def test_without_the_rights_it_does_not_begin(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def with_ctrl_c() -> Iterator[None]:
-    """Handles SIGINT as in a terminal. A shell's background jobs ignore it."""
+    """Handles SIGINT as in a terminal, even if the tests run in the background and ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -261,7 +261,7 @@ def test_a_signal_ends_it_and_nothing_is_left(
     fake = Service(before=interrupt)
     result = run(monkeypatch, fake, "--for", "20s")
     assert (result.exit_code, fake.workspaces) == (130, {})
-    # What was seen before the interruption is judged.
+    # The verdict covers the calls that were made before the interruption.
     assert "GetTask" in result.stdout
 
 

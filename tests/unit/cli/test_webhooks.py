@@ -42,7 +42,7 @@ def test_the_secret_alone_goes_to_standard_output(monkeypatch: pytest.MonkeyPatc
     result, calls = run_webhooks(monkeypatch, "add", "https://a.example/b", create=[created])
     assert (result.exit_code, result.stdout) == (0, f"{SECRET}\n")
     assert "wh_1" in result.stderr
-    # The default is the end of a task, which no receiver should miss.
+    # By default, a webhook receives the ends of tasks.
     fields = {"description": "", "idempotency_key": None}
     assert calls == [("create", "https://a.example/b", ("task_completed",), fields)]
 
@@ -55,7 +55,7 @@ def test_the_secret_alone_goes_to_standard_output(monkeypatch: pytest.MonkeyPatc
 def test_a_repeat_has_no_secret_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     created = CreatedWebhook(WEBHOOK, "")
     result, _ = run_webhooks(monkeypatch, "add", "https://a.example/b", create=[created])
-    # If the output is redirected to a file, the file gets no secret. So the command fails.
+    # A script would take the empty output for the secret, so the command fails.
     assert (result.exit_code, result.stdout) == (1, "")
     assert "evershell webhooks rotate wh_1" in result.stderr
 
@@ -83,7 +83,7 @@ def test_a_replay_goes_on_until_nothing_remains(monkeypatch: pytest.MonkeyPatch)
     result, calls = run_webhooks(monkeypatch, "replay", "wh_1", replay=answers)
     assert (result.exit_code, len(calls)) == (0, 2)
     assert "1002 failed deliveries are sent again; 0 remain." in result.stdout
-    # Another caller is replaying what remains.
+    # Another caller is replaying the deliveries that remain.
     result, calls = run_webhooks(
         monkeypatch, "replay", "wh_1", "--task", "task_1", replay=[ReplayResult(0, 5)]
     )

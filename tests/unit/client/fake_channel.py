@@ -48,7 +48,7 @@ class _Timed:
 
 
 class Service:
-    """A client, and the fake service whose answers the test gives."""
+    """A client and its fake service, whose answers the test supplies."""
 
     def __init__(self, credential: str | Callable[[], str] = "sk_secret") -> None:
         self.clock = grpc_testing.strict_fake_time(0)

@@ -1,4 +1,4 @@
-"""The asynchronous client, with a real server in this process: what asyncio and grpc.aio do.
+"""What depends on asyncio and grpc.aio in the asynchronous client, with a real server.
 
 The other files test the rules of calls, waits and watches with the synchronous client, because
 grpcio-testing has no fake channel for grpc.aio. The synchronous client is generated from the

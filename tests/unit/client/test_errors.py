@@ -1,4 +1,4 @@
-"""The errors of calls. Each slug has a class."""
+"""The exceptions that the client raises for failed calls: each error slug has a class."""
 
 import pickle
 from typing import Any
@@ -23,7 +23,7 @@ from tests.unit.client.fake_channel import Service, failed, start
 UNREACHABLE = errors.agent_unreachable(
     "ws_1", "task_1", "recorded, not delivered", intent_recorded=True
 )
-# Slugs that only the edge uses, but that also stand for a gRPC code in an answer without details.
+# The service never sends these slugs. The client uses them for errors without details.
 FALLBACKS = {"not_found", "method_not_allowed"}
 
 

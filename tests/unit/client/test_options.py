@@ -53,7 +53,7 @@ def submitted(**fields: Any) -> TaskFilter:
         (lambda client: next(client.cancel_all_tasks(filter=TaskFilter(task_ids=()))), "task_ids"),
         # A generator counts as non-empty even if it yields nothing.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=iter(()))), "task_ids"),
-        # The service could not see these empty fields next to another field.
+        # The service could not tell that these fields were given: empty fields are not sent.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=())), "task_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(workspace_ids=())), "workspace_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(metadata={})), "metadata"),
@@ -89,7 +89,7 @@ def test_a_field_is_refused(service: Service, call: Callable[[Client], Any], fie
 
 
 def test_a_timeout_has_no_upper_limit(service: Service) -> None:
-    # gRPC would take an infinite deadline as one that has already expired.
+    # gRPC would treat an infinite deadline as one that has expired.
     call = start(service.client.with_options(timeout=float("inf")).get_workspace, "ws_1")
     service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
     assert call.result(5).id == "ws_1"

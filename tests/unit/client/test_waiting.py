@@ -32,7 +32,7 @@ def test_the_wait_goes_on_with_the_id_of_the_task(service: Service) -> None:
     assert (first.task_id, first.wait.seconds, first.force_after.seconds) == ("", 30, 60)
     again = answer(service, reply(Reply.already_requested, Task.running))
     assert (again.task_id, again.wait.seconds) == ("task_1", 30)
-    # A deadline that is counted from now would be later than the recorded one.
+    # A second `force_after` would count from now, and end later than the recorded deadline.
     assert not again.HasField("force_after")
     answer(service, reply(Reply.already_finished, Task.cancelled))
     result = call.result(5)
@@ -89,7 +89,7 @@ def test_a_wait_survives_an_outage_and_gives_up_after_a_long_one(service: Servic
     service.take("CancelTask")[1].fail(errors.unavailable())
     service.clock.sleep_for(200)
     answer(service, reply(Reply.already_requested, Task.running))
-    # The connection was lost, and nothing told the client.
+    # The connection was lost without a sign, so the call ends at the client's deadline.
     service.take("CancelTask")[1].fail_without_details(grpc.StatusCode.DEADLINE_EXCEEDED)
     answer(service, reply(Reply.already_requested, Task.running))
     service.take("CancelTask")[1].fail(errors.unavailable())

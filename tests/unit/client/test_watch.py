@@ -146,8 +146,8 @@ def test_a_watch_ends_at_its_timeout(service: Service) -> None:
 def test_a_stream_on_which_nothing_arrives_is_opened_again(service: Service) -> None:
     service.client._idle_seconds = 0.05
     call = start(next, service.client.watch("ws_1"))
-    # The client goes on even if this happens twice in a row. It gives up if a connection breaks
-    # twice in a row in the middle of a message.
+    # After two silent streams in a row, the client goes on. After two streams that break in the
+    # middle of a message, it would give up.
     for _ in range(2):
         service.take_stream()[1].await_cancelled()
     service.take_stream()[1].send(event=event(1))

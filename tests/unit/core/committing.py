@@ -11,7 +11,7 @@ LATER = NOW + timedelta(minutes=1)
 
 
 def after(change: Change) -> Locked:
-    """Returns the locked state after the change is committed. A task that has ended is left out."""
+    """Returns the locked state after the change is committed, without the task if it has ended."""
     open_task = (
         change.task if change.task is not None and not change.task.status.is_terminal else None
     )

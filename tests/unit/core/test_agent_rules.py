@@ -42,7 +42,7 @@ def with_task(**fields: Any) -> Locked:
         # Some clusters give their pods such addresses.
         ("100.64.0.1:80", False, True),
         ("240.0.0.1:80", False, True),
-        # These addresses contain the address of this machine or of its metadata service.
+        # These addresses are, or contain, an address of the machine or of its metadata service.
         ("[::ffff:127.0.0.1]:80", False, False),
         ("[::ffff:169.254.169.254]:80", False, False),
         ("[::ffff:0:169.254.169.254]:80", False, False),

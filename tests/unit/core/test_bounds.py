@@ -1,4 +1,4 @@
-"""The bounds of a task while the control plane does not answer."""
+"""When a task has exceeded its bounds, with and without an outage of the control plane."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -99,6 +99,6 @@ def test_workers_answer_if_they_give_signs_of_life(
 
 
 def test_an_agent_has_time_to_repeat_a_call_after_an_outage() -> None:
-    """An outage may end up to one second after the controller has last noticed it."""
+    """The end of an outage may be up to one second later than the controller has noticed."""
     assert RECOVERY_MARGIN.total_seconds() >= 1 + MAX_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS
     assert FORCE_RECOVERY_MARGIN.total_seconds() >= 1 + FORCE_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS

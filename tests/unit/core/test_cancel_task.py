@@ -178,7 +178,7 @@ DOWN = {
 async def refusal(
     world: World, workspace_id: str, by: Caller | None = None, *, task_id: str | None = None
 ) -> Failure:
-    """Cancels a task. Checks that no agent was signalled, and returns the failure."""
+    """Cancels a task, which must fail without a signal to an agent. Returns the failure."""
     with pytest.raises(Failure) as raised:
         await world.cancel(workspace_id, by, task_id=task_id)
     assert world.agents.cancelled == []

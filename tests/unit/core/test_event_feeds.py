@@ -92,7 +92,7 @@ async def test_an_event_is_read_and_encoded_once_for_all_watchers(
         await watched.commit(number)
         assert await asyncio.gather(*received) == [LAST_SEQ + number] * 40
         await watched.are_waiting()
-        # The second read finds out that the log has ended.
+        # The second read shows that there are no further events.
         assert watched.reads == [LAST_SEQ + number - 1, LAST_SEQ + number]
         received = next_of(watching)
         await watched.are_waiting()
@@ -124,7 +124,7 @@ async def test_a_slow_watcher_reads_what_it_has_missed_and_delays_nobody(
 
 
 async def test_a_watcher_misses_nothing_while_its_opening_is_written(watched: Watched) -> None:
-    """Meanwhile, the feed sends more events than a watcher can keep."""
+    """While the opening is written, the feed sends more events than a watcher can keep."""
     watching = watched.watch(opening=["opening"])
     assert await anext(watching) == "opening"
     for number in (1, 2):

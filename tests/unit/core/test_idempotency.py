@@ -63,7 +63,7 @@ async def count(world: World, workspace_id: str) -> int:
 
 
 async def test_a_repeated_submission_gets_the_first_answer(world: World) -> None:
-    """This holds during the task, after its end, and in any state of the workspace."""
+    """The answer is the same during the task, after its end, and in any state of the workspace."""
     idle = await world.add()
     first = await submit(world, idle.id)
     assert await submit(world, idle.id) == first

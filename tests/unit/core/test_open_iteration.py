@@ -1,7 +1,4 @@
-"""The reported usage of an open iteration counts once.
-
-If the agent is lost, so is the iteration.
-"""
+"""The reported usage of an open iteration counts once, even if the iteration is lost."""
 
 from dataclasses import replace
 from typing import Any

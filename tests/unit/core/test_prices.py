@@ -13,7 +13,7 @@ USD = 1_000_000
 
 
 def cost(prices: dict[str, Any], **counts: int) -> int | None:
-    """Returns the cost, in nano-dollars, of a call with at least these tokens."""
+    """Returns the cost of a call in nano-dollars. `counts` adds or replaces numbers of tokens."""
     tiers = {
         kind: price if isinstance(price, list) else [(0, price)] for kind, price in prices.items()
     }

@@ -141,7 +141,7 @@ class Counted:
 
 
 async def leased(world: World, runtime: Runtime) -> tuple[AgentIdentity, Task]:
-    """Returns an agent with a whole lease and a reported phase, and the task that it runs."""
+    """Returns an agent with a full lease and a reported phase, and the task that it runs."""
     busy, running = await world.add_busy(lease_expires_at=NOW)
     agent = AgentIdentity(busy.id, 1)
     await runtime.heartbeat(agent, running.id, Phase.TOOL_CALL)

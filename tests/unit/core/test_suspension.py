@@ -32,7 +32,7 @@ async def submit(world: World, at: Workspace, key: IdempotencyKey | None = None)
 
 
 async def wake(world: World) -> tuple[Workspace, "asyncio.Task[Task]"]:
-    """Wakes a workspace by a call. Returns the workspace, and the call, which still waits."""
+    """Submits a task to a suspended workspace. Returns the workspace and the waiting call."""
     at = await world.add(SUSPENDED)
     call = asyncio.create_task(submit(world, at))
     await settle()

@@ -132,7 +132,7 @@ async def test_with_own_a_caller_changes_only_their_webhooks(world: World) -> No
 
     for by in (
         caller(*own, actor_id="user_2"),
-        # A caller without the second scope may not do more than a caller with a narrow one.
+        # Without the second scope, even the wide form of the first one is not enough.
         caller("webhooks:write"),
         caller("workspace:read"),
     ):

@@ -118,7 +118,7 @@ def test_a_heartbeat_records_no_phase_for_a_task_that_is_not_running() -> None:
 
 
 def test_an_agent_that_has_not_started_its_task_does_not_name_it() -> None:
-    """Otherwise, an agent could work without a start, and the task's limits would never apply."""
+    """Otherwise, an agent could work on a task without starting it, and no limit would apply."""
     locked = locked_busy(TaskStatus.DELIVERED)
     assert locked.task is not None
     reported = workspace_lifecycle.heartbeat(locked, 1, locked.task.id, Phase.NONE, 30, LATER)

@@ -143,7 +143,7 @@ async def test_the_deletion_of_a_workspace_that_is_gone_is_answered_as_before(
 
 
 async def test_who_may_submit_tasks_may_resume(world: World) -> None:
-    """ResumeWorkspace also accepts SubmitTask's scopes, and uses the widest permission."""
+    """SubmitTask's scopes are enough for ResumeWorkspace. The caller's widest permission counts."""
     failed = await world.add(WorkspaceStatus.FAILED)
     both = caller("workspace:write:own", "tasks:write", actor_id="user_2")
     assert (await resume(world, failed.id, both)).epoch == failed.epoch + 1

@@ -94,7 +94,7 @@ async def test_each_signal_has_its_own_acknowledgement(
     agent.before = wait
     calls = [asyncio.create_task(cancel(client, agent.address, f"task_{n}")) for n in range(5)]
     await eventually_async(lambda: agent.signals)
-    # This caller has left. The acknowledgement of its signal arrives first.
+    # The first caller leaves, but the acknowledgement of its signal still arrives first.
     calls[0].cancel()
     all_sent.set()
     assert await asyncio.gather(*calls[1:]) == [True, False, True, False]
@@ -131,7 +131,7 @@ async def test_a_silent_stream_is_given_up_for_another_connection(
 async def test_a_stream_with_more_than_it_was_asked_for_is_ended(
     client: AgentClient, agent: FakeAgent, extra: Acknowledgement
 ) -> None:
-    """An agent must not be able to keep its worker busy for ever."""
+    """An agent must not be able to keep a worker busy forever."""
     ended = asyncio.Event()
 
     def flood(signal: Signal) -> Iterable[Acknowledgement]:

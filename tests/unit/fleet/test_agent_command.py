@@ -20,7 +20,7 @@ command_up = importlib.import_module("evershell.commands.up")
 
 
 class Refused(Exception):
-    """Raised in place of the start of the program."""
+    """Raised instead of starting the program."""
 
 
 class Recorded(NoIsolation):

@@ -73,7 +73,7 @@ async def send_too_much(requests: AsyncIterator[bytes], context: Context) -> Asy
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[[Signals], Any]]:
-    """Yields a function that starts an agent with these Signals and returns its address."""
+    """Yields a function that starts an agent with the given Signals and returns its address."""
     servers: list[grpc.aio.Server] = []
 
     async def start(signals: Signals) -> str:

@@ -124,7 +124,7 @@ async def test_a_read_whose_first_answer_is_an_error_is_repeated_once(
 async def test_those_who_leave_do_not_end_the_read_of_the_others(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    """One caller is cancelled, and one has an early deadline. Neither makes the agent silent."""
+    """A cancelled caller and an early deadline do not make the agent count as silent."""
     go_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:

@@ -1,4 +1,4 @@
-"""The limit of streams to agents, each on its own channel, with many agents on loopback ports."""
+"""The limit on open streams to agents, each on its own channel, with many agents on loopback."""
 
 import asyncio
 import gc
@@ -116,7 +116,7 @@ async def test_reads_take_the_channel_of_one_signalled_agent_at_most(
 async def test_a_stream_that_is_no_longer_kept_is_freed_at_once(
     client: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The garbage collector is off: a cycle of references would keep 50 kB of gRPC per stream."""
+    """The garbage collector is off, so a cycle of references would keep the stream in memory."""
     streams: weakref.WeakSet[SignalStream] = weakref.WeakSet()
 
     def recorded(channel: grpc.aio.Channel, token: str) -> SignalStream:

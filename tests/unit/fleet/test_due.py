@@ -1,7 +1,4 @@
-"""What the controller reads at a scan, and the live agents that let a deadline pass.
-
-The controller ends the pods of such agents, and no other pods.
-"""
+"""What the controller reads at a scan, and that it ends live agents that let a deadline pass."""
 
 import time
 from dataclasses import replace

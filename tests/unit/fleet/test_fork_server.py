@@ -41,7 +41,7 @@ subprocess.Popen(["/bin/sleep", "600"])
 print(sys.stdin.read(), random.random(), flush=True)
 time.sleep(600)
 """
-# The kernel's data about a process, except its ids and its usage.
+# Lines of /proc/PID/status: the user, the rights, the signals and the threads of a process.
 STATUS = re.compile(
     r"(Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp\w*|Sig(?:Blk|Ign|Cgt|Pnd)|Umask|Threads):.*"
 )

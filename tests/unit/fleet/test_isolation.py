@@ -132,7 +132,7 @@ async def test_a_start_that_is_given_up_can_be_ended(
 def test_a_state_folder_among_the_programs_is_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This is the case in an image whose application is below /usr."""
+    """In an image whose application is below /usr, the state folder may be there too."""
     bwrap = working_sandbox(tmp_path).bwrap
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "key").write_text("a secret\n")
@@ -175,7 +175,7 @@ PROGRAMS = {
     "sh": "seq 1000 | sort -rn | head -1 | tr -d 0 | grep 1",
     "git": "git init -q r && cd r && git -c user.name=a -c user.email=b commit --allow-empty -m c",
     "gcc": "echo 'int main(void) { return 0; }' > a.c && gcc a.c -o a && ./a",
-    # Threads, processes, and memory that processes share.
+    # Uses threads, processes, and memory that processes share.
     "python3": "python3 -c 'import multiprocessing as m; m.Pool(2).map(abs, [1]); m.Value(\"i\")'",
     "node": 'node -e \'new (require("worker_threads").Worker)("0", {eval: true})\'',
 }

@@ -100,5 +100,6 @@ async def test_statements_take_a_share_of_the_time(
     monkeypatch.setattr(periodic, "monotonic", lambda: next(times))
     monkeypatch.setattr("asyncio.sleep", note)
     await Retention(world.store, world.clock, KEPT).sweep()
-    # Four statements of 1 s: the list of workspaces, and three batches of up to four events.
+    # There is a pause after each of four statements of 1 s: the list of workspaces, and three
+    # batches of up to four events.
     assert pauses == [pytest.approx(9)] * 4

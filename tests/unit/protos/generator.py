@@ -9,7 +9,7 @@ from tests.support.stack import ROOT
 def printed(code: str) -> str:
     """Runs the code and returns what it prints.
 
-    It runs in a separate process, because the generator builds its own descriptors.
+    The code runs in a separate process, because the generator builds its own descriptors.
     """
     done = subprocess.run(
         [sys.executable, "-c", code],

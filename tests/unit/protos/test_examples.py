@@ -1,4 +1,4 @@
-"""The example that is generated for a message if none is written."""
+"""The examples that are generated for messages without a written example."""
 
 import json
 

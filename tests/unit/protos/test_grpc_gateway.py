@@ -23,10 +23,7 @@ PLUGIN = shutil.which("protoc-gen-openapiv2")
 
 
 def rules() -> list[tuple[Any, Any]]:
-    """Yields each RPC with each of its rules, including additional bindings.
-
-    Some RPCs have no rule.
-    """
+    """Returns each RPC with each of its rules, including additional bindings."""
     found = []
     for rpc in SERVICE.methods:
         http = rpc.GetOptions().Extensions[annotations_pb2.http]

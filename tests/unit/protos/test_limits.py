@@ -86,10 +86,7 @@ REQUESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_the_document_has_the_limits_of_the_service(
     name: str, allowed: dict[str, Any], refused: dict[str, Any]
 ) -> None:
-    """The service takes its limits from the same options.
-
-    This test also compares them with the checks.
-    """
+    """The document and the service take their limits from the same options, and must agree."""
     schema = {"$ref": f"#/components/schemas/{name}"}
     for body, is_allowed in ((allowed, True), (refused, False)):
         whole = DEFAULTS[name] | body if body else body

@@ -94,7 +94,7 @@ def workers() -> Programs:
         (SPINS, TURNS, ["w0"], []),
         (BLOCKED, TURNS, ["w0"], []),
         (TURNS, SPINS, ["w1"], []),
-        # One worker gets too little processor time for a turn. The other one needs less.
+        # One worker makes no turn, because it waits for a processor or for swapped memory.
         (STARVED, TURNS, [], ["w0"]),
         (SWAPS, TURNS, [], ["w0"]),
         # A debugger has stopped the program.

@@ -1,4 +1,4 @@
-"""The logs of programs: a rotation loses no line, and a full or hanging disk stops no program."""
+"""Logs of programs: rotations keep every line, and programs go on if a disk is full or hangs."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: how it is initialised, started and stopped. Leftovers are ended."""
+"""How the embedded PostgreSQL is initialised, started and stopped, and how leftovers are ended."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""How the supervisor restarts programs, and which children it has started itself."""
+"""How the supervisor restarts programs, and tells its own children from adopted ones."""
 
 import asyncio
 import os
@@ -75,7 +75,7 @@ async def test_a_silent_program_is_replaced_while_another_one_turns(
 
 
 async def test_programs_that_are_stopped_are_replaced(tmp_path: Path) -> None:
-    """All of them are replaced at once, even the only program of a kind."""
+    """All stopped programs are replaced at once, even the only program of a kind."""
     supervisor = Supervisor(tmp_path / "logs")
     for name in ("worker-0", "worker-1", "fleet"):
         await supervisor.start(Program(name, ["/bin/sleep", "600"]))

@@ -32,7 +32,7 @@ async def listed(pool: Pool) -> list[AuditEntry]:
 
 
 class Writes:
-    """Stands for the database, and records the batches."""
+    """Stands in for the database, and records the batches."""
 
     def __init__(self) -> None:
         self.batches: list[Sequence[AuditEntry]] = []
@@ -133,7 +133,7 @@ def partitions(owner: "Connection[tuple[object, ...]]") -> list[str]:
 
 
 def unusable_tables(owner: "Connection[tuple[object, ...]]") -> list[object]:
-    """The tables that the service may not use, except the tables of audit log and migrations."""
+    """The tables, except those of the audit log and of migrations, that the service may not use."""
     found = owner.execute(
         "SELECT relname FROM pg_class "
         "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') "

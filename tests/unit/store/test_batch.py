@@ -1,4 +1,4 @@
-"""Batch: how items share statements, failures, callers that leave, and the end of a batch."""
+"""Batch: statements that items share, failures, callers that leave, and the end of a batch."""
 
 import asyncio
 from collections.abc import Sequence

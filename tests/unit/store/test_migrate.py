@@ -155,7 +155,7 @@ def test_a_migration_that_is_interrupted_is_applied_later(
 
 
 def test_the_previous_version_finds_its_migrations(empty_database_url: str) -> None:
-    """Version 0.1.0 expects these hashes, and version 2 of the tables of its tool, yoyo."""
+    """Version 0.1.0 migrates with yoyo, which expects these hashes, and version 2 of its tables."""
     migrate(empty_database_url)
     with psycopg.connect(empty_database_url) as connection:
         found = connection.execute("SELECT migration_id, migration_hash FROM _yoyo_migration")

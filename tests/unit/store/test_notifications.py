@@ -1,4 +1,4 @@
-"""The notifications between processes: the controller's channel, subscriptions, and their marks.
+"""Notifications between processes: the controller's channel, and subscriptions to workspaces.
 
 tests/contracts tests what subscriptions promise to the core.
 """
@@ -352,7 +352,7 @@ async def test_marks_are_renewed_while_there_are_subscribers(
                 "UPDATE workspaces SET watched_until = NULL WHERE id = %s", (watched_id,)
             )
         assert remaining(database, left_id) == 0
-    # Renewals wake nobody: no commit was missed.
+    # Renewals of marks wake nobody, because no commit was missed.
     assert woken == [watched_id, left_id]
 
 

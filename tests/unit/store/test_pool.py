@@ -1,4 +1,4 @@
-"""The connections of the pool: their order, and their shares."""
+"""How calls get connections from the pool: in which order, and how many."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -79,7 +79,7 @@ async def test_no_cancellation_waits_for_lists(
 
 
 async def test_lists_leave_the_database_to_others_half_of_the_time(pool: Pool) -> None:
-    """After each list, the place of the list rests for as long as the list took."""
+    """After each list, its place stays unused for as long as the list took."""
     loop = asyncio.get_running_loop()
     began, count = loop.time(), 20 * pool.lists.size
     for _ in range(count):

@@ -253,7 +253,7 @@ async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: P
 
 
 async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool) -> None:
-    """A HOT update changes no index entry. Now and then, a page is full and the row must move."""
+    """A HOT update does not change the indexes. Now and then, a full page makes the row move."""
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     await store.transition(

@@ -22,7 +22,7 @@ from tests.support.store.examples import permission
 # The number of items of each kind: several times as many as a page reads.
 COUNT = 5 * scans.MAX_ROWS
 PLACE, ROOT = "ws_1", "task_0"
-# One of RARE items matches a filter.
+# One item in RARE matches a filter.
 RARE = 1_700
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OWN = permission(own_only=True, user_id="user_9")
@@ -55,7 +55,7 @@ FILL = f"""
     ANALYZE workspaces, tasks, audit_entries;
 """
 
-# Lists that few items match: the name, the table, and the condition of the items.
+# Lists with filters that few rows match: the name, the table, and the condition of the rows.
 MATCHING = [
     (f"audit by {name}", "audit_entries", f"org_id = 'org_a' AND {name} = 'rare'")
     for name in ("actor_id", "rpc", "outcome")
@@ -168,7 +168,7 @@ async def temporary_files(pool: Pool) -> int:
 
 
 async def test_no_list_writes_temporary_files(pool: Pool, filled: Connection[Any]) -> None:
-    """The texts are about as long as PostgreSQL stores inside a row."""
+    """The texts have about the greatest length that PostgreSQL stores inside a row."""
     filled.execute("UPDATE tasks SET description = repeat('x', 1800)")
     store = PostgresStore(pool, machine_clock)
     before = await temporary_files(pool)

@@ -1,6 +1,7 @@
-"""The time of the service: programs follow the database, and a clock's step moves no deadline.
+"""The time of the service follows the database, but a step of a clock does not move deadlines.
 
-To a program, a move of its monotonic clock looks like an opposite step of the database's clock.
+The tests cannot set the clock of the database. They move the monotonic clock of a program instead:
+to the program, this looks like an opposite step of the database's clock.
 """
 
 import time
@@ -258,7 +259,7 @@ async def test_an_outage_of_hours_is_no_step(
 async def test_a_step_is_not_followed_if_the_record_contradicts_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No controller has led for longer than a program waits for a leader."""
+    """The program no longer waits for a leader, but the recorded time contradicts the step."""
     monkeypatch.setattr(service_clock, "HOLD_SECONDS", 0.0)
     await led(machine)
     await machine.set_database(HOUR)
@@ -282,7 +283,7 @@ async def test_no_single_clock_moves_utc(machine: Machine, seconds: float) -> No
 async def test_what_two_clocks_say_is_utc_after_a_while(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """Database and machine may share one clock, which was set, so UTC follows it in the end.
+    """UTC follows two clocks that agree: they may be one clock, which was set.
 
     The time of the service goes on evenly, so that no deadline moves.
     """
@@ -312,7 +313,7 @@ async def test_utc_is_right_from_the_start_whatever_the_correction(
 async def test_a_leader_on_another_machine_takes_the_earlier_of_two_credible_clocks(
     machine: Machine,
 ) -> None:
-    """The step is smaller than the time for which a fleet may be without a leader."""
+    """A fleet may be without a leader for longer than the step, so both clocks are credible."""
     await led(machine)
     await machine.set_database(STEP)
     leader = machine.another("second")

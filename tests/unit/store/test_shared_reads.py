@@ -9,7 +9,7 @@ from tests.support.waiting import settle
 
 
 class Log:
-    """The source of SharedReads. A read ends at `release`, and returns the length at its start."""
+    """The log that is read. A read waits for `release`, and returns the length before the wait."""
 
     def __init__(self) -> None:
         self.length = 0

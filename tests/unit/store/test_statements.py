@@ -1,4 +1,4 @@
-"""The statements in .sql files are valid. Each is used, and each that is used exists."""
+"""Each statement in the .sql files is valid and is used, and each statement in use exists."""
 
 import re
 from datetime import UTC, datetime

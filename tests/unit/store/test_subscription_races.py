@@ -91,9 +91,9 @@ async def next_event(by: Process, busy: Workspace, reads: asyncio.Queue[int]) ->
 
 @asynccontextmanager
 async def next_commit_blocked(database_url: str, busy: Workspace) -> AsyncIterator[None]:
-    """Blocks the transaction of the workspace's next event after it has locked the workspace.
+    """Blocks the next transaction that adds an event, after it has locked the workspace.
 
-    The block inserts the event with the same `seq` and rolls back.
+    The blocking transaction inserts an event with the same `seq`, and rolls back at the end.
     """
     async with (
         await AsyncConnection.connect(database_url) as connection,

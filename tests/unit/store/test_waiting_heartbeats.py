@@ -22,7 +22,7 @@ from tests.wire.api.running import INTERNAL, agent_bearer, running
 async def test_heartbeats_of_a_pod_wait_for_one_connection(
     database_url: str, pool: Pool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An agent that gives up and repeats its heartbeats takes no second connection."""
+    """An agent that gives up and repeats its heartbeats still uses only one connection."""
     world, store = World(), PostgresStore(pool, machine_clock)
     busy, task = await with_task(store)
     world.store = store  # type: ignore[assignment]

@@ -240,7 +240,7 @@ async def test_thousands_of_receivers_that_are_down_delay_no_other(bench: Delive
 async def test_names_that_nobody_resolves_leave_threads_to_other_organizations(
     bench: Delivering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One organization has more such names than there are threads; another name resolves."""
+    """Many unresolved names of one organization do not delay the name of another one."""
     resolve, asked, can_end = socket.getaddrinfo, list[str](), threading.Event()
 
     def getaddrinfo(host: str, *arguments: Any) -> Any:

@@ -15,9 +15,7 @@ METHODS = sorted(method.name for method in _SERVICE.methods)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method needs. Any one of the scopes is enough. If there are none, every caller may
-    call.
-    """
+    """Who may call a method: callers with any one of the scopes, or everyone if there are none."""
 
     scopes: tuple[str, ...]
     # Whether the request names a workspace. If so, the `:own` form of a scope permits the call only

@@ -1,4 +1,4 @@
-"""A task with every field set, its intent, and an iteration."""
+"""A task with every field set, its cancellation, and an iteration."""
 
 from datetime import timedelta
 

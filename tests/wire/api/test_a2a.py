@@ -46,9 +46,7 @@ async def test_a_task_has_what_rest_shows(a2a: A2A) -> None:
 
 
 async def test_a_cancelled_task_works_until_its_end_is_committed(a2a: A2A) -> None:
-    """Before its end, a repeated cancellation changes nothing. After its end, a task cannot be
-    cancelled.
-    """
+    """A repeated cancellation changes nothing before the end of the task, and fails after it."""
     first = await a2a.cancel(reason="wrong branch")
     assert first.status.state == a2a_pb2.TASK_STATE_WORKING
     facts = MessageToDict(first.metadata)
@@ -186,9 +184,7 @@ async def test_a_large_message_holds_the_place_of_its_body_until_it_has_arrived(
 
 
 async def test_a_message_begins_a_task(a2a: A2A) -> None:
-    """The parts and the metadata of the message, and the options of the request, arrive at the
-    task.
-    """
+    """The task has the parts and the metadata of the message, and the options of the request."""
     idle = await a2a.world.add()
     parts = [{"text": "echo one"}, {"text": "echo two", "media_type": "text/plain"}]
     request = sending(

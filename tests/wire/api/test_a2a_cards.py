@@ -124,7 +124,7 @@ async def test_a_push_configuration_is_a_webhook_of_the_task(a2a: A2A) -> None:
 async def test_a_push_configuration_that_is_not_valid_is_refused(
     a2a: A2A, fields: dict[str, Any], field: str
 ) -> None:
-    """A message with such a configuration begins no task."""
+    """A message with such a configuration does not begin a task."""
     idle = await a2a.world.add()
     config = {"url": "https://example.com/a", **fields}
     message_ = sending(idle.id, configuration={"task_push_notification_config": config})

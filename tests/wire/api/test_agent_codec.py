@@ -1,4 +1,4 @@
-"""The codec between the messages of agents and the core's objects loses no field."""
+"""The codec between the messages of agents and the core's objects keeps every field."""
 
 from datetime import timedelta
 from typing import Any

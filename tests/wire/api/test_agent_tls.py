@@ -99,7 +99,7 @@ async def test_an_agent_calls_with_its_own_certificate_and_token(server: TlsServ
 async def test_a_token_is_refused_on_a_connection_with_another_certificate(
     server: TlsServer, stranger: str, expected: grpc.StatusCode
 ) -> None:
-    """Somebody else replays a captured token over a connection of their own."""
+    """A stranger replays a captured token over another connection."""
     strangers = server.certificates.strangers(server.workspace_id, 2, server.own.trusted)
     assert await server.heartbeat(strangers[stranger], server.token) is expected
     assert await server.heartbeat(server.own, server.token) is OK

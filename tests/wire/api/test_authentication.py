@@ -67,9 +67,7 @@ async def test_a_second_credential_is_refused(server: Running) -> None:
 
 @pytest.mark.parametrize("name", ["x-evershell-org", "x-evershell-actor", "x-evershell-scopes"])
 async def test_a_header_changes_nobodys_identity(server: Running, world: World, name: str) -> None:
-    """A caller with a valid credential of one organization names another organization in the
-    headers.
-    """
+    """Headers that name another organization, user or scope do not change who the caller is."""
     foreign = await world.add(org_id="org_b")
     request = CancelTaskRequest(workspace_id=foreign.id)
     for value in ("org_b", "user_1", "workspace:write"):

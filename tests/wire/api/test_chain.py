@@ -50,8 +50,8 @@ class Probe(Interceptor):
     def __init__(self) -> None:
         self.wrapped: Counter[str] = Counter()
         self.calls: list[Call] = []
-        # What the core sees in each call: the trace id, the limit of a wait of an hour, and what is
-        # left of the hour after the call's arrival.
+        # What the core sees in each call: the trace id, how long a wait of an hour may take, and
+        # how much of an hour is left since the call arrived.
         self.seen: list[tuple[str, float, float]] = []
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
@@ -69,7 +69,7 @@ class Probe(Interceptor):
 
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
-    """An interceptor at the end of the list, just outside `Reading`."""
+    """An interceptor that calls pass just before `Reading`, the last one."""
     probe = Probe()
     whole = chain.interceptors
 

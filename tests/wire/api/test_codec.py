@@ -1,4 +1,4 @@
-"""The codec between the messages of callers and the core's objects loses no field."""
+"""The codec between the messages of callers and the core's objects keeps every field."""
 
 import dataclasses
 from datetime import timedelta

@@ -306,6 +306,6 @@ async def test_a_caller_that_goes_while_a_message_is_sent_is_no_error(
         if is_reported:
             task.cancel()
         await asyncio.wait([task])
-    # A cancellation that gRPC has not reported is a defect.
+    # If gRPC does not report that the caller has gone, the failure counts as a defect.
     assert task.cancelled() is is_reported
     assert [bool(logs), bool(sent)] == [not is_reported] * 2

@@ -32,7 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 # The methods whose path has no id.
 WITHOUT_ID = ("CreateWorkspace", "CancelTasks", "HoldOrg", "ReleaseOrg", "CreateWebhook")
 SAME_AS_ABSENT = "the same as absent: it narrows nothing"
-# The cells that are accepted, by method, field and kind, and why that is safe.
+# The cells of the table whose calls are accepted, and why that is safe.
 ACCEPTED = {
     ("CancelTask", "reason", "empty"): SAME_AS_ABSENT,
     ("CancelTasks", "reason", "empty"): SAME_AS_ABSENT,
@@ -44,8 +44,8 @@ ACCEPTED = {
     ("SubmitTask", "metadata", "empty"): SAME_AS_ABSENT,
     ("SubmitTask", "limits", "empty"): SAME_AS_ABSENT,
 }
-# Over gRPC, a field of another wire type is an unknown field. If a value is sent twice, the last
-# one counts (protobuf, "Encoding"); generated code never sends a value twice.
+# The table is about REST. Over gRPC, a field of another wire type is an unknown field, and the last
+# of two values counts (protobuf, "Encoding"), but generated code never sends a value twice.
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""The log line of each call: its fields and its sampling. A failure to write the line does not make
-the call fail.
-"""
+"""The log line of each call: its fields, its sampling, and what happens if it is not written."""
 
 import asyncio
 from collections.abc import Iterator
@@ -47,7 +45,7 @@ async def lines_of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
 
 
 def most_since(began: float) -> float:
-    """How many lines the limit of 20 a second has allowed since `began`, a time of the loop."""
+    """How many lines the limit of 20 a second has allowed since the event loop's time `began`."""
     return 20 * (1 + asyncio.get_running_loop().time() - began) + 1
 
 

@@ -67,7 +67,7 @@ def delay(clock: Clock) -> QueueingDelay:
 
 
 def measure(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
-    """Makes a measurement that finds this wait."""
+    """Makes one measurement, which finds a wait of `seconds`."""
     delay.begin()
     clock.seconds += seconds
     delay.end()
@@ -78,7 +78,7 @@ def refused(delay: QueueingDelay) -> list[Priority]:
 
 
 def fall_behind(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
-    """Measures this wait several times, so that it counts."""
+    """Makes several measurements of the same wait, so that the worker takes it into account."""
     for _ in range(5):
         measure(delay, clock, seconds)
         clock.seconds += 0.1

@@ -1,4 +1,4 @@
-"""The page tokens of the lists: each continues its own list, and no other."""
+"""The page tokens of the lists: each token continues only its own list."""
 
 import hashlib
 from base64 import urlsafe_b64encode

@@ -1,6 +1,6 @@
 """Payloads become the same messages as with ParseDict, whatever they contain.
 
-PostgreSQL stores no lone surrogates, and ParseDict itself fails on some of them.
+The payloads have no lone surrogates: PostgreSQL cannot store them, and ParseDict fails on some.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from tests.support.world import NOW
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _INTEGERS = st.integers(-(2**65), 2**65) | st.integers(-9, 9) | st.just(2**31)
-# Values that most fields, or all fields, cannot have.
+# Values that are not valid for most fields, or for any field.
 _ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -36,9 +36,9 @@ _ODD = st.one_of(
 
 
 def _fields_of(message: Descriptor) -> st.SearchStrategy[dict[str, Any]]:
-    """Payloads of the message, whose fields are absent or have usual values; or any values.
+    """Payloads whose fields are absent or have usual values, and payloads with any values.
 
-    In the second case, fields may also have their JSON names, and there may be unknown fields.
+    The latter may also have fields with their JSON names, and unknown fields.
     """
     known = {
         name: _usual(field) | _usual(field) | _ODD

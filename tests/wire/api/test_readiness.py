@@ -24,12 +24,12 @@ async def test_public_calls_are_refused_while_the_worker_is_not_ready(
         refused = await get(credential)
         assert isinstance(refused, Failed)
         assert (refused.code, refused.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
-    # Only calls that have reached the service belong in the queue of the audit log.
+    # The call has not reached the service, so it leaves no entry in the queue of the audit log.
     cancel = messages.CancelTaskRequest(workspace_id=workspace.id).SerializeToString()
     refused = await server.raw(PUBLIC + "CancelTask", bearer(), cancel)
     assert isinstance(refused, Failed) and "no effect" in refused.message
     assert not server.audit.entries
-    # Calls of agents wait for the database.
+    # Calls of agents are not refused: they wait for the database.
     assert isinstance(await server.raw(INTERNAL + "Heartbeat", agent_bearer(workspace.id)), bytes)
     await server.server.set_serving(serving=True)
     assert isinstance(await get(), bytes)

@@ -203,9 +203,7 @@ async def test_a_request_that_does_not_arrive_in_time_is_refused(
 async def test_slow_requests_beyond_a_share_are_refused_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quick requests of the same credential are served, and so are slow requests of another
-    credential.
-    """
+    """Quick requests with the same credential are served, and slow ones with another credential."""
     few = {**shares.SHARES, shares.Kind.BODIES: shares.Share(9, 3, 2)}
     monkeypatch.setattr(shares, "SHARES", few)
     metrics = Metrics()
@@ -218,7 +216,7 @@ async def test_slow_requests_beyond_a_share_are_refused_at_once(
         assert [each.slug for each in refused] == ["rate_limited"] * 3
         assert all("RetryInfo" in each.details for each in refused)
         assert await server.raw(LIST, bearer()) == b""
-        # The organization's share has a place for one of them.
+        # The organization's share has a place for one of these slow requests.
         others = [Incomplete(server, LIST, bearer(READER)) for _ in range(2)]
         failures += [asyncio.create_task(each.failure()) for each in others]
         await eventually_async(lambda: in_flight(metrics) == 3)

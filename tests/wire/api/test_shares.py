@@ -1,4 +1,4 @@
-"""The shares of a credential and of an organization in what callers hold at a time."""
+"""How many calls of each kind a credential and an organization may hold at a time."""
 
 import asyncio
 import json
@@ -135,9 +135,7 @@ def test_cancellations_and_what_tells_whether_they_worked_are_of_the_first_kind(
 
 
 def test_the_edge_has_the_same_classes() -> None:
-    """Compares the routes of gRPC, which name the methods. The routes of REST have the same
-    classes.
-    """
+    """Compares the gRPC routes, which name the methods. The REST routes have the same classes."""
     generated = json.loads(edge_file("routes.json").read_text())
     routes = {each["match"].get("path"): each["route"] for each in generated["grpc_routes"][5:]}
     every = public_methods(with_effect=True) | public_methods(with_effect=False)

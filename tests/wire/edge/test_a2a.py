@@ -97,7 +97,7 @@ def test_the_edge_refuses_in_the_format_of_a2a(
 def test_head_is_refused_without_a_body(
     edge: RunningEdge, stub: Stub, path: str, status: int
 ) -> None:
-    """The edge's fixture checks that no script has failed."""
+    """At the end, the fixture `edge` checks that no Lua script has failed."""
     assert curl(edge.rest_url, Request("HEAD", path)).status == status
 
 

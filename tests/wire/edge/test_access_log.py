@@ -20,7 +20,7 @@ from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.edge.stub import Stub
 from tests.support.waiting import eventually
 
-# The refill of the token bucket in envoy/unsolicited_calls.yaml.
+# The refill rate of the token bucket in envoy/unsolicited_calls.yaml.
 _PER_SECOND = 20
 # The maximum length of a line, with every field at its maximum length.
 _LINE_BYTES = 2_000

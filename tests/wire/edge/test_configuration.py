@@ -1,4 +1,4 @@
-"""Envoy accepts a name in place of addresses, and its refusals are reported."""
+"""Envoy finds workers by a name instead of addresses, and operators read what Envoy refuses."""
 
 from pathlib import Path
 

@@ -50,9 +50,7 @@ def has_metrics(edge: RunningEdge) -> bool:
 def test_silent_connections_are_few_and_callers_cancel(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Silent connections do not count towards the limits on connections of callers and on memory,
-    only towards the limit on files.
-    """
+    """Silent connections count towards the limit on files only, not on connections or memory."""
     soon = {'"idle_timeout": "10s"': '"idle_timeout": "2s"'}
     with (
         running_edge(

@@ -59,9 +59,7 @@ async def is_healthy(channel: grpc.aio.Channel) -> bool:
 
 
 def hold(channel: grpc.aio.Channel, method: str, count: int) -> list[Any]:
-    """Holds calls that are not answered. Each call ends after 5 s, or at once if there is no place
-    for it.
-    """
+    """Holds calls that are not answered. A call ends after 5 s, or at once if it gets no place."""
     if method == HEALTH:
         health = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service="waits")
@@ -183,7 +181,7 @@ def test_a_connection_has_as_many_calls_as_it_may_and_others_cancel(
         eventually(lambda: len(stub.seen) == limit)
         assert edge.stat("cluster.control_plane.upstream_rq_active") == limit
         assert httpx.post(edge.rest_url + CANCEL, trust_env=False).status_code == 202
-        # At most one connection for each of the two classes of calls with a time limit.
+        # There is at most one connection for each of the two classes of calls with a time limit.
         assert edge.stat("cluster.control_plane.upstream_cx_active") <= 2
         stub.release.set()
         ended = 0

@@ -1,4 +1,4 @@
-"""What the edge answers with an identity provider. The console's tests have the whole flow."""
+"""How the edge answers with an identity provider. The console's tests cover a whole sign-in."""
 
 import base64
 import json
@@ -115,7 +115,7 @@ def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
     renewed = get(provided, "/v1/workspaces/ws_1", cookies=refresh)
     assert renewed.status_code == 200
     assert renewed.cookies["evershell-session"]
-    # The edge ignores the cookies in a call from a page of another site.
+    # The edge ignores the cookies in a call from a page of another origin.
     assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies
 
 
@@ -133,7 +133,7 @@ def test_cookies_do_not_count_if_one_of_several_headers_names_another_site(
 ) -> None:
     with httpx.Client(base_url=provided.rest_url, trust_env=False) as client:
         headers = [("cookie", OLD_COOKIES), *(("sec-fetch-site", site) for site in sites)]
-        # Without the cookies, the call passes the filter. The filter would refuse the old session.
+        # The filter would refuse the old session, but the edge drops the cookies before the filter.
         assert client.get("/v1/workspaces/ws_1", headers=headers).status_code == 200
 
 

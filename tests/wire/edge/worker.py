@@ -15,7 +15,7 @@ from typing import IO
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.stack import ROOT
 
-# The grace period for calls. It is shorter than the stub may take to stop.
+# The grace period for calls, which is shorter than the time that the stub may take to stop.
 GRACE_SECONDS = 14.0
 
 
@@ -33,7 +33,7 @@ class Worker:
 
 @contextmanager
 def worker() -> Iterator[Worker]:
-    """Starts a worker and kills it at the end, even a frozen one."""
+    """Starts a worker, and kills it at the end even if it is frozen."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.wire.edge.worker"],
         cwd=ROOT,

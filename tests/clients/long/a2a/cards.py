@@ -9,7 +9,7 @@ from tests.support.stack import Stack, Workspace
 
 
 def card_url(stack: Stack, workspace: Workspace) -> str:
-    """Where the card is, for callers with a credential."""
+    """The URL of the card that callers with a credential can read."""
     return f"{stack.ready['rest_url']}/a2a/{workspace.id}/extendedAgentCard"
 
 

@@ -52,7 +52,7 @@ async def test_an_agent_cancels_what_it_has_delegated(
 
 
 class _Remote:
-    """The remote agent, as two tools of the local one."""
+    """The remote agent, which the local agent uses through two tools."""
 
     def __init__(self, client: Client, workspace: Workspace, gate: Gate) -> None:
         self._client, self._workspace, self._gate = client, workspace, gate

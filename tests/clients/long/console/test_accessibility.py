@@ -34,7 +34,7 @@ def console_with_axe(
 
 
 def violations(page: Page) -> list[tuple[str, str, list[str]]]:
-    """What axe-core finds, each with its elements."""
+    """The problems that axe-core finds, each with its elements."""
     found: dict[str, Any] = page.evaluate("() => axe.run()")
     return [
         (each["id"], each["help"], [node["html"] for node in each["nodes"]])
@@ -56,7 +56,7 @@ def test_axe_finds_nothing(
     expect(page.locator(".rows .row").first).to_be_visible()
     assert violations(page) == []
     assert not is_wider_than_its_window(page)
-    # The list without a match, and the list with a selection and its dialog.
+    # Checks the list without a match, then the list with a selection and its dialog.
     console.find("there is no such workspace")
     expect(page.get_by_text("No workspace matches.")).to_be_visible()
     assert violations(page) == []

@@ -88,7 +88,7 @@ def test_a_person_learns_that_the_agent_does_not_answer(
 def test_a_person_learns_that_an_iteration_was_lost(
     console: Console, stack: Stack, workspace: Workspace
 ) -> None:
-    """The agent is frozen, so that the service ends its pod."""
+    """The iteration is lost because the agent is frozen and the service therefore ends its pod."""
     task_id = workspace.begin("sleep 600")
     console.show(workspace)
     with stack.frozen_process(stack.agent_pid(workspace.id)):

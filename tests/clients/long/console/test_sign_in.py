@@ -32,7 +32,7 @@ WAITING = """async () => {
   const { pending } = await navigator.locks.query();
   return pending.filter((each) => each.clientId !== own).length;
 }"""
-# Takes turns with the page's own calls, which may also renew the session.
+# Makes a call. Takes turns with the page's own calls, because any call may renew the session.
 ASK = """async ([path, method, mode]) => {
   const call = () => fetch(path, {method, mode, credentials: "include"});
   const answer = await navigator.locks.request("evershell-session", call);
@@ -65,7 +65,7 @@ class Provider:
 
 @pytest.fixture(scope="module")
 def provided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Provider]]:
-    """A stack with a provider."""
+    """A stack, and the provider with which its users sign in."""
     folder = tmp_path_factory.mktemp("provider")
     stack = Stack(folder / "state")
     with _provider(folder, f"{stack.rest_url}/console") as provider:
@@ -153,7 +153,7 @@ def test_the_session_is_the_users_and_no_other_site_can_use_it(
     assert cookies and all(each["httpOnly"] for each in cookies)
     assert page.evaluate("document.cookie") == ""
 
-    # Another port is another origin of the same site, which SameSite allows.
+    # SameSite does not stop the first origin: it differs only in the port, so it is the same site.
     for other in (f"{provider.url}/unknown", provider.url.replace("127.0.0.1", "localhost")):
         foreign = page.context.new_page()
         foreign.goto(other)
@@ -183,9 +183,9 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 
 
 def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack, Provider]) -> None:
-    """The provider ends a session whose refresh token is used twice.
+    """The provider would end a session whose refresh token is used twice.
 
-    In two tabs, all loops of the page make calls at the same time.
+    Two tabs make calls at the same time, each from all loops of the page.
     """
     context = browser.new_context()
     pages = [sign_in(context.new_page(), provided[0], "grace"), context.new_page()]
@@ -203,7 +203,7 @@ def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack,
 
 
 def test_a_new_tab_takes_its_turn(page: Page) -> None:
-    """A new tab waits while another tab has the turn, which a tab takes to renew the session."""
+    """Tabs take turns to renew the session. A new tab waits while another tab has its turn."""
     opened = page.context.new_page()
     calls: list[str] = []
     opened.on("request", lambda request: calls.append(urlsplit(request.url).path))

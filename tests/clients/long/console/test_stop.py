@@ -22,7 +22,7 @@ def released(stack: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def running(stack: Stack) -> Iterator[dict[str, Workspace]]:
-    """Maps tasks, which run until their gates open, to their workspaces. No other task runs."""
+    """The workspaces of the running tasks, by task id. Each task runs until its gate opens."""
     path = "/v1/tasks/cancel"
     # Ends the tasks that earlier tests have left running. They could end by themselves between the
     # page's count and its cancellation.
@@ -107,7 +107,7 @@ def test_a_person_interrupts_everything(
 def test_a_hold_that_fails_cancels_nothing(
     console: Console, stack: Stack, running: dict[str, Workspace]
 ) -> None:
-    """No step is shown as in progress."""
+    """After the refusal, the page shows the error, and no step is shown as in progress."""
     page = console.page
     console.sign_in(stack.tokens["owner"])
     refusal = '{"error": {"code": "permission_denied", "message": "no", "request_id": "r1"}}'

@@ -9,7 +9,7 @@ from tests.support import documents
 from tests.support.ports import free_ports
 from tests.support.stack import ROOT, Stack
 
-# The last page restarts the stack.
+# operating.md comes last, because it restarts the stack.
 PAGES = sorted(
     (page for page in (ROOT / "docs").glob("*.md") if documents.steps(page.read_text())),
     key=lambda page: (page.name == "operating.md", page.name),

@@ -29,7 +29,8 @@ from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
 PROGRAMS = Path(__file__).with_name("programs")
-# The headers of an answer take about 500 bytes, and an event 400 to 1,000.
+# After how many bytes of its answer each connection is cut. The headers of an answer take about 500
+# bytes, and an event 400 to 1,000.
 LIMITS = (700, 1_300, 2_900, 2_000, 3_500)
 TYPES = [value.name for value in event_pb2.EventType.Type.DESCRIPTOR.values if value.number]
 CLIENT_SECONDS = 60
@@ -57,9 +58,7 @@ def node_client(program: str) -> Client:
 
 
 def sample_client(language: str) -> Client:
-    """The sample of the OpenAPI document in this language. The program ends when the workspace
-    stops.
-    """
+    """A client that runs the sample of the OpenAPI document until the workspace stops."""
 
     def run(url: str, token: str) -> Seen:
         (source,) = [
@@ -121,7 +120,7 @@ def _seen(done: "subprocess.CompletedProcess[str]") -> Seen:
 def work(workspace: Workspace, was_cut: Callable[[int], bool]) -> None:
     """Makes events before and after each cut, then stops the workspace.
 
-    `was_cut` says whether every stream was cut often enough.
+    `was_cut(times)` says whether every stream was cut that many times, or has ended.
     """
     for cuts, _ in enumerate(LIMITS, 1):
         workspace.await_end(workspace.submit("echo one", "echo two"))

@@ -29,7 +29,7 @@ GO_SECONDS = 500
 
 
 def sample(language: str) -> str:
-    """The code of a language in the document."""
+    """The sample of docs/grpc.md in this language."""
     (code,) = [each.text for each in blocks(DOCUMENT.read_text()) if each.language == language]
     return code
 

@@ -1,4 +1,4 @@
-"""As much of Slack as the bot needs: its Web API, and the requests of a user, which it signs."""
+"""A fake of what the bot needs of Slack: the Web API, and signed requests on behalf of a user."""
 
 import json
 from collections.abc import Iterator

@@ -45,7 +45,7 @@ class Stage:
         return "".join(path.read_text() for path in found)
 
     def assert_prints(self, alert: str, expected: str) -> None:
-        """Waits until the runbook's commands print this: programs write their logs with a delay."""
+        """Waits until the runbook's commands print `expected`. Programs write logs with a delay."""
         try:
             eventually(lambda: re.search(expected, self._walk(alert)))
         except TimeoutError:

@@ -40,7 +40,7 @@ _LEASE_SECONDS = 240
 _POOL_SIZE = 8
 # What the log line of a failed call contains.
 _FAILED = '"(unavailable|deadline_exceeded)"'
-# More unauthenticated calls than a worker stores audit entries for in a second.
+# In one second, a worker stores audit entries for fewer unauthenticated calls than this.
 _REFUSED_CALLS = 100
 # How many webhooks the drill keeps. An organization may have 20.
 _KEPT_WEBHOOKS = 5
@@ -98,7 +98,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @drill("HoldInForce", "WebhookDeliveryOld")
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
-    """Replaces the leader, because a new leader counts these values at once, not once a minute."""
+    """Replaces the leader: a new leader counts these values at once, an old one once a minute."""
     workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
@@ -228,7 +228,7 @@ def a_session_holds_a_lock(stage: Stage) -> Iterator[dict[str, str]]:
     task_id = _end_a_task(workspace)
 
     def read() -> None:
-        # Reads of a task may use all connections.
+        # Reads of a task exhaust the pool, because they may use all of its connections.
         with suppress(grpc.RpcError):
             stack.grpc().call("GetTask", workspace_id=workspace.id, task_id=task_id, timeout=1)
 

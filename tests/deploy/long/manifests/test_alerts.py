@@ -63,7 +63,7 @@ class Case:
     not_yet: str = ""
 
 
-# A series has one sample every 15 s. `_` is a scrape without the series.
+# Each series has one sample every 15 s; `_` stands for a missing sample.
 CASES = {
     "CancellationOverdue": Case(
         fires={OPEN: "1x120", OLDEST: "0+15x120"},
@@ -107,7 +107,7 @@ CASES = {
         not_yet="7m",
         quiet={
             CALLS % "unavailable": "0+5x120",
-            # Streams end because workers are replaced.
+            # Streams that end because workers are replaced do not count as failed calls.
             STREAMS: "0+100x120",
             CALLS % "permission_denied": "0+900x120",
             CALLS % "agent_unreachable": "0+900x120",

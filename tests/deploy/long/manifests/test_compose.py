@@ -1,4 +1,4 @@
-"""The Compose file: its schema, and a stack with its settings, without a container."""
+"""The Compose file: its schema, and its settings on a stack without containers."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def test_the_settings_exist(services: dict[str, Any]) -> None:
 
 
 def test_the_image_has_the_folder_of_the_state(services: dict[str, Any]) -> None:
-    """A new volume that is mounted there gets the owner of the folder, the user of the image."""
+    """The image's user owns this folder, and therefore also a new volume that is mounted there."""
     state_dir = services["evershell"]["environment"]["STATE_DIR"]
     assert services["evershell"]["volumes"] == [f"state:{state_dir}"]
     built = (tools.DEPLOY / "Containerfile").read_text()

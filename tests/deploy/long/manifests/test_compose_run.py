@@ -54,13 +54,13 @@ class Containers(Service):
         self.ready = {"rest_url": f"http://127.0.0.1:{rest}", "grpc_addr": f"127.0.0.1:{grpc}"}
 
     def start_as_documented(self) -> None:
-        """Runs the commands of the page. The last one prints an API key."""
+        """Runs the commands of docs/operating.md. The last one prints an API key."""
         (commands,) = [each.text for each in self._blocks if "compose up" in each.text]
         key = self.run("bash", "-ec", commands, folder=self.folder.parents[1]).strip()
         self.ready["demo"] = {"tokens": {"full_access": key}}
 
     def serve_other_machines(self, authority: Authority) -> None:
-        """Adds the Compose override that the page shows, and a certificate."""
+        """Adds a certificate, and the Compose override that docs/operating.md shows."""
         (override,) = [each.text for each in self._blocks if each.language == "yaml"]
         (self.folder / "compose.override.yaml").write_text(override)
         tls, issued = self.folder / "tls", authority.issue("edge")
@@ -69,7 +69,7 @@ class Containers(Service):
         shutil.copy(issued.key_file, tls / "key.pem")
 
     def tls_client(self, authority: Authority) -> httpx.Client:
-        """A caller over REST that trusts only the authority."""
+        """An HTTP client that trusts only this authority."""
         return httpx.Client(
             base_url=self.ready["rest_url"].replace("http:", "https:"),
             headers={"authorization": f"Bearer {self.tokens['full_access']}"},
@@ -155,7 +155,7 @@ def cancel_over_grpc(workspace: ServiceWorkspace) -> str:
 
 
 def assert_cancelled_after_its_iteration(workspace: ServiceWorkspace, task_id: str) -> None:
-    """Checks that the running command has finished and that the next one has not begun."""
+    """Checks that the task ended cancelled when its first command had finished."""
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"], end["reason"]) == ("cancelled", 1, "enough")
     iteration = workspace.await_event("iteration_completed", task_id)["iteration_completed"]

@@ -1,4 +1,4 @@
-"""The objects of the chart: schemas, restrictions, roll-outs, and what a real API server says."""
+"""The chart's objects: schemas, restrictions, roll-outs, and whether an API server accepts them."""
 
 import copy
 import subprocess
@@ -34,9 +34,9 @@ START_SECONDS = 5.0
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 # The port on which workers accept only agents.
 RUNTIME_PORT = 50151
-# How long the DNS of a cluster caches an answer (kubeadm's default), and how often the edge asks
-# it.
+# How long a cluster's DNS caches an answer (kubeadm's default).
 DNS_SECONDS = 30
+# How often the edge queries this DNS.
 REFRESH_SECONDS = 2
 # The settings that the programs get from Secrets. They get all others from a ConfigMap.
 SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
@@ -158,7 +158,7 @@ async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
 
 
 def served(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The objects that this API server knows, even if it is old.
+    """Returns the objects, without what this API server is too old to know.
 
     An old API server does not serve the current versions of autoscalers and disruption budgets. It
     knows neither gRPC probes nor a probe's grace period.
@@ -288,7 +288,7 @@ def test_an_edge_drains_for_longer_than_a_wait_before_it_ends(
 def test_apply_leaves_the_number_of_workers_to_the_autoscaler(
     rendered: list[dict[str, Any]],
 ) -> None:
-    """Otherwise an upgrade would remove the workers that the autoscaler has added."""
+    """If the chart set `replicas`, upgrades would remove workers that the autoscaler has added."""
     scalers = of_kind(rendered, "HorizontalPodAutoscaler").values()
     scaled = {each["spec"]["scaleTargetRef"]["name"] for each in scalers}
     for name, deployment in of_kind(rendered, "Deployment").items():

@@ -107,7 +107,7 @@ def test_errors_of_callers_and_of_agents_are_no_failures(tmp_path: Path) -> None
     refused = {CALLS % ("CancelTask", each): "0+9000x480" for each in outcomes}
     unreachable = cancel_task_fails("0+1000x480", "agent_unreachable")
     fires(tmp_path, refused | unreachable, "7h30m", set())
-    # Nor do refused calls hide failures.
+    # Refused calls do not hide failures.
     fires(tmp_path, refused | cancel_task_fails("0+20x480"), "7h30m", FAILS)
 
 
@@ -125,7 +125,7 @@ def test_failures_at_the_edge_count(tmp_path: Path, failing: str) -> None:
 
 
 def test_an_edge_that_answers_no_call_fires(tmp_path: Path) -> None:
-    # Calls do not reach a worker.
+    # No CancelTask call reaches a worker.
     without_calls = {name: "0x480" for name in WELL if "CancelTask" in name or name == EDGE % "2"}
     fires(tmp_path, without_calls | {OVERLOAD: "0x360 0+20x120"}, "6h10m", FAILS)
 

@@ -16,7 +16,7 @@ _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 @dataclass(frozen=True)
 class Peer:
-    """A pod, by its name label; without a name, an address outside of the cluster."""
+    """A pod with this name label; if the name is empty, an address outside the cluster."""
 
     name: str = ""
     namespace: str = NAMESPACE
@@ -26,7 +26,7 @@ OUTSIDE = Peer()
 
 
 def is_allowed(rendered: list[dict[str, Any]], source: Peer, target: Peer, port: int) -> bool:
-    """Whether the source may send and the target may receive."""
+    """Whether the network policies allow traffic from `source` to this port of `target`."""
     policies = [o["spec"] for o in rendered if o["kind"] == "NetworkPolicy"]
     return _passes(policies, "Egress", source, target, port) and _passes(
         policies, "Ingress", target, source, port
@@ -59,7 +59,7 @@ def _passes(
 def _is_peer(found: dict[str, Any], peer: Peer) -> bool:
     assert set(found) <= {"podSelector", "namespaceSelector", "ipBlock"}
     if "ipBlock" in found:
-        # Only public addresses: the addresses of pods are private.
+        # The block contains only public addresses, and pods have private ones.
         return not peer.name
     if not peer.name:
         return False

@@ -34,7 +34,7 @@ _OTHERS: dict[str, Any] = {
     "podSpec": {"nodeSelector": {"pool": "control"}},
     "networkPolicies": {"agents": [{"ports": [{"protocol": "TCP", "port": 443}]}]},
 }
-# The blocks of YAML in deploy/README.md: values, and a kustomization.
+# The two blocks of YAML in deploy/README.md: values for production, and a kustomization.
 _SHOWN, KUSTOMIZATION = (e.text for e in blocks(README.read_text()) if e.language == "yaml")
 # Sets of values.
 SETS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def trial_objects() -> list[dict[str, Any]]:
 
 
 def templates(values: dict[str, Any]) -> dict[str, str]:
-    """The rendered chart, by the names of its templates. Raises HelmError."""
+    """Renders the chart. Returns the result of each template by file name. Raises HelmError."""
     helm = pytest.importorskip("helm_python", reason="run `make .venv/.deploy-ready`")
     with helm.Chart.load(CHART) as chart:
         rendered = chart.render(values, name="evershell", namespace="evershell")
@@ -68,7 +68,7 @@ def templates(values: dict[str, Any]) -> dict[str, str]:
 
 
 def config_map(objects: list[dict[str, Any]], name: str) -> dict[str, str]:
-    """The data of a ConfigMap, which is found by its label: kustomize adds a hash to its name."""
+    """Finds a ConfigMap by label, since kustomize adds a hash to its name. Returns its data."""
     labels = {"app.kubernetes.io/name": name}
     (found,) = (
         dict(each["data"])
@@ -85,12 +85,12 @@ def render(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def validate(path: Path, version: str = VERSIONS[-1]) -> None:
-    """Compares the objects with the schemas of Kubernetes, without unknown fields."""
+    """Checks the objects in a file against the schemas of Kubernetes. Rejects unknown fields."""
     _run(*_VALIDATE, "--strict", "-k", version, str(path))
 
 
 def validate_compose(path: Path) -> None:
-    """Compares the file with the schema of the Compose specification.
+    """Checks the file against the schema of the Compose specification.
 
     Skips the test if the tool is not installed and cannot be downloaded.
     """

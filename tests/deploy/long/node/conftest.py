@@ -1,4 +1,4 @@
-"""The programs in a cluster with a real node, and a stack outside it whose pods run there.
+"""Fixtures: the programs in a real cluster, and a stack outside it whose pods run on its nodes.
 
 All tests need KUBECONFIG, and the image evershell:1 on the nodes. deploy/README.md describes the
 other variables.
@@ -24,7 +24,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack that waits for pods and agents for longer than a slow node takes."""
+    """A stack whose time limits for pods and agents suit a slow node."""
     with running_stack(
         tmp_path_factory.mktemp("node"),
         LEASE_SECONDS="60",

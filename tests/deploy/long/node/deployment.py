@@ -20,7 +20,7 @@ from tests.deploy.long.manifests import tools
 from tests.support.service import Service
 
 NAMESPACE = "evershell"
-# The first version with gRPC probes, which the chart needs.
+# The first version of Kubernetes with gRPC probes, which the chart needs.
 _GRPC_PROBES = (1, 24)
 _OLD = Path(__file__).parent / "overlay"
 _RELEASE = "evershell"
@@ -104,7 +104,7 @@ class Deployment(Service):
     def own_edge(self) -> Iterator[str]:
         """Runs another pod of the edge inside the block, for one test.
 
-        Yields its name for kubectl.
+        Yields the pod's name for kubectl.
         """
         edge = json.loads(kubectl("get", "deployment/edge", "-o", "json"))
         template = edge["spec"]["template"]
@@ -132,7 +132,8 @@ def _delete() -> None:
 def _values() -> dict[str, Any]:
     """The values of the trial, with two workers.
 
-    The pods request little CPU: CI's node has two CPUs, and twice as many pods during a roll-out.
+    The pods request little CPU, because CI's node has only two CPUs. During a roll-out, it runs the
+    old and the new pods.
     """
     values = copy.deepcopy(tools.SETS["trial"])
     values["agents"] = {"resources": {"requests": {"cpu": "10m"}}}
@@ -162,7 +163,7 @@ def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def _described() -> Iterator[None]:
-    """Adds the status and the logs of the pods to an error of the block."""
+    """Adds the status and the logs of the pods to an exception that the block raises."""
     try:
         yield
     except Exception as error:

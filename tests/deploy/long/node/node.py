@@ -51,9 +51,9 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def shell(nodes: list[dict[str, Any]]) -> list[str]:
-    """The command prefix that runs a shell script on the only node; empty if there is none.
+    """The command prefix that runs a shell script on the only node; empty if none is known.
 
-    The variable NODE_SHELL sets it. For a node of kind, it is `docker exec`.
+    The variable NODE_SHELL sets the prefix. By default, a cluster made by kind uses `docker exec`.
     """
     if given := os.environ.get("NODE_SHELL"):
         return shlex.split(given)
@@ -63,7 +63,7 @@ def shell(nodes: list[dict[str, Any]]) -> list[str]:
 
 
 def kill_agent(pod: dict[str, Any]) -> None:
-    """Kills the first process of the pod. Processes inside the pod cannot do that."""
+    """Kills the first process of the pod from the node: no process inside the pod can kill it."""
     _run(f"ctr -n k8s.io tasks kill --signal SIGKILL {_container(pod)}")
 
 

@@ -25,7 +25,7 @@ def pod(workspace: ServiceWorkspace, kubectl: Kubectl = tools.kubectl) -> dict[s
 
 
 def running_pod(workspace: ServiceWorkspace, kubectl: Kubectl = tools.kubectl) -> dict[str, Any]:
-    """The only pod, once the kubelet reports it as ready. Its agent may have begun earlier."""
+    """Waits until the kubelet reports the workspace's only pod as ready. Returns the pod."""
     await_condition("condition=Ready", workspace, kubectl=kubectl)
     return pod(workspace, kubectl)
 

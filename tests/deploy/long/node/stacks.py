@@ -28,9 +28,9 @@ class NodeWorkspace(ServiceWorkspace):
 def running_stack(
     folder: Path, end_seconds: float = 120.0, memory_limit: str = MEMORY_LIMIT, **environment: str
 ) -> Iterator[Stack]:
-    """A stack whose agents run on the node, with TLS to them as in the chart.
+    """A stack whose agents run on the node. Its connections to them use TLS, as in the chart.
 
-    By default, it waits for the end of a pod for longer than a slow node takes.
+    `end_seconds` is how long the stack waits for a pod to end. The default suits a slow node.
     """
     node.require()
     host = os.environ.get("NODE_HOST") or _own_address()
@@ -62,7 +62,7 @@ def running_stack(
 
 
 def _own_address() -> str:
-    """The address of this machine for other hosts, such as the nodes of kind."""
+    """The address at which other hosts, such as the nodes that kind starts, reach this machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
         # Only chooses a route: nothing is sent. 192.0.2.1 belongs to nobody (RFC 5737).
         unconnected.connect(("192.0.2.1", 1))

@@ -31,7 +31,7 @@ def test_a_forced_cancellation_interrupts_the_tool(workspace: NodeWorkspace) -> 
 
 
 def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: NodeWorkspace) -> None:
-    """The file contains a bootstrap token that is no longer valid.
+    """The bootstrap token in the spec file is no longer valid.
 
     Even processes of the agent's user cannot read the agent's memory and environment.
     """
@@ -114,7 +114,7 @@ def test_a_pod_that_others_delete_reports_how_its_task_ended(
     task_id = workspace.begin("sleep 600")
     if is_cancelled:
         workspace.cancel()
-    # A drain deletes pods in the same way.
+    # Draining a node deletes its pods in the same way.
     kubectl("delete", "pod", running_pod(workspace)["metadata"]["name"], "--wait=false")
     end = workspace.await_end(task_id)
     assert end["status"] == ("cancelled" if is_cancelled else "failed")

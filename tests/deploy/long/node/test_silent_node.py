@@ -27,7 +27,7 @@ def impatient_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
 
 
 def test_a_silent_node(impatient_stack: Stack) -> None:
-    """The cluster cannot tell what runs on the node. Agents that run report to the workers."""
+    """The cluster cannot tell what runs on the node, but running agents report to the workers."""
     with ThreadPoolExecutor() as pool:
         workspaces = pool.map(lambda _: NodeWorkspace(impatient_stack), range(4))
     failed, cancelled, finishing, stopped = workspaces

@@ -21,7 +21,7 @@ def test_a_task_wakes_a_workspace_whose_pod_was_given_back(tmp_path: Path) -> No
         workspace.await_end(workspace.submit("echo kept > file"))
         workspace.await_status("suspended")
         await_no_pods(workspace)
-        # The call wakes the workspace, and waits for the agent until the call's deadline at most.
+        # This call wakes the workspace, and waits for the agent.
         task_id = workspace.submit("cat file")
         assert workspace.await_end(task_id)["status"] == "completed"
         assert pod(workspace)["metadata"]["name"].endswith("-2")

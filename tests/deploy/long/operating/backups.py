@@ -1,4 +1,4 @@
-"""Backs up and restores databases with the PostgreSQL programs of the wheel."""
+"""Backs up and restores databases with the programs of the embedded PostgreSQL."""
 
 import subprocess
 from pathlib import Path

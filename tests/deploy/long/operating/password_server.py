@@ -21,7 +21,6 @@ class PasswordServer:
         self._owner_url = postgres.database_url(socket_dir)
         self._socket_dir = socket_dir
         self._passfile = folder / "passwords"
-        # The role owns its database.
         with psycopg.connect(self._owner_url, autocommit=True) as connection:
             connection.execute(f"CREATE ROLE {_ROLE} LOGIN")
             connection.execute(f"CREATE DATABASE {_ROLE} OWNER {_ROLE}")

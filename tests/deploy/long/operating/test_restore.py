@@ -22,10 +22,9 @@ from tests.support.waiting import eventually
 # The test mostly waits for programs, which take longer on a busy machine.
 pytestmark = pytest.mark.timeout(240)
 
-# Longer than the time from the loss of the stack to its start on the restored database, so that no
-# agent ends because its lease is over.
+# Longer than the stack is down, so that no agent ends because its lease is over.
 LEASE_SECONDS = 60.0
-# How long agents may take to end after the start.
+# How long agents that must end may take to do so, after the restored stack has started.
 FENCED_SECONDS = 60.0
 # How long programs and agents may take on a busy machine.
 BUSY_SECONDS = 60.0
@@ -57,7 +56,7 @@ def read(database_url: str, query: str, *parameters: Any) -> list[Any]:
 
 
 class Pods:
-    """The agents that were seen running."""
+    """The agents that a test has seen running."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -185,7 +184,7 @@ def test_what_was_deleted_suspended_or_old_at_the_backup(
     for workspace, gate in gates.items():
         workspace.begin(gate.command)
 
-    # The task of `deleting` goes on until its gate is opened, for at most 10 s.
+    # The deletion waits up to 10 s for the task of `deleting`, which runs until its gate is opened.
     delete(deleting)
     backups.dump(living.ready["database_url"], backup)
     # The workspace is suspended in the backup. Its new agent is frozen, so it cannot end itself.

@@ -25,14 +25,14 @@ pytestmark = pytest.mark.timeout(300)
 
 RESTART_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
-# An agent that can no longer call the workers ends after this time at most. The restart takes much
-# of this time.
+# An agent that can no longer call the workers ends within this time. A restart takes most of it, so
+# the lease cannot be shorter.
 LEASE_SECONDS = 20
 # How long such an agent's task may take to end, with some time to spare.
 LOST_SECONDS = LEASE_SECONDS + 25.0
 # How long two steps of each canceller may take on a busy machine.
 PROGRESS_SECONDS = 60.0
-# The pause before a worker reads the key set again for an unknown key, with some time to spare.
+# Slightly longer than a worker waits before it reads the key set again for an unknown key.
 PUBLISHED_SECONDS = 11.0
 
 
@@ -161,7 +161,7 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     progress([*old_agents, *new_agents])
     issuer.remove("first")
     progress([*old_agents, *new_agents])
-    # The agent whose certificate is from the previous key still gets the signal.
+    # The agent whose certificate was signed with the previous key still gets the signal.
     assert left.cancel(reason="the last task of its agent")["outcome"] == "accepted"
     load.stop()
     assert load.outcomes.failures == []

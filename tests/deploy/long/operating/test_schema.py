@@ -50,7 +50,7 @@ def programs(state_dir: Path, database_url: str) -> Iterator[str]:
 
 
 def leads(database_url: str) -> bool:
-    """Whether a controller has the lock of the leader."""
+    """Whether a controller holds the leader's lock."""
     with psycopg.connect(database_url) as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "

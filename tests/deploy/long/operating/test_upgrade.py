@@ -35,8 +35,8 @@ LIMIT_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
 # The commands of a task that is cancelled with `wait`: 100 iterations.
 WAITED = "\n".join(["sleep 1"] * 100)
-# Submits, cancels and watches tasks with the library of its environment until its input ends.
-# Records its calls. Prints how many have ended.
+# A client that submits, cancels and watches tasks until its input ends. Records its calls, and
+# prints how many tasks have ended.
 CLIENT = """
 import pathlib, sys, threading
 from evershell.client import Client, TaskStatus
@@ -173,7 +173,7 @@ def test_no_call_fails_during_an_upgrade_and_a_roll_back(
     cancellers: list[Canceller[Workspace]] = []
 
     def await_progress() -> None:
-        """Waits until each caller has submitted and cancelled a task since this call."""
+        """Waits until each caller has submitted and cancelled another task."""
         before = [each.ended for each in cancellers]
 
         def has_progressed() -> bool:

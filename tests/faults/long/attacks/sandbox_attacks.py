@@ -151,7 +151,7 @@ ATTACKS = (
     _syscall("load a kernel module", "syscall(175, 0, 0, 0) == 0", f"{_DENIED}|not implemented"),
     _syscall("change the name of the machine", "syscall(170, 0, 0) == 0"),
     _syscall("set the clock", "syscall(164, 0, 0) == 0"),
-    # System calls that no tool needs. Other programs have left their sandbox through them.
+    # System calls that no tool needs, and through which programs have escaped from other sandboxes.
     _syscall("open a socket to the hypervisor", "socket(S, 40, 1, 0)", _NO_CALL),
     _syscall("open a socket to the kernel's cryptography", "socket(S, 38, 5, 0)", _NO_CALL),
     _syscall("use io_uring", '$p = "\\0" x 120, syscall(425, 8, $p) >= 0', _NO_CALL),
@@ -164,7 +164,7 @@ ATTACKS = (
     _syscall("trace the machine", '$p = "\\0" x 120, syscall(298, $p, 0, -1, -1, 0) >= 0'),
     _syscall("clone into a user namespace", "syscall(56, 0x10000011, 0, 0, 0, 0) >= 0", _NO_CALL),
     _syscall("clone with flags in memory", "syscall(435, 0, 0) >= 0", _NO_CALL),
-    # Resources. test_sandbox.py sets their limits.
+    # Attacks on resources, whose limits test_sandbox.py sets.
     _syscall("fill the memory", '$x = "x" x (400 << 20)', "Out of memory"),
     _fill("fill the memory and make it read-only", "fill() for 1..8"),
     _fill("fill the memory with many processes", "fork for 1..3; fill()"),

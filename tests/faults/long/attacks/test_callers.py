@@ -71,9 +71,9 @@ def cancel(owned: Workspace, headers: Headers) -> tuple[str, str]:
 
 
 def test_what_is_forged_here_is_good_otherwise(victim: Victim, owned: Workspace) -> None:
-    """Without the attack's change, each credential is accepted.
+    """Each credential is accepted before an attack changes it.
 
-    So a refusal is due to the change.
+    So the refusal of an attack is due to the change.
     """
     for token in (victim.good(), victim.api_key):
         assert cancel(owned, bearer(token)) == ("", "")

@@ -49,7 +49,7 @@ def attacker(limited: Stack) -> Workspace:
 
 @pytest.fixture(scope="module")
 def target(limited: Stack, attacker: Workspace) -> Iterator[Target]:
-    """What there is to attack, such as another workspace with a secret. Checks that it exists."""
+    """The targets of the attacks, such as another workspace's secret. Checks that they exist."""
     other = Workspace(limited)
     faults.await_terminal(other, other.submit("echo private > secret"))
     database = psycopg.conninfo.conninfo_to_dict(limited.ready["database_url"])["host"]
@@ -100,7 +100,7 @@ def test_an_attack_is_refused(results: dict[str, dict[str, Any]], attack: Attack
 
 
 def test_memory_that_processes_share_counts_once(attacker: Workspace) -> None:
-    """8 processes share 60 MiB. Counted once for each process, this would exceed the limit."""
+    """Eight processes share 60 MiB, which would exceed the limit if it counted for each of them."""
     command = "perl -e 'syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0); fork for 1..3; sleep 2'"
     (result,) = run(attacker, f"{command}; echo well")
     assert result["output"] == "well\n"

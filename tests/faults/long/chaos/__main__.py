@@ -29,8 +29,8 @@ from tests.faults.long.chaos.run import Outcome, run
 from tests.faults.long.hosts import partitions
 from tests.stack.long import clocks
 
-# The number of violations to print: one defect may break a promise in every call. All violations
-# are in the folder of the run.
+# The maximum number of violations to print: one defect may break a promise in every call. All
+# violations are in the folder of the run.
 _VIOLATIONS_SHOWN = 30
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 

@@ -54,9 +54,9 @@ _CHANNEL_OPTIONS = (
 )
 
 
-# The values of `slug` without a slug from the service, in this order: there was no connection, or
-# it broke; the caller's own time limit passed; Envoy or the client library gave a gRPC status
-# without details.
+# The values of `slug` if the service gave no slug, in this order: there was no connection, or it
+# broke; the caller's own time limit passed; Envoy or the client library gave a gRPC status without
+# details.
 NO_CONNECTION, NO_ANSWER, BARE = "(no connection)", "(no answer)", "(bare status)"
 
 

@@ -43,7 +43,7 @@ def hog(processes: int, limit_seconds: float) -> Iterator[int]:
             first.stdout.read(1)
             yield first.pid
         finally:
-            # The process group exists at least until its first process is reaped.
+            # The first process is not reaped yet, so its process group still exists.
             os.killpg(first.pid, signal.SIGKILL)
             first.wait(_END_SECONDS)
 

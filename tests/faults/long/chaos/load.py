@@ -31,8 +31,8 @@ _BATCH_SECONDS = 5.0
 # The time between two holds of the organization, and the duration of a hold.
 _UNHELD_SECONDS = (2.0, 12.0)
 _HELD_SECONDS = (0.0, 0.5)
-# The pause between two attempts to release the hold. A failed attempt may take effect within the
-# next minute, so the search for an order of the calls tries each of these attempts.
+# The pause between two attempts to release the hold. More attempts would make it slower to judge
+# the history, because each failed attempt may still take effect within a minute.
 _RELEASE_SECONDS = 1.0
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
 # valid, so any other slug, such as `unauthenticated`, is a defect.
@@ -120,9 +120,9 @@ class Load:
         await asyncio.gather(*calls)
 
     async def settle(self, limit_seconds: float) -> list[str]:
-        """Resumes every workspace and runs one more task in each of them.
+        """Resumes every workspace, runs one more task in each, and removes the deleted ones.
 
-        Returns a line for each workspace that did not succeed within `limit_seconds`.
+        Returns a line for each workspace for which this failed or took more than `limit_seconds`.
         """
         self._over.clear()
 
@@ -146,7 +146,7 @@ class Load:
         return [line for line in await asyncio.gather(*ends) if line]
 
     async def _await_removal(self, workspace_id: str) -> None:
-        """Deletes the workspace until it is gone: earlier deletions may not have been recorded."""
+        """Deletes the workspace, since earlier deletions may have failed, until it is removed."""
         fields = {"workspace_id": workspace_id}
         while (await self._call(Wire.REST, "DeleteWorkspace", **fields)).slug:
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -166,7 +166,7 @@ class Load:
             )
             task_id = "" if submitted.slug else str(submitted.body["task_id"])
             if submitted.slug == "org_on_hold":
-                # A hold whose answer was lost may have been recorded after the hold was released.
+                # A HoldOrg call whose answer was lost may have taken effect after the release.
                 await self._call(Wire.REST, "ReleaseOrg")
         while True:
             fields = {"workspace_id": workspace_id, "task_id": task_id}

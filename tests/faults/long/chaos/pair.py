@@ -109,7 +109,7 @@ class FaultsOfPair(Faults):
                 return await super()._hit(fault, load)
 
     async def _fail_over(self, fault: Fault) -> Hit:
-        # Without a standby, a second fail-over would lose committed data.
+        # One fail-over at a time: without a standby, a second one would lose committed data.
         async with self._is_whole:
             began = time.time()
             await asyncio.to_thread(self._pair.fail_over)

@@ -22,13 +22,13 @@ class Kind(StrEnum):
     CUT_BACK = "cut back"
     # A worker freezes, and meanwhile all tasks are cancelled with force through the other worker.
     FORCE = "freeze at a force"
-    # Other programs of the machine take its processors for a while.
+    # Other programs keep the machine's processors busy for a while.
     LOAD = "load"
     # The primary is lost, its standby replaces it, and another standby joins.
     FAIL_OVER = "fail over"
     # A wall clock is an hour off for a while.
     STEP = "step"
-    # `evershell restart` with the programs of a later version, or of this one.
+    # `evershell restart` with the programs of a later version, or of this version.
     ROLL = "roll"
 
 
@@ -43,7 +43,7 @@ class Target(StrEnum):
     # PostgreSQL. A freeze stops all its processes. A kill ends the first process, and the others
     # then end too.
     DATABASE = "database"
-    # One process of PostgreSQL, which serves one connection.
+    # A process of PostgreSQL that serves one connection.
     BACKEND = "backend"
     # The disk with the pods' folders, where tools write. It also has the agents' logs and the
     # controller's records.
@@ -75,7 +75,7 @@ class Fault:
     # How long a freeze, a full disk, a cut, a load or a step lasts.
     seconds: float
     # Selects one of several agents, backends, controllers or hosts. For the disk of the database:
-    # if the index is odd, the database also has to begin the next file of its write-ahead log. For
+    # if the index is odd, the database also must begin the next file of its write-ahead log. For
     # a load: the number of processes that are always ready to run.
     index: int
 
@@ -88,7 +88,7 @@ class Plan:
     seconds: float
     workspaces: int
     faults: tuple[Fault, ...]
-    # The number of processes that take the processors during the whole run.
+    # The number of processes that keep the processors busy during the whole run.
     load: int = 0
 
 
@@ -126,7 +126,7 @@ _MEAN_SECONDS_BETWEEN_FAULTS = 0.9
 _HALVING_LOAD = 4
 # The time without faults at the start and at the end of the run.
 _CALM_SECONDS = 1.0
-# By kind of fault, the ranges from which its duration is drawn. Some freezes at a force are longer
+# For each kind of fault, the ranges from which its duration is drawn. Some FORCE freezes are longer
 # than the supervisor waits for a program that does not answer.
 _SECONDS = {
     Kind.FREEZE: ((0.2, 3.0),),

@@ -82,7 +82,7 @@ class Inflictor(Protocol):
 def environment(state_dir: Path) -> dict[str, str]:
     """Returns the settings of every stack whose tasks are judged.
 
-    Writes the file of prices next to the folder of state.
+    Writes the file of prices next to the state folder.
     """
     prices = state_dir.with_name(f"{state_dir.name}.prices.json")
     prices.write_text(PRICES)
@@ -200,7 +200,7 @@ async def _play(
                 load.end()
         problems += await load.settle(_SETTLE_SECONDS)
         if delivered is not None:
-            # If deliveries are missing, the history shows it.
+            # A timeout is ignored here, because the history shows which deliveries are missing.
             with suppress(TimeoutError):
                 await eventually_async(lambda: load.ended <= delivered, _SETTLE_SECONDS)
         return load, problems

@@ -1,4 +1,4 @@
-"""With a bug in the code, a run ends with the contradiction between the answers to callers.
+"""If the code has a bug, a run of chaos reports how the answers to callers contradict each other.
 
 No bug here violates a constraint of the database, which would only make the call fail. No bug lets
 a task be submitted during a hold either: under faults, some releases get no answer, and each of

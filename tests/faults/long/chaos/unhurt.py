@@ -73,7 +73,7 @@ class Failure:
     at: float
     # The `status_reason` of the workspace.
     reason: str
-    # When the workspace's last agent had registered; zero if no agent ever did.
+    # When the workspace's last agent registered; zero if no agent ever did.
     up_at: float
 
     def is_by(self, hurt: Hurt, lease_seconds: float) -> bool:
@@ -91,7 +91,7 @@ class Failure:
 
 
 def failures(connection: "Connection[Any]", logs: Path) -> list[Failure]:
-    """Returns the workspaces that have lost an agent, in the order of time.
+    """Returns the workspaces that have lost an agent, in chronological order.
 
     If a pod is ended to force a cancellation, its workspace need not fail. Therefore the logs of
     the controllers count too.

@@ -16,9 +16,9 @@ _HOST = "127.0.0.1"
 
 @asynccontextmanager
 async def webhook(callers: Callers, recorder: Recorder) -> AsyncIterator[set[str]]:
-    """Creates the webhook, and records the events that it receives.
+    """Creates the webhook, and records the events that its receiver gets.
 
-    Yields the ids of the tasks whose end it has received. The set grows during the run.
+    Yields the ids of the tasks whose end the receiver has got. The set grows during the run.
     """
     ended, webhook_id = set[str](), ""
     answer = fail_at_random(_FAILURES)

@@ -67,7 +67,7 @@ async def test_an_agent_reaches_its_worker_soon_after_a_partition() -> None:
 
 
 def test_the_database_ends_the_sessions_of_a_host_that_is_gone(hosts: ManyHosts) -> None:
-    """Otherwise, each partition would use up connections, until none are left."""
+    """If these sessions stayed, each partition would use up connections, until none are left."""
     address = hosts.network.address(WORKERS[0])
 
     def sessions() -> int:

@@ -35,8 +35,7 @@ _BUSY_SECONDS = 10.0
 _UNREACHABLE_SECONDS = 2.0 + _BUSY_SECONDS
 # How long a call may take to fail if it needs the database and the database does not answer.
 _UNAVAILABLE_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS + _BUSY_SECONDS
-# A standby controller leads after 5 s. Then it needs a scan to find what is overdue, and some time
-# to end this.
+# A standby controller leads after 5 s. It then needs time to find the overdue task and to end it.
 _TAKEOVER_SECONDS = 5.0 + 15.0
 # How long an agent may take to start.
 _START_SECONDS = 30.0
@@ -83,7 +82,7 @@ class Running:
 
 @contextmanager
 def within(limit_seconds: float) -> Iterator[None]:
-    """Fails if the block takes longer than this."""
+    """Fails if the block takes longer than `limit_seconds`."""
     began = time.monotonic()
     yield
     assert time.monotonic() - began < limit_seconds
@@ -106,7 +105,7 @@ def cancel(workspace: Workspace, **fields: Any) -> httpx.Response:
 def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
     """A cancellation that cannot be recorded is not accepted.
 
-    After the cut, everything works soon.
+    Calls succeed again soon after the cut.
     """
     running = Running(workspace)
     with hosts.network.parted(*both_ways(WORKERS, [DATABASE])):
@@ -144,7 +143,7 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
 
 
 def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
-    """The edge itself answers the calls. After the cut, everything works soon."""
+    """During the cut, the edge itself answers. Soon after the cut, calls succeed again."""
     running = Running(workspace)
     with hosts.network.parted(*both_ways([EDGE], WORKERS)):
         for _ in range(2):
@@ -159,7 +158,7 @@ def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
 def test_the_leader_and_the_database(hosts: ManyHosts, workspace: Workspace) -> None:
     """The standby controller ends the overdue task.
 
-    It can find the processes of the agent, so it knows that they have ended.
+    This controller can find the agent's processes, so it knows that they have ended.
     """
     leader = eventually(hosts.leader)
     assert leader is not None
@@ -193,7 +192,7 @@ def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace)
         assert hosts.pod_processes(workspace.id) == []
     log = (hosts.state_dir / "fleet" / workspace.id / "log").read_text()
     assert f'"exit_code": {int(ExitCode.LEASE_OVER)}' in log
-    # The workspace can be resumed, and its next task does not end cancelled.
+    # After a resume, the next task completes.
     workspace.await_status("failed")
     workspace.rest.post(f"{workspace.path}/resume")
     eventually(lambda: workspace.get()["status"] in ("idle", "failed"), _START_SECONDS)

@@ -1,4 +1,6 @@
-"""Measures how much one organization slows another one down by using up what both share.
+"""Measures how much one organization, the filler, slows down another one, the neighbour.
+
+The filler uses up what both organizations share.
 
     python -m tests.faults.long.neighbours [--row NAME] [--keys N] [--phases N] [--pairs N]
     python -m tests.faults.long.neighbours --mixed SECONDS
@@ -60,7 +62,7 @@ def main(
 
 
 async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs: int) -> bool:
-    """Whether the neighbour became too slow or a call of it failed. Uses a key per workspace."""
+    """Measures a row. Returns whether the neighbour became too slow or one of its calls failed."""
     other, count = Workspace(stack, "other_org"), len(mine)
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], count)
@@ -83,7 +85,7 @@ async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs:
 
 
 async def _mixed(stack: Stack, mine: Sequence[str], seconds: float) -> bool:
-    """Runs several fillers at once, and the neighbour beside them.
+    """Runs several fillers at once, and meanwhile makes the neighbour's calls.
 
     Returns whether a call of the neighbour failed, or a filler was never refused.
     """

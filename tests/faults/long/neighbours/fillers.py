@@ -141,7 +141,7 @@ def _shows_full(ends: Counter[str]) -> bool:
 
 
 def _lower_priority() -> None:
-    # A nice value belongs to a thread, and gRPC has threads of its own.
+    # A nice value applies to one thread, and gRPC has its own threads.
     for thread in Path("/proc/self/task").iterdir():
         os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
     # Linux divides the processor between sessions before it applies nice values.
@@ -185,7 +185,7 @@ async def _fill(address: str, name: str, calls: str, *workspace_ids: str) -> Non
 async def _hold(
     channel: grpc.aio.Channel, filler: Filler, key: str, workspace_id: str, ends: Counter[str]
 ) -> None:
-    """Keeps one call open: makes it again whenever it has ended."""
+    """Keeps one call open: repeats the call whenever it ends."""
     metadata = (("authorization", f"Bearer {key}"), ("a2a-version", "1.0"))
     request = filler.request and filler.request(workspace_id)
 

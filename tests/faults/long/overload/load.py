@@ -66,7 +66,7 @@ class Phase:
 
     @property
     def goodput(self) -> float:
-        """The number of tasks per second that were accepted in time and have ended `cancelled`."""
+        """Tasks per second whose cancellation was accepted in time and which ended `cancelled`."""
         return self.cancelled / self.seconds
 
     @property
@@ -164,10 +164,7 @@ class Load:
         return after + self._chance.expovariate(rate) if rate else float("inf")
 
     def _cancel(self, due_at: float, phase: Phase) -> None:
-        """Cancels a running task, or another one if no task is running.
-
-        The other task is already being cancelled or has ended.
-        """
+        """Cancels a running task, or else one that is already being cancelled or has ended."""
         chosen = self._targets.popleft() if self._targets else None
         if chosen is None:
             chosen = self._chance.choice(

@@ -162,7 +162,7 @@ class Run:
                 with urllib.request.urlopen(url, timeout=20) as response:
                     text = response.read().decode()
             except OSError:
-                # A worker that was replaced counts again from zero.
+                # The worker is being replaced. Its successor counts from zero.
                 continue
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:

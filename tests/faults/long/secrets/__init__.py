@@ -1,1 +1,1 @@
-"""Makes calls of every kind, then searches everything that the stack leaves for credentials."""
+"""Makes calls of every kind, then searches for credentials in everything that the stack leaves."""

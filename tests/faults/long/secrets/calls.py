@@ -38,7 +38,7 @@ class Calls:
         return secret
 
     def with_each(self, tokens: dict[str, str]) -> None:
-        """Sends each credential in its proper place. The methods include reads and changes."""
+        """Sends each credential in its proper place, with calls that read and calls that write."""
         for token in tokens.values():
             for method, path in self._paths():
                 self._rest(method, path, {"authorization": f"Bearer {token}"})

@@ -66,7 +66,7 @@ def assert_none(found: Iterable[tuple[str, bytes]], secrets: Secrets) -> None:
 
 
 def work_and_crash(stack: Stack, model: ModelServer, points: Path) -> None:
-    """Makes agents complete, fail, be cancelled, be forced and crash, and makes a worker crash."""
+    """Ends tasks in every way, and makes an agent and a worker crash."""
     workspace = Workspace(stack)
 
     def run(*script: Answer) -> str:
@@ -110,8 +110,8 @@ def agents_secrets(stack: Stack) -> Iterator[Secret]:
                 ("signal", tokens.signal_secret(workspace_id, epoch)),
             ):
                 yield Secret(f"a {kind} secret", secret.hex())
-                # Tokens of both kinds contain such a code, which changes every minute. The run took
-                # less than 10 minutes.
+                # Tokens of both kinds contain a code that changes every minute. The run took less
+                # than 10 minutes.
                 for minute in range(-10, 2):
                     code = signal_token(secret, minute_of(time.time()) + minute)
                     yield Secret(f"a {kind} token", code)

@@ -62,7 +62,7 @@ def main(calls: int, warm_up: int, seed: int | None) -> None:
 def _soak(stack: Stack, calls: int, warm_up: int, seed: int, recorder: Recorder) -> Iterator[str]:
     """Makes the calls and prints the tables.
 
-    Yields a line for each wrong answer (the first ones) and for each program that has grown.
+    Yields a line for each of the first wrong answers and for each program that has grown.
     """
     mix = Mix(stack, [Workspace(stack).id for _ in range(_WORKSPACES)], seed, recorder)
     asyncio.run(mix.run(warm_up))

@@ -28,8 +28,8 @@ _STATES = frozenset(
         "agent_unreachable",
     }
 )
-# The relative frequency of each kind of call. `stop` starts an agent, which costs as much as a
-# hundred calls.
+# The relative frequency of each kind of call. `stop` is rare: the agent must start again, which
+# costs as much as a hundred calls.
 _WEIGHTS = {"submit": 20, "cancel": 24, "read": 34, "watch": 3, "stop": 0.1, "refused": 18}
 
 

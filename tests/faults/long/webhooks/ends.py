@@ -1,4 +1,4 @@
-"""Ends many tasks, and says which events their receivers must get."""
+"""Ends many tasks, and says which events the receivers of webhooks must get."""
 
 import json
 import time
@@ -70,7 +70,7 @@ def end(stack: Stack, count: int) -> set[EventKey]:
         time.sleep(OVERLOADED_SECONDS if left else 0)
     for channel in channels:
         channel.close()
-    # Each task already had three events when it ran.
+    # Each running task already had three events.
     return {
         EventKey(tasks.task_id(workspace_id), seq)
         for workspace_id in tasks.workspace_ids

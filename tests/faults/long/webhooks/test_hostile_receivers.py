@@ -47,7 +47,7 @@ ENDS = 1_000
 ALLOWED, FORBIDDEN = "127.0.0.1", "127.0.0.2"
 # A host name whose address changes during the test.
 NAME = "receiver.test"
-# How many requests a worker sends to a receiver at once, and how many deliveries it claims.
+# How many requests a worker sends to a receiver at once, and how many deliveries it claims at once.
 IN_FLIGHT, CLAIMED = 8, 100
 _LIMIT_SECONDS = 50.0
 # A shell script that mounts the file $0 over /etc/hosts and runs the rest of its arguments.
@@ -127,7 +127,7 @@ def webhooks(stack: Stack, receivers: Receivers) -> Iterator[Webhooks]:
 def pass_time(stack: Stack, of: LiteralString) -> None:
     """Makes the deliveries that match the condition `of` due now.
 
-    This ends their pauses, or the leases of claims.
+    This ends the pauses between attempts, or the leases of claims.
     """
     query = "UPDATE webhook_deliveries SET due_at = now() WHERE due_at > now() AND "
     with stack.database() as database:
@@ -205,7 +205,7 @@ def test_deliveries_of_a_killed_worker_are_taken_over(
     eventually(lambda: len(pending(stack).keys() - {None}) == len(stack.pids("serve")))
     (delivering,) = psutil.Process(stack.pids("serve")[0]).children()
     stack.kill(stack.pids("serve")[0])
-    # Until the process that delivers for the killed worker ends, it may record results.
+    # The process that delivers for the killed worker may record results until it ends.
     eventually(lambda: not is_alive(delivering))
     receiver.behaviour = accept
     receivers.end_connections()

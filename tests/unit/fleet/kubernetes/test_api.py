@@ -1,4 +1,4 @@
-"""Calls to an API server that throttles, fails, is silent, or no longer has a version."""
+"""Calls to an API server that throttles, fails, is silent, or no longer has the watched version."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -18,7 +18,7 @@ from tests.support.small_agent import spec_for
 
 @pytest.fixture
 def pods(tmp_path: Path) -> LocalPods:
-    """Pods whose agents exit after reading their settings, because no model has this name."""
+    """Pods whose agents exit after reading their settings, because their model does not exist."""
 
     def spec(agent: AgentIdentity) -> PodSpec:
         secret = "00" * 32

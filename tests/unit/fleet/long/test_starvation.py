@@ -1,4 +1,4 @@
-"""No kind of work delays another one, however much of it is due and however slow it is."""
+"""Slow or frequent work of one kind does not delay the controller's work of other kinds."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -185,7 +185,7 @@ async def test_many_of_a_kind_delay_no_other(many: Kind, database_url: str) -> N
         open_pool(database_url) as pool,
         open_pool(database_url) as pool_of_test,
     ):
-        # On a busy machine, the controller uses all connections of its pool.
+        # On a busy machine, the controller uses its whole pool, so the test reads with another one.
         store, reading = (PostgresStore(each, machine_clock) for each in (pool, pool_of_test))
 
         async def not_begun() -> set[str]:

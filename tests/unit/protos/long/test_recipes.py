@@ -1,8 +1,7 @@
 """The recipes of CONTRIBUTING.md for a read-only RPC and for an error slug are complete.
 
-A copy of the checkout gets both, by changes of the files that the recipes name. After `make gen`,
-the copy answers over REST and gRPC, and has the additions in its clients, in its documents and in
-the tables of its tests.
+The tests follow both recipes in a copy of the checkout. After `make gen`, the copy answers over
+REST and gRPC, and its clients, documents and tables of tests have the additions.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A former primary that comes back, accepts writes, and is the first host of the URL.
+"""No program uses a former primary that comes back, even if it is the first host of the URL.
 
 tests/stack/long/test_fail_over.py tests the same with a whole stack.
 """

@@ -1,4 +1,4 @@
-"""What lists and scans read does not grow with idle workspaces and ended tasks."""
+"""Lists and scans do not read more rows if there are more idle workspaces and ended tasks."""
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict

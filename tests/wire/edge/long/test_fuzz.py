@@ -37,7 +37,7 @@ PREFACE = b"PRI *"
 
 
 def as_bytes(sent: Request | bytes) -> bytes:
-    """The bytes of a request of the tables, which asks for the end of the connection."""
+    """The bytes of a request from the tables, with `connection: close`."""
     if isinstance(sent, bytes):
         return sent
     body = sent.body or b""

@@ -1,6 +1,4 @@
-"""The edge stays available when callers take too many connections, too many streams or too much
-memory.
-"""
+"""The edge stays available if callers use too many connections or streams, or too much memory."""
 
 import socket
 from contextlib import ExitStack

@@ -48,7 +48,7 @@ class Supervised:
         """Replaces the process by the next one, and returns the id of the old one."""
         old = await self.supervisor.replace("envoy", self.process.next(), START_SECONDS)
         await eventually_async(self.process.is_live)
-        # Both serve until the old process learns that the new one has taken over.
+        # Both processes serve until the old one learns that the new one has taken over.
         await eventually_async(lambda: not _listens(old.pid))
         return old.pid
 

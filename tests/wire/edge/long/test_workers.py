@@ -17,7 +17,7 @@ from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.waiting import eventually
 from tests.wire.edge.worker import Worker, worker
 
-# The worker answers this call when it is released.
+# A worker answers this call only after `Worker.release`.
 WAITS = "/v1/workspaces/waits/task/cancel"
 LIMIT_SECONDS = 60.0
 

@@ -54,9 +54,9 @@ class World:
         return self.plane.end(task_id), self.plane.iterations(task_id)
 
     async def next_task_runs(self) -> dict[str, Any]:
-        """Runs a plain task.
+        """Runs a task without a cancellation.
 
-        Checks its conversation, and returns its first request to the model.
+        Checks the task's conversation, and returns its first request to the model.
         """
         first = len(self.server.requests)
         fw = self.framework
@@ -101,7 +101,7 @@ async def world(
 ) -> AsyncIterator[World]:
     framework = FRAMEWORKS[request.param]()
     need(framework.package)
-    # A real agent also starts in the folder of the workspace's files.
+    # Like a real agent, the agent starts in the folder of the workspace's files.
     monkeypatch.chdir(tmp_path)
     await control_plane.serve()
     spec = control_plane.spec(str(tmp_path), **limits)

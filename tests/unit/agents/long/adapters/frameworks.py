@@ -61,7 +61,7 @@ class Framework:
     tool = "shell"
     # The name of the example in examples/.
     example = ""
-    # The token counts of each call, as far as the framework reports them.
+    # The token counts of a call that the framework reports.
     tokens: Mapping[str, int] = ALL_TOKENS
 
     def __init__(self) -> None:
@@ -79,21 +79,21 @@ class Framework:
         """Closes what the agent has opened."""
 
     def calls(self, *commands: str, tool: str = "shell") -> Answer:
-        """The model calls the tool once for each command."""
+        """Returns an answer in which the model calls the tool once for each command."""
         named = [(tool, json.dumps({"command": command})) for command in commands]
         return calls_tools(*named, ids=self._ids)
 
     def says(self, text: str) -> Answer:
-        """The model answers with this text."""
+        """Returns an answer in which the model says this text."""
         return says(text)
 
     def says_part(self, text: str, gate: Gate) -> Answer:
-        """The model sends a part of its answer, and the end after the gate is opened."""
+        """Returns an answer whose first part is sent at once, and its end once the gate is open."""
         first = event_of({"role": "assistant", "content": text})
         return streams(first, gate, event_of({}, "stop"), DONE)
 
     def breaks(self) -> Answer:
-        """The endpoint reports an error that would come again if the call was repeated."""
+        """Returns an error of the endpoint that would occur again if the call was repeated."""
         return answers({"error": {"message": "broken"}}, 400)
 
     def unanswered(self, request: dict[str, Any]) -> set[str]:
@@ -164,7 +164,7 @@ class OpenAIAgents(Framework):
 
 class LangGraph(Framework):
     package = "langgraph"
-    # This is also the default of LangGraph's ToolNode.
+    # By default, an exception of a tool also ends a graph with LangGraph's own ToolNode.
     fails_with_tool = True
     example = "langgraph_agent.py"
 
@@ -231,10 +231,10 @@ class PydanticAI(Framework):
 
 
 class Claude(Framework):
-    """The SDK with its program, which calls an endpoint with Anthropic's protocol."""
+    """The Claude Agent SDK. Its program calls an endpoint with Anthropic's protocol."""
 
     package = "claude_agent_sdk"
-    # The SDK awaits its tools.
+    # The SDK supports only asynchronous tools.
     has_threads = False
     keeps_at_force = False
     example = "claude_agent.py"
@@ -280,7 +280,7 @@ class Claude(Framework):
 
     @staticmethod
     def program(folder: Path, start: str = "") -> Path:
-        """Writes a program that stands for the SDK's program.
+        """Writes a program to run in place of the SDK's program.
 
         It runs `start`, waits while the file `hold` exists, and then becomes the SDK's program.
         """
@@ -306,7 +306,7 @@ class Claude(Framework):
         return self.calls_tool(self.tool, *({"command": command} for command in commands))
 
     def calls_tool(self, name: str, *arguments: dict[str, Any]) -> Answer:
-        """The model calls a tool once for each of the arguments."""
+        """Returns an answer in which the model calls a tool once with each of the arguments."""
         blocks = [
             (
                 {"type": "tool_use", "id": f"call_{next(self._ids)}", "name": name, "input": {}},
@@ -341,9 +341,9 @@ class Claude(Framework):
         return {"type": "text", "text": ""}, {"type": "text_delta", "text": text}
 
     def _message(self, *blocks: tuple[dict[str, Any], dict[str, Any]]) -> list[bytes]:
-        """Returns the beginning of a message, with all its blocks.
+        """Returns the events of a message, up to the end of its last block.
 
-        Each block has a start and the rest.
+        Each block is given as its beginning and its delta.
         """
         message = {
             "id": f"msg_{next(self._ids)}",

@@ -76,7 +76,7 @@ async def test_cancelled_during_tool_calls(
     await world.submit("t1", fw.calls(*(f"wait {each}" for each in tools)), fw.says("never"))
     for each in tools:
         await world.reached(f"{each}.began")
-    # Claude runs a tool before the agent is told of the call.
+    # Waits, because Claude runs a tool before the agent is told of the call.
     await eventually_async(lambda: len(world.steps[-1]._tools) == len(tools))
     await world.cancel("t1", force)
     if force is None:
@@ -99,7 +99,8 @@ async def test_tools_begin_after_their_iteration_is_reported(world: World) -> No
     async def look(call: str) -> None:
         task = world.plane.task
         if call == "CommitEvents" and task is not None and task.open_iteration is not None:
-            # Gives a tool enough turns of the event loop to begin, if it were going to.
+            # Waits for many turns of the event loop: a tool that does not wait for the reply would
+            # begin by then.
             for _ in range(100):
                 await asyncio.sleep(0)
             reports.append(len(task.open_iteration.started_calls))
@@ -159,7 +160,7 @@ async def test_force_waits_for_a_function_in_a_thread(world: World) -> None:
     await world.submit("t1", fw.calls("wait a", tool="blocking_shell"), fw.says("never"))
     await world.reached("a.began")
     await world.cancel("t1", 0.0)
-    # Longer than the time that an interrupted function gets to end its processes.
+    # Waits for longer than an interrupted function may take to end its processes.
     assert not await world.plane.until(lambda: world.plane.end("t1"), 1)
     world.go("a")
     end, iterations = await world.end("t1")

@@ -1,4 +1,4 @@
-"""What applies only to the Claude Agent SDK: it runs a program, which must start."""
+"""Tests only for the Claude Agent SDK, which runs a program: the program must start."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The examples run on a real stack in a sandbox, where they can be cancelled."""
+"""The examples run in a sandbox of a real stack, and can be cancelled."""
 
 import json
 import shutil

@@ -127,7 +127,7 @@ def _with_threads(server: ModelServer) -> Any:
 
 
 async def test_a_graph_that_is_interrupted_while_it_keeps_its_state_stays_valid() -> None:
-    """A node has asked for a tool call. Only what the node has written shows this."""
+    """A node asks for a tool call, and the interruption comes before the graph's state is saved."""
     from langchain_core.messages import AIMessage
     from langgraph.checkpoint.memory import InMemorySaver
 
@@ -158,7 +158,7 @@ async def test_a_graph_that_is_interrupted_while_it_keeps_its_state_stays_valid(
 
 
 async def test_an_entrypoint_is_one_iteration() -> None:
-    """An entrypoint is running while its tasks begin, so it cannot be stopped between them."""
+    """An entrypoint runs until its last task has ended: it cannot be stopped between two tasks."""
     from langgraph.func import entrypoint, task
 
     @task
@@ -178,7 +178,7 @@ async def test_an_entrypoint_is_one_iteration() -> None:
 
 
 async def test_a_reply_that_a_node_does_not_read_to_its_end() -> None:
-    """In this case, LangChain does not report the end of the call."""
+    """If a node stops reading a reply, LangChain does not report the end of the call."""
     import httpx
     from langchain_openai import ChatOpenAI
 

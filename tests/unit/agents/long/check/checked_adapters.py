@@ -1,6 +1,6 @@
 """An agent of a framework.
 
-Keys of the pod name the framework and the host of the model endpoint.
+The key FRAMEWORK names the framework, and the key HOST names the host of the model endpoint.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from tests.support.model_server import ModelServer
 from tests.unit.agents.long.adapters import frameworks
 from tests.unit.agents.long.check.built_in import AGENTS
 
-# Long enough for a heartbeat to report the call.
+# How long a tool call takes: long enough for a heartbeat to report the call.
 _CALL_SECONDS = "0.4"
 
 

@@ -1,6 +1,6 @@
 """An agent that passes every case of the suite, and agents that each break one promise.
 
-The library normally prevents what the broken agents do, so they go around it.
+The library normally prevents what the broken agents do, so they bypass it.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from evershell.agents.descendants import Descendants
 from evershell.agents.runtime_client import RuntimeClient
 from evershell.core.task import TaskEnded
 
-# Long enough for a heartbeat to report the call.
+# How long each call takes: long enough for a heartbeat to report the call.
 _CALL_SECONDS = 0.4
 _commit = RuntimeClient.commit
 
@@ -103,4 +103,4 @@ async def _commit_twice(self: RuntimeClient, task_id: str, events: Sequence[Any]
 
 
 async def _nothing(*_: object) -> None:
-    """Does nothing, in place of a function that kills processes."""
+    """Does nothing. Replaces a function that kills processes."""

@@ -1,4 +1,4 @@
-"""The suite passes with agents of frameworks and of this package, and a model on loopback."""
+"""`evershell agent check` passes with an agent of each framework and with the built-in agent."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from tests.unit.agents.long.check.built_in import AGENTS
 from tests.unit.agents.long.check.running import PATIENT, TASKS, cases, check
 
 AGENT = Path(__file__).with_name("checked_adapters.py")
-# Long enough for a heartbeat to report the call.
+# How long each call takes: long enough for a heartbeat to report the call.
 CALL_SECONDS = 0.4
 COMMAND = f"sleep {CALL_SECONDS}; echo done"
 
@@ -58,7 +58,7 @@ def _texts(message: dict[str, Any]) -> list[str]:
     return [each for each in texts if not each.startswith("<system-reminder>")]
 
 
-# The suite of the adapters tests the same moments in less time.
+# Runs only in the soak, because the suite in long/adapters tests the same moments in less time.
 @pytest.mark.soak
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_agent_of_a_framework_passes(name: str, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_an_agent_that_comes_to_every_moment_passes_every_case() -> None:
 
 @pytest.mark.soak
 def test_the_scripted_agent_passes() -> None:
-    """This agent calls no model, runs one tool at a time, and its tools raise no exceptions."""
+    """The scripted agent calls no model and runs one tool at a time. Its tools never raise."""
     failing = "--model-error", "fail: it is broken"
     agent = "--", sys.executable, "-P", "-m", "evershell.agents"
     code, rows = check("--task", COMMANDS, *failing, *PATIENT, *agent)
