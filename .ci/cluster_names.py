@@ -2,11 +2,11 @@
 
     cluster_names.py FILE PID CACHE_SECONDS
 
-The name of a Service without its own address leads to its ready pods. A new name appears
+The name of a headless Service resolves to the addresses of its ready pods. A new name appears
 immediately. A changed address appears CACHE_SECONDS later, because the DNS of many clusters caches
 answers for that long. PID is the process id of dnsmasq, which reads FILE again at SIGHUP.
 KUBECONFIG has the address of the API server and a token. While the API server does not answer, the
-names stay the same. The program ends when dnsmasq or its own parent ends.
+known names keep their addresses. The program ends when dnsmasq or the program's parent ends.
 """
 
 import json
@@ -30,7 +30,7 @@ Names: TypeAlias = dict[str, list[str]]
 
 
 def connect() -> httpx.Client:
-    """A client of the API server, which listens on loopback."""
+    """A client of the API server."""
     config = json.loads(Path(os.environ["KUBECONFIG"]).read_text())
     return httpx.Client(
         base_url=config["clusters"][0]["cluster"]["server"] + "/api/v1/",
@@ -71,7 +71,7 @@ def _ready(endpoints: dict[str, Any]) -> list[str]:
 def main(path: Path, pid: int, cache_seconds: float) -> None:
     """Runs until dnsmasq, or the parent of this process, has ended."""
     published: Names = {}
-    # What was read at which time, oldest first. A cache may still answer with the first entry.
+    # Each reading with its time, oldest first. A DNS cache may still hold the first reading.
     history: list[tuple[float, Names]] = []
     parent = os.getppid()
     with connect() as api:

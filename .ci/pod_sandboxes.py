@@ -1,8 +1,8 @@
-"""Removes the sandboxes of pods that have ended, as the kubelet does since Kubernetes 1.21.
+"""Removes the sandboxes of pods that have ended, as the kubelet of Kubernetes 1.21 and later does.
 
     pod_sandboxes.py SOCKET
 
-An older kubelet removes them only once a minute, and until then, a deleted pod still exists. This
+An older kubelet removes them only once a minute, and a deleted pod exists until then. This
 program removes an ended sandbox once the kubelet has removed its containers. By then, the kubelet
 knows how they ended. SOCKET is the socket of containerd. The program ends when its parent ends.
 """

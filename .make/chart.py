@@ -20,7 +20,7 @@ from evershell.version import VERSION
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "chart"
 KUSTOMIZE = ROOT / "deploy" / "kustomize"
-# Settings that values.yaml cannot set: they are in Secrets, or the templates have fixed ports.
+# Settings that values.yaml cannot set, because Secrets contain them or the templates fix the ports.
 OWN = {
     *("DATABASE_URL", "DATABASE_SESSION_URL", "MIGRATION_DATABASE_URL", "OPENAI_API_KEY"),
     *("REST_PORT", "GRPC_PORT", "SERVER_PORT"),
@@ -57,7 +57,7 @@ def schema() -> str:
 
 
 def _property(found: dict[str, Any]) -> dict[str, Any]:
-    # Only optional paths have `anyOf`.
+    # A setting with `anyOf` is an optional path.
     if "anyOf" in found:
         return {"type": "string"}
     limits = ("type", "enum", "minimum", "exclusiveMinimum", "maximum")
@@ -75,7 +75,7 @@ def _in_lines(value: Any, indent: str = "") -> str:
 
 
 def manifests() -> dict[Path, str]:
-    """The files of deploy/kustomize: the objects, and the settings for its generator."""
+    """The files of deploy/kustomize: the objects, and the settings for its ConfigMap generator."""
     # Imported here, because only `make gen` and the long tests install this package.
     from helm_python import Chart
 

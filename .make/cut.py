@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGELOG = ROOT / "CHANGELOG.md"
-# The lines around the list of new names, which `make gen` writes.
+# Matches the first and the last line of the part that `make gen` writes: a list of new names.
 MARK = "^<!-- (begin|end): written by `make gen` -->\n"
 _NPM = r'"name": "@evershell/client",\s+"version": "'
 PYTHON = "client/evershell/version.py"
@@ -37,7 +37,8 @@ def main() -> None:
     if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")
         _replace(CHANGELOG, r"^## \[Unreleased\]", f"{heading} - {today}")
-    # The list now belongs to this release. Without the lines, `make gen` no longer changes it.
+    # The list of new names now belongs to this release. Without the marks, `make gen` no longer
+    # changes it.
     CHANGELOG.write_text(re.sub(MARK, "", CHANGELOG.read_text(), flags=re.MULTILINE))
     for name, before in VERSIONS.items():
         _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")

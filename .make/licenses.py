@@ -36,7 +36,7 @@ def _is_allowed(package: metadata.Distribution) -> bool:
 
 
 def _names(package: metadata.Distribution) -> str:
-    """The names of the package's license, as it declares them; empty if it declares none."""
+    """The names of the package's license, from BY_HAND or its metadata; empty if it has none."""
     if package.name in BY_HAND:
         return BY_HAND[package.name]
     fields = package.metadata
@@ -47,7 +47,7 @@ def _names(package: metadata.Distribution) -> str:
         for each in fields.get_all("Classifier", [])
         if each.startswith("License ::")
     ]
-    # Some packages put the whole text of the license into this field, so takes only its first line.
+    # Uses only the first line, because some packages put the whole license text into this field.
     declared = str(fields.get("License", "")).partition("\n")[0]
     return ", ".join(classified or [declared])
 

@@ -137,7 +137,7 @@ def _number(value: float) -> str:
 
 
 def decisions() -> str:
-    """The index of the records."""
+    """The index of the decision records."""
     rows = []
     for place, path in enumerate(sorted((DOCS / "decisions").glob("[0-9]*.md")), 1):
         text = path.read_text()

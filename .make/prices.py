@@ -81,7 +81,7 @@ def _in_utc(limit: date | time) -> str:
 def _tiers(price: Any) -> list[tuple[int, int]]:
     if isinstance(price, Decimal):
         return [(0, _pico(price))]
-    # In the package, the first token of a tier is the token after `start`.
+    # In the package, a tier begins with the token after `start`.
     return [(0, _pico(price.base)), *((each.start + 1, _pico(each.price)) for each in price.tiers)]
 
 

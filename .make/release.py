@@ -62,7 +62,10 @@ def main() -> None:
 
 
 def _notes(version: str) -> str:
-    """The section of the changelog. Raises ReleaseError if the checkout is not this release."""
+    """The changelog's section about the version.
+
+    Raises ReleaseError if the checkout has another version, or changes that are not committed.
+    """
     found = _run(BIN / "hatchling", "version").strip()
     if found != version:
         raise ReleaseError(f"The checkout has version {found}, not {version}. Run `make cut`.")
@@ -76,7 +79,7 @@ def _notes(version: str) -> str:
 
 
 def _build_packages(out: Path) -> None:
-    """Builds wheel and sdist twice. Raises ReleaseError unless they are equal."""
+    """Builds wheel and sdist twice. Raises ReleaseError unless both builds are equal."""
     with tempfile.TemporaryDirectory() as again:
         for folder in (out, Path(again)):
             _run(BIN / "hatchling", "build", "-d", folder)
@@ -102,7 +105,7 @@ def _describe_packages(out: Path, version: str) -> None:
         python = Path(folder, "env", "bin", "python")
         _run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, python.parents[1])
         lock = ["--require-hashes", "-r", ROOT / "requirements.txt"]
-        # Sets TMPDIR, because uv leaves lock files there for the packages that it builds.
+        # Sets TMPDIR, because uv leaves lock files in that folder when it builds packages.
         _run(BIN / "uv", "pip", "install", "--quiet", "--python", python, *lock, TMPDIR=folder)
         form = [
             "--output-reproducible",
@@ -111,12 +114,12 @@ def _describe_packages(out: Path, version: str) -> None:
             "-o",
             out / f"evershell-{version}.cdx.json",
         ]
-        # SBOM_TOOL cannot read a dynamic version.
+        # Writes the version into a copy, because SBOM_TOOL cannot read a dynamic version.
         project = Path(folder, "pyproject.toml")
         static = (ROOT / "pyproject.toml").read_text()
         project.write_text(static.replace('dynamic = ["version"]', f'version = "{version}"'))
         _run(*SBOM_TOOL, "environment", python, "--pyproject", project, *form)
-        # Installs the wheel, too. It contains its own license and the licenses of the console.
+        # Installs the wheel, too, for its own license and the licenses of the console's packages.
         (wheel,) = out.glob("*.whl")
         _run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
         (out / "LICENSES.txt").write_text(_run(python, ROOT / ".make" / "licenses.py"))
@@ -182,7 +185,7 @@ def _package_chart(out: Path, version: str) -> None:
     with (
         target.open("wb") as file,
         gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
-        # `dereference`: the alerts and the dashboard are reached through a symbolic link.
+        # `dereference` follows the symbolic link to the alerts and the dashboard.
         tarfile.open(fileobj=packed, mode="w", dereference=True) as archive,
     ):
         archive.add(ROOT / "deploy" / "chart", "evershell", filter=_without_owner)

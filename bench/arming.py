@@ -99,7 +99,7 @@ _COUNT = """
     FROM unnest(%(ids)s::text[]) AS wanted (id)
     JOIN workspaces w ON w.id = wanted.id
     JOIN tasks t ON t.id = w.current_task_id
-    -- By workspace, so that a large table of other events is not read.
+    -- Joins by workspace, so that the events of all other workspaces are not read.
     CROSS JOIN LATERAL (
         SELECT started.seq AS started, count(later.seq) AS events, min(later.seq) AS first,
             count(*) FILTER (WHERE later.type = 'task_cancel_requested') AS requests
@@ -195,7 +195,7 @@ def check(database: psycopg.Connection[Any], armed: Armed, accepted: int) -> Non
 
 
 def remove(database: psycopg.Connection[Any]) -> None:
-    """Removes the workspaces of all windows, so that a controller that leads does not find them."""
+    """Removes the workspaces of all windows, so that the leading controller does not find them."""
     with database.transaction():
         # Waits for a controller that is ending one of these workspaces: otherwise, the controller
         # would add events to a log that this transaction has already removed.

@@ -1,4 +1,4 @@
-"""The pictures of docs/scale.md: the rows of bench.json that each one shows."""
+"""The pictures in docs/scale.md, and the rows of bench.json that each picture shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _SIZES = {"few": "few events", f"{size.EVENTS:,}": f"{size.EVENTS:,} events"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A line in a picture. The picture's table has its values, too."""
+    """A line in a picture. The table of the picture contains the same values."""
 
     label: str
     unit: str
-    # The names of the rows whose sum is shown, by the value on the horizontal axis.
+    # For each value on the horizontal axis, the names of the rows whose sum is shown.
     points: Mapping[str, Sequence[str]]
     # The factor by which the sum is multiplied.
     factor: float = 1
@@ -40,7 +40,7 @@ class Curve:
         return smallest * self.factor, largest * self.factor
 
     def missing(self, measured: Measured) -> list[str]:
-        """The rows that have no value."""
+        """The rows that have not been measured."""
         return [row for rows in self.points.values() for row in rows if row not in measured]
 
     def is_drawn(self, measured: Measured) -> bool:
@@ -64,7 +64,7 @@ class Picture:
         return list(dict.fromkeys(x for curve in self.curves for x in curve.points))
 
     def missing(self, measured: Measured) -> list[str]:
-        """The rows that have no value."""
+        """The rows that have not been measured."""
         found = [row for curve in self.curves for row in curve.missing(measured)]
         return list(dict.fromkeys(found))
 

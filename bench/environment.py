@@ -15,7 +15,7 @@ from tests.support.stack import ROOT
 
 
 def describe(database: psycopg.Connection[Any]) -> dict[str, Any]:
-    """The environment for bench.json."""
+    """The environment of the run, as bench.json contains it."""
     row = database.execute("SHOW server_version").fetchone()
     assert row is not None
     return {

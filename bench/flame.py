@@ -84,7 +84,7 @@ _DOCUMENT = ROOT / "docs/hot-path.md"
 
 
 def main() -> None:
-    """Runs for about a minute. The result is only meaningful on an otherwise idle machine."""
+    """Draws the graph and writes the table, in about a minute. Run it on an idle machine."""
     with tempfile.TemporaryDirectory(prefix="flame-") as name:
         folder = Path(name)
         side = Side("flame")
@@ -161,8 +161,8 @@ def part(frames: Sequence[str]) -> str:
         match = _FRAME.match(frame)
         file = match["file"] if match else ""
         if owner := _listed(file, _OWNERS):
-            # The interceptors and the log line surround the whole call. They also receive its
-            # messages and send its replies, which is the work of the gRPC engine.
+            # The interceptors and the log line surround the whole call, so the engine receives
+            # messages and sends replies inside their frames. That work counts for the engine.
             is_around = owner in (_INTERCEPTORS, _LOG)
             return library if is_around and library == _ENGINE else owner
         library = library or _listed(file, _LIBRARIES)

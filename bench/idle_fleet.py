@@ -41,7 +41,7 @@ from tests.support.stack import ROOT
 from tests.support.waiting import eventually
 
 WORKSPACES = (100, 1_000, 10_000, 100_000)
-# In thousandths of a core.
+# The target for one workspace, in thousandths of a core.
 TARGET = at_most(0.2)
 _MAX_AGENTS = 2_000
 _START_SECONDS = 20.0
@@ -162,7 +162,7 @@ def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, float]:
     with psycopg.connect(plane.url, autocommit=True) as connection:
         connection.execute("UPDATE workspaces SET lease_expires_at = now() + interval '1 hour'")
         connection.execute("VACUUM workspaces")
-    # Time for the controller to read the new workspaces.
+    # Gives the controller time to read the new workspaces.
     time.sleep(2 + workspaces / 20_000)
     before, began = plane.cpu_seconds(), time.monotonic()
     time.sleep(_QUIET_SECONDS)

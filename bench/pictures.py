@@ -1,4 +1,4 @@
-"""Draws a picture of docs/scale.md. The same values give the same file."""
+"""Draws a picture for docs/scale.md. The same values give the same file."""
 
 import io
 import math
@@ -42,7 +42,7 @@ def draw(picture: Picture, panels: Mapping[str, Sequence[Curve]], measured: Meas
         figure.supxlabel(picture.axis, fontsize=9)
         output = io.StringIO()
         figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
-    # Removes spaces at the ends of lines, about which editors and git complain.
+    # Removes spaces at the ends of lines, because editors and git complain about them.
     return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
 
 

@@ -33,7 +33,7 @@ class Setting:
 
     @property
     def home(self) -> Side:
-        """The side of this checkout, whose database the floor uses."""
+        """The side of this checkout. The floor uses the database of this side."""
         return self.sides[-1]
 
 
@@ -52,7 +52,7 @@ class Window:
 
 
 def never_skipped(setting: Setting) -> str:
-    """The default of Block.skipped_because."""
+    """The default of Block.skipped_because: the block always runs."""
     return ""
 
 

@@ -26,7 +26,7 @@ def started(
     environment: Mapping[str, str] | None = None,
     folder: Path = ROOT,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Runs a command in a folder inside the block. Its output goes to the log."""
+    """Inside the block, runs a command in a folder. The output of the command goes to the log."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -55,7 +55,7 @@ def running(
     log: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Runs `python -m module port arguments…` inside the block, once it listens on the port."""
+    """Runs `python -m module port arguments…`. The block begins when it listens on the port."""
     command = [sys.executable, "-m", module, str(port), *arguments]
     with started(command, log, environment) as process:
         await_listening(process, port, log)
@@ -88,8 +88,8 @@ def free_port() -> int:
 def cpu_seconds(pids: Iterable[int]) -> float:
     """The processor time that these processes have used so far.
 
-    The scheduler counts the time of each thread in nanoseconds. The time of threads and processes
-    that have ended is not included. PostgreSQL may start and end maintenance workers at any time.
+    The scheduler counts the time of each thread in nanoseconds. Threads and processes that have
+    ended, such as maintenance workers of PostgreSQL, are not included.
     """
     nanoseconds = 0
     for pid in pids:

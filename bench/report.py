@@ -9,7 +9,8 @@ from rich.table import Table
 
 from bench.figures import Row, Summary, paired_ratios
 
-# If both sides are equally fast, all 5 ratios are on the same side of 1 in one of 16 runs.
+# The number of ratios that a verdict needs. If both sides are equally fast, all 5 ratios are on the
+# same side of 1 in only one of 16 runs.
 _PAIRS_OF_VERDICT = 5
 
 

@@ -1,4 +1,4 @@
-"""`make scale`: draws the pictures of docs/scale.md from bench.json.
+"""`make scale`: draws the pictures for docs/scale.md from bench.json.
 
     python -m bench.scale
 

@@ -15,7 +15,7 @@ from bench.http2 import Connection
 from tests.support.stack import ROOT, Stack
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService"
-# The key of the lock in server/evershell/store/leadership.py. Its holder leads.
+# The key of the lock in server/evershell/store/leadership.py. The holder of the lock leads.
 _LEADER_LOCK = 0x6576_6C64
 
 
@@ -68,7 +68,7 @@ class Side:
     def connect(
         self, method: str, token: str = "full_access", address: str | None = None
     ) -> Connection:
-        """A connection to the worker for calls of this method, with a demo credential or token."""
+        """A connection to a worker, for calls of `method`. `token` may name a demo credential."""
         bearer = self.stack.tokens.get(token, token)
         return Connection(
             address or self.address,

@@ -27,7 +27,7 @@ class Agents:
 
     connections: list[Connection]
     tokens: PodTokens
-    # The minute for which the current token of each connection was made.
+    # For each connection, the minute in which its current token was made.
     minutes: list[int]
     statuses: Counter[int] = field(default_factory=Counter)
     fenced: int = 0

@@ -54,7 +54,7 @@ def cancel(callers: int, seconds: float, *, include_descendants: bool = False) -
 
 
 def record(callers: int, seconds: float) -> Measure:
-    """The durable floor: the same change in the database, and an empty call to the agent."""
+    """The durable floor: records a cancellation, and makes an empty call to the agent."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         return cancelled(

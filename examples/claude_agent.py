@@ -18,7 +18,7 @@ agent = claude.agent(
     ClaudeAgentOptions(
         mcp_servers={"own": create_sdk_mcp_server("own", tools=[count_words])},
         allowed_tools=["mcp__own__count_words"],
-        # The program `claude` and the tools that it starts get all keys.
+        # The program `claude`, and every tool that it starts, can read all of these keys.
         env={**keys, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"},
     )
 )

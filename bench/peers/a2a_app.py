@@ -7,7 +7,7 @@ the database is still `working`. If the agent cannot be reached, the task is sto
 is no log of events, and no lock orders two concurrent cancellations. As in this service, the answer
 is sent after the commit.
 
-It follows the SDK's documentation: the SDK's JSON-RPC routes in a Starlette
+The peer is built as the SDK's documentation recommends: the SDK's JSON-RPC routes in a Starlette
 application, with Starlette's middleware for authentication, and an executor for the agent.
 """
 

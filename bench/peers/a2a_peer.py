@@ -22,8 +22,8 @@ SELECT id, 1 FROM tasks WHERE id = ANY(%s) AND status ->> 'state' = 'TASK_STATE_
 class A2aPeer(Peer):
     """The server of a2a-sdk with its database store, over JSON-RPC.
 
-    It promises less than the service: see `a2a_app`. The SDK keeps running tasks in memory, and
-    signals the agent only for these. So the tasks must be started by calls of the peer's API.
+    This peer promises less than the service: see `a2a_app`. The SDK keeps running tasks in memory,
+    and signals the agent only for tasks in memory. So calls of the peer's API must start the tasks.
     """
 
     name = "a2a"

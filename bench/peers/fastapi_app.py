@@ -1,11 +1,12 @@
 """CancelTask with FastAPI, SQLAlchemy's ORM on asyncpg, and httpx: one peer's server.
 
-It keeps the promises of this service that concern a single call: the intent and its event are
+This peer keeps the promises of the service that concern a single call: the intent and its event are
 committed in one transaction before the agent is signalled and before the answer; a second call
-records nothing; an agent that cannot be reached gives 503 and leaves the intent recorded.
+records nothing; if the agent cannot be reached, the answer is 503 and the intent stays recorded.
 
-It is built as the documentation of these packages recommends: with a dependency that authenticates
-the caller, a session for each request, and a unit of work that is flushed at its commit.
+The peer is built as the documentation of these packages recommends: with a dependency that
+authenticates the caller, a session for each request, and a unit of work that is flushed at its
+commit.
 """
 
 import hashlib

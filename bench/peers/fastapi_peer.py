@@ -29,7 +29,8 @@ _ARM = (
         (VALUES (1, 'task_submitted'), (2, 'task_started')) AS started (seq, type)
     """,
 )
-# A cancellation is recorded if the task has the intent and the next event of the log belongs to it.
+# A cancellation is recorded if the task has the intent, and the last event of the log is the event
+# of that intent, at the next position.
 _RECORDED = """
 SELECT tasks.id, count(*)
 FROM tasks
@@ -43,7 +44,7 @@ GROUP BY tasks.id
 
 
 class FastApiPeer(Peer):
-    """A FastAPI application with the same promises for a single call, over REST."""
+    """A FastAPI application that keeps this service's promises for a single call, over REST."""
 
     name = "fastapi"
     _module = "bench.peers.fastapi_app"

@@ -14,7 +14,7 @@ from bench.peers.agent import METHOD, TOKEN
 
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.5
-# More than there are callers, so that no signal waits for a connection.
+# More than the number of callers, so that no signal waits for a connection.
 _MAX_CONNECTIONS = 128
 
 

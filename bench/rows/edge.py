@@ -12,8 +12,8 @@ from bench.plan import Block, Measure, Setting, Window
 from bench.servers import bare_edge
 from bench.side import Side
 
-# A window alternates between the two protocols after this many calls, because the speed of the
-# machine changes within a second. The first turn of each protocol is not measured.
+# A window alternates between its two callers after this many calls, because the speed of the
+# machine changes within a second. The first turn of each caller is not measured.
 _CALLS = 50
 _OK = 200
 # A connection that stays open, the bodies of its calls, and the status that they must have.
@@ -64,7 +64,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _cancel(turns: int) -> Measure:
-    """CancelTask over both protocols. The outcomes are checked in the database."""
+    """CancelTask over REST and over gRPC, in turns. The outcomes are checked in the database."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         address, request = windows.rest_cancel(side)
@@ -95,7 +95,7 @@ def _cancel(turns: int) -> Measure:
 def _workspace_ids(setting: Setting, side: Side) -> Iterator[str]:
     """Yields the ids of workspaces with running tasks, endlessly.
 
-    The worker has a stream to each agent.
+    Before the first id, the worker opens a stream to each agent.
     """
     tasks = side.next_tasks(setting.agent_addresses)
     with closing(side.connect("CancelTask")) as connection:
@@ -136,7 +136,7 @@ class _BareEdge:
 
 
 def _in_turns(callers: Mapping[str, _Caller], turns: int) -> Figures:
-    """The p50 of each caller in milliseconds. Closes the connections."""
+    """Makes calls for each caller in turn, and closes the connections. Returns each p50 in ms."""
     latencies = defaultdict[str, list[int]](list)
     remaining = {name: iter(bodies) for name, (_, bodies, _) in callers.items()}
     try:

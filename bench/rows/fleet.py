@@ -152,7 +152,7 @@ class _Arrivals:
 def _ends(count: int) -> Measure:
     """Cancels tasks of a real agent, and watches at two workers for their ends.
 
-    The agent is connected to the first worker. The tool of each task prints when it ends.
+    The agent is connected to the first worker. The tool of each task prints the time of its end.
     """
 
     def measure(setting: Setting, side: Side) -> Figures:

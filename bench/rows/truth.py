@@ -39,7 +39,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _cancel_real_tasks(setting: Setting, side: Side) -> Figures:
-    """Returns how many of the cancelled tasks have ended as they must."""
+    """Cancels tasks. Returns how many have one request event and one end, which is `cancelled`."""
     workspace = _DemoWorkspace(side)
     ended: list[str] = []
 

@@ -115,7 +115,7 @@ def _subscribe(connection: Connection, workspace_ids: list[str]) -> None:
     """Watches each workspace with `after` 2, and waits until each stream has sent event 3."""
     waiting = []
     for workspace_id in workspace_ids:
-        # For StreamEvents, too: its request has the same fields.
+        # Also used for StreamEvents, because its request has the same fields.
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=2)
         stream = connection.call(message(request.SerializeToString()))
         waiting.append(connection.collect(stream))

@@ -80,7 +80,7 @@ def _skipped_because(setting: Setting) -> str:
 
 
 def _with_webhook(measured: Measure) -> Measure:
-    """The window with a webhook that gets its cancellations. Waits for all deliveries."""
+    """Measures a window whose cancellations go to a webhook, and waits for all deliveries."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with _receiver(setting, side, "accept") as log:
@@ -93,7 +93,7 @@ def _with_webhook(measured: Measure) -> Measure:
 
 
 def _delivered(*others: str) -> Measure:
-    """The time from an event to its delivery, while other receivers have these behaviours."""
+    """The time from an event to its delivery. `others` says what other receivers do meanwhile."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(_PACED_CALLS, setting.agent_address)
@@ -130,7 +130,7 @@ def _call_at_a_pace(side: Side, bodies: list[bytes]) -> None:
 
 @contextmanager
 def _receiver(setting: Setting, side: Side, behaviour: str) -> Iterator[Path]:
-    """Runs a receiver that has a webhook inside the block. Yields the receiver's log."""
+    """Runs a receiver, and keeps a webhook to it, inside the block. Yields the receiver's log."""
     port = processes.free_port()
     log = setting.folder / f"receiver-{port}-{time.monotonic_ns()}.log"
     rest = side.stack.rest()

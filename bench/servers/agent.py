@@ -20,7 +20,7 @@ from evershell.agent.v1.agent_service_pb2_grpc import (
 )
 
 METHOD = "/bench.Agent/Empty"
-# Below the maximum number of streams that a worker keeps open.
+# How many agents the bench simulates: fewer than the streams that a worker can keep open.
 AGENTS = 400
 
 

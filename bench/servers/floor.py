@@ -1,4 +1,4 @@
-"""The floor: a gRPC server that does the least that calls like the service's need.
+"""The floor: a gRPC server that does only the minimum that calls like CancelTask need.
 
 Each method takes and returns bytes, without authentication, checks or a log.
 
@@ -30,7 +30,7 @@ from psycopg_pool import AsyncConnectionPool
 from bench.servers import agent
 
 SERVICE = "bench.Floor"
-# The same as in a worker of the service.
+# The size of the pool, as in a worker of the service.
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 2, 10
 RECORD = (
     "SELECT recorded FROM bench_record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"

@@ -21,7 +21,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from evershell.client import AgentUnreachableError, Client, Task
 
-# The workspaces of each channel, by its id: {"C0123456789": ["ws_…"]}.
+# The workspaces of each channel, by the channel's id: {"C0123456789": ["ws_…"]}.
 CHANNELS: dict[str, list[str]] = json.loads(os.environ["CHANNELS"])
 # The maximum number of blocks in a message, and of characters in a block. Slack refuses more.
 MAX_BLOCKS = 50
@@ -65,7 +65,7 @@ def show(ack: Any, command: Any, respond: Any) -> None:
 @app.action("cancel")
 @reported
 def cancel(ack: Any, action: Any, body: Any, respond: Any) -> None:
-    """Cancels the task of the button, and shows the tasks as they are then."""
+    """Cancels the task of the clicked button, then shows the current tasks."""
     ack()
     channel, user = body["channel"]["id"], body["user"]
     workspace_id, task_id = action["value"].split()
@@ -130,7 +130,7 @@ def escaped(text: str) -> str:
 
 
 def receive(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Posts the end of a task. If Slack fails, the answer is 500: the service sends it again."""
+    """Posts the end of a task. If Slack fails, answers 500, so that the service sends it again."""
     body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"] or 0))
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
     headers = {name: environ.get(f"HTTP_{name.upper().replace('-', '_')}", "") for name in names}
@@ -150,7 +150,7 @@ def receive(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iter
 
 
 def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The bot as a WSGI application. Slack calls /slack/events, and the service /evershell."""
+    """The WSGI application. Slack calls /slack/events; the service calls /evershell."""
     is_webhook = environ["PATH_INFO"] == "/evershell"
     answer: Iterable[bytes] = (receive if is_webhook else slack_events)(environ, start_response)
     return answer
