@@ -32,24 +32,44 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
     held = threading.Event()
     late: list[Any] = []
     begun: list[str] = []
+    # Cancellations without an answer: on a busy machine, a statement may take too long.
+    lost: list[grpc.RpcError] = []
+
+    def accepted(rpc: str, client: Grpc, **fields: Any) -> int | None:
+        """How many tasks the call has cancelled. None if it has no answer."""
+        try:
+            answer = client.call(rpc, **fields)
+        except grpc.RpcError as error:
+            assert grpc_failure(error).slug == "unavailable", error
+            lost.append(error)
+            return None
+        assert rpc != "HoldOrg" or answer["remaining"] == 0
+        return int(answer["accepted"])
 
     def submit(number: int, client: Grpc) -> list[str]:
         """Submits tasks until the hold refuses one. Returns the ids of the tasks."""
         barrier.wait(30)
         made: list[str] = []
-        for attempt in range(2_000):
-            was_held = held.is_set()
-            workspace_id = ids[(number + attempt) % WORKSPACES]
+        attempt, is_repeat = 0, False
+        for _ in range(2_000):
+            was_held = held.is_set() and not is_repeat
             try:
                 answer = client.call(
-                    "SubmitTask", workspace_id=workspace_id, description="sleep 0.05\ntrue"
+                    "SubmitTask",
+                    headers=(("idempotency-key", f"{number}-{attempt}"),),
+                    workspace_id=ids[(number + attempt) % WORKSPACES],
+                    description="sleep 0.05\ntrue",
                 )
             except grpc.RpcError as error:
                 slug = grpc_failure(error).slug
-                assert slug in ("org_on_hold", "workspace_busy"), error
+                assert slug in ("org_on_hold", "workspace_busy", "unavailable"), error
                 if slug == "org_on_hold":
                     return made
+                # A call without an answer is repeated, because it may have begun a task.
+                is_repeat = slug == "unavailable"
+                attempt += not is_repeat
                 continue
+            attempt, is_repeat = attempt + 1, False
             made.append(answer["task_id"])
             begun.append(answer["task_id"])
             if was_held:
@@ -58,21 +78,23 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
 
     def cancel(number: int, client: Grpc) -> int:
         barrier.wait(30)
-        accepted = 0
+        count = 0
         while not held.is_set():
-            accepted += client.call("CancelTasks", all=True, reason=f"batch {number}")["accepted"]
-        return accepted
+            count += accepted("CancelTasks", client, all=True, reason=f"batch {number}") or 0
+        return count
 
     def hold(number: int, client: Grpc) -> int:
         barrier.wait(30)
         try:
             eventually(lambda: len(begun) >= 4 * WORKSPACES, 30)
-            answer = client.call("HoldOrg", reason="stop", cancel_running=True)
+            while (
+                count := accepted("HoldOrg", client, reason="stop", cancel_running=True)
+            ) is None:
+                pass
+            return count
         finally:
             # Ends the other callers even if the hold fails.
             held.set()
-        assert answer["remaining"] == 0
-        return int(answer["accepted"])
 
     def call(number: int) -> Any:
         act = hold if number == 0 else cancel if number < 10 else submit
@@ -81,7 +103,7 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
     try:
         with ThreadPoolExecutor(CALLERS) as pool:
             results = list(pool.map(call, range(CALLERS)))
-        check(stack, ids, results)
+        check(stack, ids, results, are_all_counted=not lost)
         assert late == []
     finally:
         stack.rest(CALLER).post("/v1/hold/release", status=200)
@@ -91,7 +113,7 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
             client.close()
 
 
-def check(stack: Stack, ids: list[str], results: list[Any]) -> None:
+def check(stack: Stack, ids: list[str], results: list[Any], *, are_all_counted: bool) -> None:
     submitted = {task_id for made in results[10:] for task_id in made}
     with stack.database() as connection:
         since = connection.execute("SELECT held_since FROM org_holds").fetchone()
@@ -107,7 +129,8 @@ def check(stack: Stack, ids: list[str], results: list[Any]) -> None:
         assert {task_id for task_id, *_ in rows} == submitted
         cancelled = {task_id for task_id, _, _, is_cancelled in rows if is_cancelled}
         # Each cancellation was recorded once: by a batch or by the hold.
-        assert sum(results[:10]) == len(cancelled)
+        count = sum(results[:10])
+        assert count == len(cancelled) or (count < len(cancelled) and not are_all_counted)
         for task_id, _, status, is_cancelled in rows:
             assert status == ("cancelled" if is_cancelled else "completed"), task_id
         assert submitted and cancelled
