@@ -17,7 +17,7 @@ def workspace_id(client: Client, named: str) -> str:
     For a name, reads the list of all workspaces. Raises WorkspaceNotFoundError if no workspace has
     the name, ValidationError if several have it, and CallError if the list cannot be read.
     """
-    # An empty text does not stand for a workspace without a name: most workspaces have no name.
+    # An empty text counts as an id. As a name, it would match all workspaces without a name.
     if not named or named.startswith(_ID_PREFIX):
         return named
     listed = list(client.list_workspaces(page_size=200))

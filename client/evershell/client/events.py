@@ -162,7 +162,7 @@ class ModelCall(Result):
 
 @dataclass(frozen=True, slots=True)
 class ToolResult(Result):
-    """How a tool call ended."""
+    """The result of a tool call: how the call ended, and its output."""
 
     _message_type: ClassVar[type[Message]] = event_pb2.ToolResult
 

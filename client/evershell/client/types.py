@@ -356,7 +356,7 @@ class AuditEntry(Result):
     credential_kind: str = ""
     """`session`, `api_key` or `agent`."""
     credential_id: str | None = None
-    """The API key id, or the `jti` of the session token; None if it has none."""
+    """The API key id, or the `jti` of the session token; None if there is none."""
     rpc: str = ""
     """For example `CancelTask`."""
     workspace_id: str | None = None

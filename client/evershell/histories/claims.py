@@ -73,12 +73,14 @@ class _Splitter:
     def __init__(self, history: History) -> None:
         self.claims = Claims()
         self._exists: set[Place] = set()
-        # By workspace: when its creation began, and until when the calls on it could take effect.
+        # By workspace: when its creation began.
         self._created: dict[Place, float] = {}
+        # By workspace: the latest time at which a call on it could still take effect.
         self._last: defaultdict[Place, float] = defaultdict(float)
         self._deleted: set[Place] = set()
-        # The children of each task, and the workspace of each task.
+        # By task: its children.
         self._children: dict[str, set[str]] = defaultdict(set)
+        # By task: its workspace.
         self._workspaces: dict[str, Place] = {}
         for call in history.calls:
             self._look(call)

@@ -226,7 +226,10 @@ def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
 
 
 def _without(begun: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
-    """The operations of `begun`. Those that are not in `kept` lose their answer."""
+    """`begun` without the answers of the calls that are not in `kept`.
+
+    The effects of these calls become optional. Operations without an effect are left out.
+    """
     wanted = {id(each) for each in kept}
     return [
         each

@@ -51,7 +51,8 @@ MAX_FORCE_AFTER_SECONDS = field_limits.SUBMIT_TASK_LIMITS_FORCE_AFTER_MAX
 # The stored answer of a call whose task could not be delivered.
 _UNREACHABLE = "agent_unreachable"
 _REASON = "the agent could not be reached"
-# How long a call without a deadline waits for the agent of a workspace that it wakes.
+# How long a call that wakes a workspace waits for its agent. An earlier deadline of the call
+# shortens the wait.
 _WAKE_SECONDS = 30.0
 
 

@@ -50,7 +50,7 @@ def settings() -> "Sequence[type[BaseSettings]]":
 
 
 def payloads() -> "Mapping[str, Payload]":
-    """The functions that make the bodies of webhooks, by form: `payload` in each `payload.py`."""
+    """By FORM, the functions that make the bodies of webhook requests: `payload` in each room."""
     return {module.FORM: module.payload for module in _modules("payload")}
 
 

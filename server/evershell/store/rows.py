@@ -123,7 +123,7 @@ def workspace_of(row: Any) -> Workspace:
 
 
 def workspace_values(workspace: Workspace) -> Values:
-    """The values of WORKSPACE_COLUMNS, in this order."""
+    """The values of the workspace for WORKSPACE_COLUMNS, in the same order."""
     return tuple(_storable(value) for value in _workspace_values(workspace))
 
 

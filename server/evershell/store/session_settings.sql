@@ -1,4 +1,4 @@
--- Settings of sessions that are stored as defaults of a role.
+-- The session settings that are stored as defaults of a role, and the role and schema in use.
 
 -- name: defaults
 SELECT setconfig FROM pg_db_role_setting

@@ -32,7 +32,8 @@ from evershell.core import trace
 from evershell.core.errors import AgentUnreachableError, UnavailableError
 from evershell.core.trace import TraceContext
 
-# How long a program waits at its end for the collector to accept the last spans.
+# The time limit of each export of spans. A program waits at most this long for its last export
+# before it exits.
 _FLUSH_MILLISECONDS = 1_000
 Inner = TypeVar("Inner")
 _LOGGERS = (

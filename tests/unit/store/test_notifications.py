@@ -102,7 +102,10 @@ def database(database_url: str) -> Iterator[Database]:
 async def process(
     pool: Pool, woken: list[str] | None = None, *, renew_seconds: float = 20.0
 ) -> AsyncIterator[WatchedWorkspaces]:
-    """The marks of one process. `woken` gets the ids of workspaces whose subscribers are woken."""
+    """Runs WatchedWorkspaces as one process does.
+
+    `woken` gets the ids of the workspaces whose subscribers are woken.
+    """
     woken = [] if woken is None else woken
     watched = WatchedWorkspaces(pool, woken.append, machine_clock, renew_seconds=renew_seconds)
     async with running(watched.run(), "watched"), asyncio.timeout(3 * LIMIT_SECONDS):

@@ -99,7 +99,10 @@ def test_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: Stub) 
 
 
 def test_a_broken_stream_ends_without_an_error(rest: httpx.Client, stub: Stub) -> None:
-    """The status of a stream does not reach REST callers, so servers send errors as messages."""
+    """Once a stream has begun, its gRPC status does not reach REST callers.
+
+    Here, the stub breaks the stream without a last message that says the error.
+    """
     answer = rest.get("/v1/workspaces/breaks/events")
     assert answer.status_code == 200
     assert answer.text.count("data: ") == 1

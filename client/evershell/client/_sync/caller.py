@@ -39,7 +39,7 @@ _log = logging.getLogger("evershell.client")
 
 
 class Pages(Generic[T]):
-    """A list of the service. Iterate over it for all items, or over `pages()`.
+    """A list that the service returns in pages. Iterate over all items, or over `pages()`.
 
     Each page is fetched when it is needed, so the iteration may raise CallError.
     """
@@ -213,7 +213,7 @@ class Caller:
     def _events(self, watch: Watch) -> Generator[Event, None, None]:
         while True:
             try:
-                # Closing the watch ends the stream at once.
+                # Ends the stream at once if the caller closes the watch.
                 with closing(self._stream(watch)) as events:
                     yield from events
                 if watch.is_over:

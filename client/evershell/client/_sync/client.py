@@ -12,9 +12,9 @@ class Client(TaskCalls):
             client.cancel("ws_…", reason="it has gone wrong")
 
     A call is repeated if the service is unavailable or has refused the call because of a rate
-    limit, after the pause that the service asks for. Never repeated are `stop_workspace`,
-    `resume_workspace`, `release`, and a cancellation without a task id, because a repeat could have
-    another effect.
+    limit, after the pause that the service asks for. The calls `stop_workspace`, `resume_workspace`
+    and `release`, and a cancellation without a task id, are never repeated, because a repeat could
+    have another effect.
 
     Args:
         url: Where the service listens for gRPC: `https://host:port`, or `http://host:port` for

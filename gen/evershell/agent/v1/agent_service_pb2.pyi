@@ -35,7 +35,7 @@ class Signal(_message.Message):
     `authorization: Bearer <token>`.
     """
     traceparent: _builtins.str
-    """The trace that the signal belongs to (W3C Trace Context); empty for none."""
+    """The trace that the signal belongs to (W3C Trace Context); empty if it belongs to none."""
     @_builtins.property
     def start_task(self) -> Global___Assignment:
         """The task to start. The agent commits `task_started`, then begins the task."""

@@ -336,7 +336,7 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 @_typing.final
 class TaskEnded(_message.Message):
     """The end that the agent proposes. The control plane decides the final status from the proposal and
-    the recorded intent.
+    from the recorded cancellation, if there is one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

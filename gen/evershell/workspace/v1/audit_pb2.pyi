@@ -47,7 +47,7 @@ class AuditEntry(_message.Message):
     credential_kind: _builtins.str
     """`session`, `api_key` or `agent`."""
     credential_id: _builtins.str
-    """The API key id, or the `jti` of the session token; empty if it has none."""
+    """The API key id, or the `jti` of the session token; empty if there is none."""
     rpc: _builtins.str
     """For example `CancelTask`."""
     workspace_id: _builtins.str

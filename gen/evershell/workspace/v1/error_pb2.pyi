@@ -385,9 +385,9 @@ class ErrorDetails(_message.Message):
     retry_after_seconds: _builtins.int
     """Seconds to wait before a retry."""
     limit_per_second: _builtins.int
-    """rate_limited: the calls that the limit allows each second."""
+    """rate_limited: the number of calls that the limit allows each second."""
     limit_burst: _builtins.int
-    """rate_limited: the calls that the limit allows at once."""
+    """rate_limited: the number of calls that the limit allows at once."""
     idempotency_key: _builtins.str
     """idempotency_conflict: the idempotency key of this call, which another request has already used."""
     org_id: _builtins.str
@@ -406,7 +406,7 @@ class ErrorDetails(_message.Message):
 
     @_builtins.property
     def required(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """permission_denied: the scopes of which any one would be enough."""
+        """permission_denied: the scopes, any one of which would be enough."""
 
     def __init__(
         self,

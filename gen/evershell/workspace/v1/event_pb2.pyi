@@ -496,7 +496,7 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class ToolResult(_message.Message):
-    """How a tool call ended."""
+    """The result of a tool call: how the call ended, and its output."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

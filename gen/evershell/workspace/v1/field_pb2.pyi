@@ -65,11 +65,11 @@ class FieldRule(_message.Message):
     DEPRECATION_FIELD_NUMBER: _builtins.int
     NONE_IF_EMPTY_FIELD_NUMBER: _builtins.int
     always_set: _builtins.bool
-    """Replies always have this field. The OpenAPI document lists it as required, like every field
-    without presence.
+    """Whether every reply has the field. The OpenAPI document then lists it as required, like every
+    field without presence.
     """
     is_id: _builtins.bool
-    """An id: characters of A-Z a-z 0-9 _ -, at most 128."""
+    """Whether the field is an id: at most 128 characters, each one of A-Z, a-z, 0-9, `_` and `-`."""
     min: _builtins.int
     """The minimum and the maximum: of a number, of the characters of a text, of the seconds of a
     duration, of the units of an amount of money, or of the entries of a map or a list. In a
@@ -84,7 +84,7 @@ class FieldRule(_message.Message):
     """
     max_value: _builtins.int
     none_if_empty: _builtins.bool
-    """In a reply, an empty value means that there is none. The clients show it as absent."""
+    """Whether an empty text in a reply means that the value is absent. The clients show it as absent."""
     @_builtins.property
     def deprecation(self) -> Global___Deprecation:
         """Set if the field is deprecated."""

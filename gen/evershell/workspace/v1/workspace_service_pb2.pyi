@@ -52,7 +52,7 @@ class EdgeRule(_message.Message):
         that other calls cannot use.
         """
         cancellation: EdgeRule._Urgency.ValueType  # 2
-        """Like `first`, and the calls have their own rate limit."""
+        """Like `first`, but with their own rate limit."""
 
     class Urgency(_Urgency, metaclass=_UrgencyEnumTypeWrapper): ...
     urgency_unspecified: EdgeRule.Urgency.ValueType  # 0
@@ -61,7 +61,7 @@ class EdgeRule(_message.Message):
     that other calls cannot use.
     """
     cancellation: EdgeRule.Urgency.ValueType  # 2
-    """Like `first`, and the calls have their own rate limit."""
+    """Like `first`, but with their own rate limit."""
 
     class _Repeat:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -74,9 +74,9 @@ class EdgeRule(_message.Message):
         always: EdgeRule._Repeat.ValueType  # 1
         """Always: a read, or a call that has the same effect when it is repeated."""
         if_task_is_named: EdgeRule._Repeat.ValueType  # 2
-        """If the call names its task. Otherwise a repeat could cancel the next task."""
+        """Only if the call names its task: otherwise, a repeat could cancel the next task."""
         with_idempotency_key: EdgeRule._Repeat.ValueType  # 3
-        """If the call has an idempotency key."""
+        """Only if the call has an idempotency key."""
 
     class Repeat(_Repeat, metaclass=_RepeatEnumTypeWrapper): ...
     repeat_unspecified: EdgeRule.Repeat.ValueType  # 0
@@ -84,9 +84,9 @@ class EdgeRule(_message.Message):
     always: EdgeRule.Repeat.ValueType  # 1
     """Always: a read, or a call that has the same effect when it is repeated."""
     if_task_is_named: EdgeRule.Repeat.ValueType  # 2
-    """If the call names its task. Otherwise a repeat could cancel the next task."""
+    """Only if the call names its task: otherwise, a repeat could cancel the next task."""
     with_idempotency_key: EdgeRule.Repeat.ValueType  # 3
-    """If the call has an idempotency key."""
+    """Only if the call has an idempotency key."""
 
     SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
     SUCCESS_STATUS_AFTER_WAIT_FIELD_NUMBER: _builtins.int

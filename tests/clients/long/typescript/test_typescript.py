@@ -1,4 +1,4 @@
-"""The client of clients/typescript in Debian's Node and in a browser, where it is cross-site."""
+"""The TypeScript client in Debian's Node, and in a browser whose requests are cross-site."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -78,7 +78,7 @@ class Containers(Service):
         )
 
     def create_file(self, workspace: ServiceWorkspace, name: str) -> None:
-        """Creates a file in the folder of the workspace's tools."""
+        """Creates a file in the folder of the workspace's files, where its tools run."""
         path = f"/var/lib/evershell/pods/{workspace.id}/files/{name}"
         self.compose("exec", "--no-TTY", "evershell", "touch", path)
 

@@ -1,4 +1,4 @@
-"""Tests an unavailable, frozen or slow database, and callers that disconnect.
+"""Tests the store with an unavailable, frozen or slow database, and with callers that disconnect.
 
 The tests check the errors that callers receive and that no locks or sessions remain.
 """

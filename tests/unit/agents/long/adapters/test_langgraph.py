@@ -83,7 +83,7 @@ async def test_each_super_step_of_a_graph_without_a_model_is_an_iteration(cancel
 
 async def test_a_synchronous_node_and_tool_are_recorded() -> None:
     """The callbacks of the node and of the tool come from other threads."""
-    # In debug mode, a call of the event loop from another thread fails.
+    # In debug mode, calls to the event loop from other threads fail if they are not thread-safe.
     asyncio.get_running_loop().set_debug(True)
     with model_server() as server:
         ending, iterations = await Run(_with_threads(server)).end()
