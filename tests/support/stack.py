@@ -329,25 +329,34 @@ class Gate:
     command = "cat gate"
 
     def __init__(self, workspace: Workspace) -> None:
-        self._path = workspace.stack.files(workspace.id) / "gate"
+        self.path = workspace.stack.files(workspace.id) / "gate"
         # All tasks of the workspace use the same pipe, one after another.
-        if not self._path.exists():
-            os.mkfifo(self._path)
+        if not self.path.exists():
+            os.mkfifo(self.path)
 
     def open(self, timeout_seconds: float = LIMIT_SECONDS) -> None:
         """Waits until the command has started, then lets it end."""
+        with self.reached(timeout_seconds):
+            pass
+
+    @contextmanager
+    def reached(self, timeout_seconds: float = LIMIT_SECONDS) -> Iterator[None]:
+        """Waits until the command has started, and lets it end at the end of the block."""
 
         def writer() -> int | None:
             try:
-                return os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+                return os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError:
                 # No process has opened the pipe for reading yet.
                 return None
 
         descriptor = eventually(writer, timeout_seconds)
         assert descriptor is not None
-        os.write(descriptor, b"open\n")
-        os.close(descriptor)
+        try:
+            yield
+        finally:
+            os.write(descriptor, b"open\n")
+            os.close(descriptor)
 
 
 def shared_memory(envoy: psutil.Process) -> Path:

@@ -6,6 +6,7 @@ notifications.
 """
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from a2a.utils.errors import A2AError
 from tests.clients.long.a2a.cards import card_of, card_url
 from tests.support.npm import node, program_folder
 from tests.support.receivers import Receiver, Request, receiving
-from tests.support.stack import Stack, Workspace
+from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 PROGRAM = Path(__file__).with_name("programs") / "walk.mjs"
@@ -34,21 +35,23 @@ PUSHED = "TASK_STATE_CANCELED"
 # The time limit for a push notification. A worker looks for webhooks only every 5 s, and then
 # starts the process that sends.
 LIMIT_SECONDS = 40.0
-# Each iteration is long enough for a second cancellation, and short enough for the test to wait for
-# its end.
-LONG = "\n".join(["sleep 4"] * 100)
+# Once the client has created the file `hold`, an iteration waits at the gate, so that it can be
+# cancelled twice.
+LONG = "\n".join([f"sleep 1; [ ! -e hold ] || {Gate.command}"] * 100)
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
-def test_the_python_client_walks(stack: Stack, workspace: Workspace, binding: str) -> None:
+def test_the_python_client_walks(
+    stack: Stack, workspace: Workspace, gate: Gate, binding: str
+) -> None:
     with receiving() as receiver:
-        walk = _Walk(stack, workspace, binding, receiver)
+        walk = _Walk(stack, workspace, gate, binding, receiver)
         check(asyncio.run(asyncio.wait_for(walk.run(), 60)), workspace, receiver)
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_the_javascript_client_walks(
-    stack: Stack, workspace: Workspace, binding: str, tmp_path: Path
+    stack: Stack, workspace: Workspace, gate: Gate, binding: str, tmp_path: Path
 ) -> None:
     folder = program_folder(tmp_path, PROGRAM)
     with receiving() as receiver:
@@ -61,6 +64,8 @@ def test_the_javascript_client_walks(
             TOKEN=stack.tokens["owner"],
             QUICK=QUICK,
             LONG=LONG,
+            GATE=gate.path,
+            HOLD=gate.path.with_name("hold"),
             PUSH=receiver.url,
             PUSH_TOKEN=PUSH_TOKEN,
         )
@@ -97,8 +102,9 @@ class _Walk:
     """The walk with a2a-sdk's client."""
 
     def __init__(
-        self, stack: Stack, workspace: Workspace, binding: str, receiver: Receiver
+        self, stack: Stack, workspace: Workspace, gate: Gate, binding: str, receiver: Receiver
     ) -> None:
+        self._gate = gate
         self._receiver = receiver
         self._binding = binding
         self._stack, self._workspace = stack, workspace
@@ -160,11 +166,16 @@ class _Walk:
                     group.create_task(self._cancel_twice(client, task_id))
 
     async def _cancel_twice(self, client: Client, task_id: str) -> None:
-        for name in ("cancelled", "again"):
-            request = a2a_pb2.CancelTaskRequest(id=task_id)
-            task = await client.cancel_task(request, context=self._context)
-            requested = task.metadata["cancel_requested_at"]
-            self._seen[name] = {"state": _state(task), "requested": requested}
+        self._gate.path.with_name("hold").touch()
+        reached = self._gate.reached()
+        await asyncio.to_thread(reached.__enter__)
+        with contextlib.ExitStack() as stack:
+            stack.push(reached)
+            for name in ("cancelled", "again"):
+                request = a2a_pb2.CancelTaskRequest(id=task_id)
+                task = await client.cancel_task(request, context=self._context)
+                requested = task.metadata["cancel_requested_at"]
+                self._seen[name] = {"state": _state(task), "requested": requested}
 
     async def _afterwards(self, client: Client) -> None:
         task_id, context = self._seen["id"], self._context

@@ -1,13 +1,15 @@
 // Walks through A2A with the client of @a2a-js/sdk, and prints what it has seen as JSON.
-// Environment: CARD (the URL of the card), BINDING, TOKEN, QUICK and LONG (texts of messages), PUSH
-// (the URL of a receiver) and PUSH_TOKEN.
+// Environment: CARD (the URL of the card), BINDING, TOKEN, QUICK and LONG (texts of messages), GATE
+// (the named pipe at which an iteration of LONG waits once the file HOLD exists), PUSH (the URL of a
+// receiver) and PUSH_TOKEN.
 import { randomUUID } from "node:crypto";
+import { open, writeFile } from "node:fs/promises";
 import { ClientFactory, DefaultAgentCardResolver } from "@a2a-js/sdk/client";
 import { GrpcTransportFactory } from "@a2a-js/sdk/client/grpc";
 import { RestTransportFactory } from "@a2a-js/sdk/client";
 import { TaskState, taskStateToJSON } from "@a2a-js/sdk";
 
-const { CARD, BINDING, TOKEN, QUICK, LONG, PUSH, PUSH_TOKEN } = process.env;
+const { CARD, BINDING, TOKEN, QUICK, LONG, GATE, HOLD, PUSH, PUSH_TOKEN } = process.env;
 const options = { serviceParameters: { authorization: `Bearer ${TOKEN}` } };
 const authorized = (url, init) =>
   fetch(url, { ...init, headers: { ...init?.headers, authorization: `Bearer ${TOKEN}` } });
@@ -65,8 +67,13 @@ for await (const event of client.resubscribeTask({ id, tenant: "" }, options)) {
   if (kind(event) === "statusUpdate") seen.last = state(event.payload.value);
   if (seen.resumed.length === 2) {
     cancelling = (async () => {
+      await writeFile(HOLD, "");
+      // Waits until an iteration waits at the gate.
+      const gate = await open(GATE, "w");
       seen.cancelled = await client.cancelTask({ id, tenant: "", metadata: undefined }, options);
       seen.again = await client.cancelTask({ id, tenant: "", metadata: undefined }, options);
+      await gate.writeFile("open\n");
+      await gate.close();
     })();
   }
 }
