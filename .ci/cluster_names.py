@@ -2,11 +2,12 @@
 
     cluster_names.py FILE PID CACHE_SECONDS
 
-The name of a headless Service resolves to the addresses of its ready pods. A new name appears
-immediately. A changed address appears CACHE_SECONDS later, because the DNS of many clusters caches
-answers for that long. PID is the process id of dnsmasq, which reads FILE again at SIGHUP.
-KUBECONFIG has the address of the API server and a token. While the API server does not answer, the
-known names keep their addresses. The program ends when dnsmasq or the program's parent ends.
+The name of a headless Service resolves to the addresses of its ready pods, the name of any other
+Service to the Service's own address. A new name appears immediately. A changed address appears
+CACHE_SECONDS later, because the DNS of many clusters caches answers for that long. PID is the
+process id of dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the address of the API
+server and a token. While the API server does not answer, the known names keep their addresses. The
+program ends when dnsmasq or the program's parent ends.
 """
 
 import json
@@ -36,12 +37,12 @@ def connect() -> httpx.Client:
         base_url=config["clusters"][0]["cluster"]["server"] + "/api/v1/",
         headers={"authorization": f"Bearer {config['users'][0]['user']['token']}"},
         timeout=_CALL_SECONDS,
-        verify=False,  # noqa: S501 - the certificate is its own
+        verify=False,  # noqa: S501 - the certificate is self-signed
     )
 
 
 def read(api: httpx.Client) -> Names:
-    """The current addresses of each name. Raises httpx.HTTPError."""
+    """The current addresses of each name that has any. Raises httpx.HTTPError."""
 
     def items(kind: str) -> list[dict[str, Any]]:
         objects: list[dict[str, Any]] = api.get(kind).raise_for_status().json()["items"]

@@ -1,7 +1,7 @@
 """Removes the environment and, if asked for, the state of the stack.
 
-Refuses while a stack runs, because the stack uses both folders. A running stack holds a lock on a
-file in its state folder. A folder without this file is not a state folder, and is never removed.
+Refuses while a stack runs, because the stack uses both folders. A running stack holds a lock on the
+file `lock` in its state folder. A state folder without this file is kept: it may be another folder.
 """
 
 import argparse

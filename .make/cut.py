@@ -37,8 +37,8 @@ def main() -> None:
     if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")
         _replace(CHANGELOG, r"^## \[Unreleased\]", f"{heading} - {today}")
-    # The list of new names now belongs to this release. Without the marks, `make gen` no longer
-    # changes it.
+    # The list of new names now belongs to this release. Removes the two lines around the list, so
+    # that `make gen` no longer changes it.
     CHANGELOG.write_text(re.sub(MARK, "", CHANGELOG.read_text(), flags=re.MULTILINE))
     for name, before in VERSIONS.items():
         _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")

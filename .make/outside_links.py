@@ -7,6 +7,9 @@ _OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+[^)]+\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The text of a page without links to outside docs/. `test_links.py` checks these links."""
+    """The text of a page. A page at the top of docs/ loses its links to outside docs/.
+
+    `test_links.py` checks these links.
+    """
     at_top = "/" not in page.file.src_uri
     return _OUTSIDE.sub(r"\1", markdown) if at_top else markdown

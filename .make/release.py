@@ -2,10 +2,10 @@
 
 Usage: release.py VERSION [--key KEY] [--base IMAGE] [--source URL] [--platform PLATFORM...]
 
-Writes the files to dist/VERSION. They depend only on the commit, so a second run writes the same
-bytes. KEY is a private SSH key, which signs the checksums. With --base, podman builds an image on
-top of IMAGE for each PLATFORM, by default for the platform of this machine. URL is the address at
-which the source is available.
+Writes the files to dist/VERSION. They depend only on the commit and the arguments, so a second
+run writes the same bytes. KEY is a private SSH key, which signs the checksums. With --base, podman
+builds an image on top of IMAGE for each PLATFORM, by default for the platform of this machine. URL
+is the address at which the source is available.
 """
 
 import argparse
@@ -64,7 +64,8 @@ def main() -> None:
 def _notes(version: str) -> str:
     """The changelog's section about the version.
 
-    Raises ReleaseError if the checkout has another version, or changes that are not committed.
+    Raises ReleaseError if there is no such section, or if the checkout has another version or
+    changes that are not committed.
     """
     found = _run(BIN / "hatchling", "version").strip()
     if found != version:
@@ -142,7 +143,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
         _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
     with tempfile.TemporaryDirectory() as folder:
         _run("podman", "save", "--quiet", "--format", "oci-dir", "--output", f"{folder}/image", tag)
-        # Podman does not write the archive, because it would store modification times in it.
+        # Podman does not write the archive, because it would store the times of this run in it.
         with tarfile.open(out / f"evershell-{version}-{architecture}.oci.tar", "w") as archive:
             for path in sorted(Path(folder, "image").rglob("*")):
                 name = path.relative_to(f"{folder}/image")
@@ -199,7 +200,7 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _sign(out: Path, key: Path | None) -> None:
-    """Writes the checksums of all files, and signs them."""
+    """Writes the checksums of all files. Signs them if there is a key."""
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
         for path in sorted(out.iterdir())

@@ -30,6 +30,6 @@ and exactly one event, at the next position of its log, for every call that was 
 other task may have changed. Otherwise the bench fails. During the windows, the fleet controller is
 a standby, and one agent of the bench stands for the agents of all these tasks. The bench writes
 the frames of its load itself (http1.py, http2.py), and one row shows how many calls the load
-generator can make at most. Each module in rows/ is a block: it defines windows, and the rows that
-are computed from them.
+generator can make at most. Each module in rows/ has one or more blocks. A block defines windows,
+and the rows that are computed from them.
 """

@@ -1,6 +1,6 @@
-"""`make bench`: measures the service, prints one table and writes bench.json.
+"""`make bench`: measures the service, prints the results and writes them to a JSON file.
 
-The docstring of the package explains the options and how to read the table.
+The docstring of the package explains the options and how to read the results.
 """
 
 import os
@@ -89,7 +89,7 @@ def _rows(block: Block, options: Options) -> list[Row]:
 
 @contextmanager
 def _running(options: Options, folder: Path) -> Iterator[Setting]:
-    """Runs all sides, the bench's agent and the floor inside the block."""
+    """Runs all sides, the bench's agent and the floor until the context exits."""
     sides = [Side("after")]
     if options.compare is not None:
         sides.insert(0, Side("before", options.compare))

@@ -83,8 +83,8 @@ _TAKE_NEXT = """
     SET last_seq = last_seq + 3, current_task_id = 'task_' || substr(id, 4) || %(suffix)s
     WHERE id = ANY(%(ids)s)
 """
-# `whole` counts tasks whose intent is recorded with exactly one event, at the next position of the
-# log. `touched` counts tasks that have ended or have any trace of a cancellation.
+# `whole` counts running tasks whose cancellation is recorded with exactly one event, at the next
+# position of the log. `touched` counts tasks that have ended or have any trace of a cancellation.
 _COUNT = """
     SELECT
         count(*) FILTER (
@@ -110,7 +110,8 @@ _COUNT = """
         GROUP BY started.seq
     ) e
 """
-# The payload of an `iteration_completed` event. With it, a message of WatchEvents has 237 bytes.
+# The payload of an `iteration_completed` event. With it, a message of WatchEvents has about 237
+# bytes; the exact number depends on the ids.
 ITERATION = json.dumps(
     {
         "number": 1,

@@ -1,4 +1,4 @@
-"""What the figures depend on, apart from the code."""
+"""The environment of a run of the bench, and the options of the run."""
 
 import os
 import platform
@@ -28,9 +28,9 @@ def describe(database: psycopg.Connection[Any]) -> dict[str, Any]:
 
 
 def commit(checkout: Path) -> str:
-    """The commit of a checkout, followed by `+` if files differ from the commit.
+    """The commit of a checkout, followed by `+` if tracked files differ from it.
 
-    Empty without git.
+    Empty if git is not installed, or if the folder is not a checkout.
     """
     command = ["git", "-C", str(checkout), "describe"]
     options = ["--always", "--abbrev=7", "--exclude=*", "--dirty=+"]

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# `Figures` maps names to the figures of one window. `Round` maps windows to their Figures.
+# The figures of one window (bench.plan.Window), by name.
 Figures = Mapping[str, float]
+# The figures of one round, by the name of the window.
 Round = Mapping[str, Figures]
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {"≤": operator.le, "≥": operator.ge}
@@ -126,7 +127,10 @@ def summarise(rows: Sequence[Row], rounds: Sequence[Round]) -> list[Summary]:
 
 
 def paired_ratios(before: Summary, after: Summary) -> list[float]:
-    """The ratio before ÷ after of each round in which both sides have a value."""
+    """The ratios before ÷ after of the first values, the second values, and so on.
+
+    Leaves out a pair in which `after` is 0.
+    """
     return [old / new for old, new in zip(before.values, after.values, strict=False) if new]
 
 

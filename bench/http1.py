@@ -34,7 +34,10 @@ class Connection:
         """Does nothing: `call` has sent the request."""
 
     def receive(self) -> list[tuple[int, int]]:
-        """Waits for data. Returns the stream and the status of the response once it is complete."""
+        """Waits for data. Returns [] until the response is complete, then its stream and status.
+
+        Raises ConnectionError at the end of the connection.
+        """
         data = self.socket.recv(_RECEIVE_BYTES)
         if not data:
             raise ConnectionError("the server has closed the connection")

@@ -67,7 +67,7 @@ class Connection:
         self.set_metadata(metadata)
         self._next_stream = 1
         self._send_window = _DEFAULT_WINDOW
-        # Calls that wait for room in the connection's flow-control window.
+        # The data of calls that waits for room in the connection's flow-control window.
         self._held: list[tuple[bytes, int]] = []
         self._received = b""
         self._statuses: dict[bytes, int] = {}
@@ -125,13 +125,13 @@ class Connection:
         self._unsent.append(_frame(_RST_STREAM, 0, stream, struct.pack(">I", _CANCEL)))
 
     def flush(self) -> None:
-        """Sends all calls and frames that were added, in one system call."""
+        """Sends the waiting frames at once, except data for which the window has no room."""
         if self._unsent:
             self.socket.sendall(b"".join(self._unsent))
             self._unsent.clear()
 
     def receive(self) -> list[Ended]:
-        """Waits for data. Returns the gRPC status of each stream that has ended.
+        """Waits for data. Returns the streams that have ended, with their gRPC status or RESET.
 
         Raises OSError if the connection breaks or nothing arrives for `receive_seconds`.
         """
@@ -188,9 +188,9 @@ class Connection:
     def _status(self, block: bytes) -> int:
         """The gRPC status in a block of trailers.
 
-        Each distinct block is read only once, and the blocks of successful calls are equal. The
-        block of an error contains the request id. So the status is first looked up in the bytes,
-        which is faster than decoding the block.
+        The statuses of up to 100 blocks are kept, and the blocks of successful calls are equal. The
+        block of an error contains the request id, so it is new each time. Its status is therefore
+        first searched for in the bytes, which is faster than decoding the block.
         """
         status = self._statuses.get(block)
         if status is None:

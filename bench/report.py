@@ -49,7 +49,7 @@ def missed(summaries: Sequence[Summary]) -> set[str]:
 def print_comparison(
     before: Sequence[Summary], after: Sequence[Summary], names: tuple[str, str], console: Console
 ) -> None:
-    """Prints for each row the medians of both sides, and the ratios before ÷ after."""
+    """Prints the medians and the ratios before ÷ after of each row that both sides have."""
     table = Table(title=f"before: {names[0]}, after: {names[1]}", title_justify="left")
     table.add_column("row")
     for column in ("unit", "runs", "before", "after", "before ÷ after", "min", "max", "verdict"):

@@ -79,7 +79,8 @@ class Side:
     def take_leadership(self) -> None:
         """Makes the fleet controller a standby, which does not act on the bench's workspaces.
 
-        The bench queues for the leader's lock, and then ends the database session of the leader.
+        Ends the database session that holds the leader's lock, again and again, until the bench
+        itself gets the lock.
         """
         if self._leadership is not None:
             return

@@ -1,8 +1,8 @@
 """Builds the large database of the bench, once: `python -m bench.size`.
 
 The database has 2,000,000 ended tasks and 10,000,000 events. It is kept in the folder BENCH_CACHE,
-by default in the user's cache. The build takes a few minutes and 5 GB. If it is interrupted, the
-next build continues.
+by default in the user's cache. The build takes a few minutes and 5 GB of disk space. If it is
+interrupted, the next build continues.
 """
 
 import os

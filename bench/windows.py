@@ -17,7 +17,8 @@ from bench.servers import floor
 from bench.side import Side
 
 UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, OK = 16, 7, 5, 0
-# The number of calls before each window that are not measured.
+# How many calls a connection makes before the measured calls. `cancelled` warms up instead by
+# cancelling a task of each agent.
 WARM_UP_CALLS = 5
 # Long enough for all warm-up calls, even on a slow machine.
 WARM_UP_SECONDS = 60.0

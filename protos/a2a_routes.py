@@ -205,9 +205,7 @@ def _refusals() -> list[dict[str, Any]]:
 
 
 def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]:
-    """The route to the workers, or two if bodies can be large: one for small bodies and one for all
-    others.
-    """
+    """The route to the workers. If bodies can be large, small ones have a route of their own."""
     limit = _MESSAGE_BYTES if kind == "message" else _OTHER_BYTES
     is_method = {"name": ":method", "string_match": {"exact": method}}
     route: dict[str, Any] = {

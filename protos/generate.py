@@ -76,7 +76,7 @@ def proto_files() -> list[str]:
 
 
 def googleapis() -> dict[str, bytes]:
-    """The protos of Google that ours import, from googleapis-common-protos, by path.
+    """The protos in GOOGLEAPIS, from the package googleapis-common-protos, by path.
 
     buf reads them from protos/googleapis, so that others need nothing else to build the protos.
     """
@@ -104,7 +104,7 @@ def typescript_exports() -> str:
 
 
 def others(protos: Protos) -> dict[Path, str]:
-    """The texts of the generated files outside gen/, by path."""
+    """The texts of the files outside gen/ that are generated from our protos, by path."""
     return {
         ERROR_PAGE: error_page(protos),
         CALLS_PAGE: replaced(CALLS_PAGE.read_text(), call_table(protos), filter_table(protos)),
@@ -153,7 +153,7 @@ def write(out: Path) -> None:
 
 
 def generate(out: Path) -> None:
-    """Generates all files into `out`, which is empty.
+    """Generates all files of gen/ into `out`, which is empty or does not exist.
 
     Raises BuildError, and subprocess.CalledProcessError if a proto is not valid.
     """
@@ -309,7 +309,7 @@ def buf(command: str, image: str, *arguments: str) -> list[str]:
 
 
 def main() -> None:
-    """Writes gen/. With --check, prints the problems and exits with 1 if there are any."""
+    """Writes all generated files. With --check, prints the problems and exits with 1 if any."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=GEN)
     parser.add_argument(

@@ -42,7 +42,10 @@ _FILTERS: dict[str, dict[str, Any]] = {
 def route(
     path: str, content_header: str, action: dict[str, Any], size_limit: dict[str, Any]
 ) -> dict[str, Any]:
-    """The route of one method. `content_header` has the content type and the content length."""
+    """The route of one method.
+
+    `content_header` names the header that has the content type and the content length.
+    """
     post = {"name": ":method", "string_match": {"exact": "POST"}}
     content = {"name": content_header, "string_match": {"safe_regex": {"regex": CONTENT}}}
     return {

@@ -9,8 +9,9 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from source import PACKAGE, Protos
 
-# The characters and the maximum length of an id, for FieldRule.is_id.
+# The characters of an id, for FieldRule.is_id.
 ID_CHARACTERS = "[A-Za-z0-9_-]"
+# The maximum length of an id.
 ID_MAX = 128
 _DURATION = "google.protobuf.Duration"
 _FRACTION = r"(\.[0-9]{1,9})?"

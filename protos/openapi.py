@@ -40,7 +40,8 @@ SERVER = {
 LICENSE = {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
 CONTACT = {"name": "Evershell", "url": "https://evershell.ai"}
 ENVELOPE_NAME = "ErrorEnvelope"
-# The error codes of a response stand next to the reference to the envelope, which all errors share.
+# The field of a response that lists its error codes. Its schema does not list them, because all
+# errors share the schema of the envelope.
 ERROR_CODES = "x-error-codes"
 TEXT_WIDTH = 120
 
@@ -215,8 +216,9 @@ class _Document:
         return {str(status): self._failure(rules) for status, rules in sorted(by_status.items())}
 
     def _failure(self, rules: list[Rule]) -> dict[str, Any]:
-        """A reference to the response for the errors that share a status. Operations with the same
-        errors share the response.
+        """A reference to the response for the errors that share a status.
+
+        Operations with the same errors share the response.
         """
         codes = [rule.slug for rule in rules]
         name = "_or_".join(codes)

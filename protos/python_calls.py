@@ -20,7 +20,8 @@ from python_results import Results
 from python_text import METHODS, Texts, docstring, method_name, section, summarized
 from source import PACKAGE, Protos
 
-# The methods that do more than a call. They are written by hand, in tasks.py.
+# The RPCs for which no method is generated. The methods in tasks.py, which do more than a call, are
+# written by hand. StreamEvents is only for REST; the client uses WatchEvents.
 BY_HAND = ("CancelTask", "CancelTasks", "WatchEvents", "StreamEvents")
 # The optional arguments that callers may pass by position, by RPC.
 _POSITIONAL = {"CreateWorkspace": ("name",)}

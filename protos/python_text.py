@@ -30,7 +30,7 @@ _WIDTH = 100
 
 
 def method_name(rpc: str) -> str:
-    """The method of the client that makes the call of this RPC, for example `webhooks.list`."""
+    """The client's method for this RPC, for example `webhooks.list`."""
     return METHODS.get(rpc) or snake_case(rpc)
 
 
@@ -100,7 +100,10 @@ def _limits(field: Any, rule: Any) -> str:
 
 
 def summarized(comment: str) -> str:
-    """The comment with its first sentence as a paragraph, unless all of it fits in a line."""
+    """The comment with its first sentence as a paragraph.
+
+    The comment stays one paragraph if it fits in a line, or if its first sentence does not.
+    """
     text = " ".join(comment.split())
     first, dot, rest = text.partition(". ")
     if len(text) < _WIDTH - 10 or not dot or len(first) > _WIDTH - 8:

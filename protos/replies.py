@@ -15,8 +15,9 @@ from source import Rule
 DOMAIN = "evershell.ai"
 # The caller may have set no deadline, so the text does not mention one.
 SLOW = "The service did not answer in time. The call may have had its effect."
-# These messages contain facts about the request. All other messages are the first sentence of the
-# code's comment. %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
+# The codes whose message in a REST answer has facts about the request. For a refusal that is known
+# only by its status, all other codes have the first sentence of their comment as the message.
+# %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
 MESSAGES_WITH_FACTS = {
     "deadline_exceeded": SLOW,
     "validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%",
@@ -39,7 +40,7 @@ REQUEST_ID = {
 }
 # For requests that could not be read. Such a request has no id yet, or one that its client chose.
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
-# The HTTP statuses of requests that could not be read.
+# The HTTP statuses that Envoy gives only to requests that it could not read.
 UNREAD_STATUSES = (426, 431)
 # The status with which worker_headers.lua and the routes of the gRPC listener refuse a header.
 UNPRINTABLE_STATUS = 422
@@ -270,7 +271,7 @@ def _grpc_mapper(
 
 
 def _rich_status(rule: Rule, text: str, is_repeatable: bool) -> str:
-    """The value of grpc-status-details-bin, without RequestInfo: it is the same for all calls."""
+    """The value of grpc-status-details-bin. It has no RequestInfo, because all calls share it."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.slug.upper(), domain=DOMAIN)]
     if is_repeatable:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)

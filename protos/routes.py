@@ -32,16 +32,16 @@ LONG_ROUTE = {"cluster": "control_plane_long", "priority": "HIGH"}
 LARGE_ROUTE = {"cluster": "control_plane_long", "priority": "DEFAULT"}
 # Unary methods that may wait as long as a stream: for the end of a task.
 WAITING_METHODS = frozenset({"SendMessage"})
-# Tells a worker that the route has the circuit breaker for large bodies.
+# Tells a worker that the body may be large.
 LARGE_BODY_HEADER = "x-evershell-large-body"
 
 # The routes of this method come first, because Envoy tries routes in turn. No path of another
 # method matches them.
 HOT_METHOD = "CancelTask"
 
-# A call may wait 30 s for a task, so it is answered within 35 s. 0 means no limit, because a stream
-# has no end.
+# A call may wait 30 s for a task, so it is answered within 35 s.
 CALL_TIMEOUT = "35s"
+# No limit, because a stream has no end.
 STREAM_TIMEOUT = "0s"
 # Longer than any pause in a stream, which sends a heartbeat after 15 s.
 STREAM_IDLE_TIMEOUT = "300s"
@@ -57,9 +57,9 @@ ACCEPTED_CONTENT = (
     r"|text/plain.*\|0"
 )
 GRPC_CONTENT = r"(?i)application/grpc.*"
-# The headers of callers that a worker reads. The edge refuses values that are not printable ASCII:
-# the worker's gRPC library would log a value that it cannot decode, and the value may be a
-# credential.
+# Headers of callers that a worker reads; a2a_routes.py has one more. The edge refuses values that
+# are not printable ASCII: the worker's gRPC library would log a value that it cannot decode, and
+# the value may be a credential.
 READ_HEADERS = (
     "authorization",
     "idempotency-key",
@@ -138,7 +138,7 @@ def edge_config(
             ),
             *other_routes,
             # CONNECT has no path, and its body has no end for which the filters could wait. With
-            # this route, Envoy refuses it at once (403).
+            # this route, Envoy refuses it at once: with 403, and not with the 405 of the route.
             answer({"connect_matcher": {}}, 405, {"allow": "GET, HEAD, OPTIONS, POST"}),
             answer({"prefix": "/"}, 404, {}),
         ],
@@ -260,12 +260,11 @@ def _unsupported_body(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
 
 
 def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] | None:
-    """Refuses a query that could override a field of the path: the transcoder prefers the query
-    (measured on Envoy 1.40).
+    """Refuses a query that could override a field of the path.
 
-    With `body: "*"` no field comes from the query, so every query is refused. Otherwise names are
-    compared as the client wrote them, and a name with an escape is refused as well. Returns None
-    if the path has no fields.
+    The transcoder prefers the query (measured on Envoy 1.40). With `body: "*"` no field comes from
+    the query, so every query is refused. Without a body, names are compared as the client wrote
+    them, a name with an escape is refused as well, and a path without fields needs no route (None).
     """
     if binding.has_body:
         return _query_refusal(

@@ -87,9 +87,10 @@ class Schemas:
         return self._described(message.full_name, schema)
 
     def _is_set(self, field: FieldDescriptor) -> bool:
-        """Whether every reply has the field. False in requests, where every field can be left out.
+        """Whether every reply has the field.
 
-        Also false for Google's messages, which requests and replies share.
+        False while the schema of a request is built, because a client may leave out fields of
+        nested messages. Also false for Google's messages, which requests and replies share.
         """
         if self._is_request or not field.full_name.startswith(PACKAGE):
             return False
@@ -186,8 +187,9 @@ def reference(kind: str, name: str) -> dict[str, Any]:
 
 
 def prose(comment: str) -> str:
-    """A comment as Markdown, each paragraph on one line. A line that begins with a heading such as
-    `Effect:` starts a new paragraph.
+    """A comment as Markdown, each paragraph on one line.
+
+    A line that begins with a heading such as `Effect:`, or with `Needs`, starts a new paragraph.
     """
     apart = re.sub(r"\n(?=(?:[A-Z]\w+: |Needs ))", "\n\n", comment)
     return "\n\n".join(

@@ -69,8 +69,9 @@ class Rule:
     no_retry: bool
     # What a caller should do after the error.
     action: str
-    # The names of the RPCs that can return the error, and whether every call can return it.
+    # The names of RPCs that can return the error.
     rpcs: tuple[str, ...]
+    # Whether every RPC can return the error.
     every_call: bool
 
 

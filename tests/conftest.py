@@ -1,7 +1,7 @@
-"""Fixtures for PostgreSQL: one server per test run, and an empty migrated database per test.
+"""Fixtures for PostgreSQL: one server per test run, and a migrated database that tests share.
 
-The server is the embedded one, or the server of TEST_DATABASE_URL. Tests share one database,
-which is emptied after each test: a copy from a template takes a third of a second on a slow disk.
+The server is the embedded one, or the server of TEST_DATABASE_URL. The database is emptied after
+each test: a new copy from a template would take a third of a second on a slow disk.
 """
 
 import asyncio

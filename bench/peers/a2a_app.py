@@ -1,4 +1,4 @@
-"""CancelTask with the server of a2a-sdk and its database store: one peer's server.
+"""The server of a peer of the bench: CancelTask with a2a-sdk and its database store.
 
 This peer promises less than this service. The SDK's request handler signals the agent first and
 stores the status afterwards: it calls the executor's `cancel`, and then saves the status that
@@ -72,7 +72,7 @@ class ApiKeys(AuthenticationBackend):
 
 
 class Executor(AgentExecutor):
-    """Runs the tasks on the agent."""
+    """Starts tasks without the agent, but cancels them on the agent."""
 
     def __init__(self, agent: GrpcAgentClient) -> None:
         self._agent = agent

@@ -230,7 +230,7 @@ async def cancel_task(
 async def _record(
     session: Any, caller: Caller, workspace_id: str, reason: str | None
 ) -> Cancellation:
-    """Records the intent and its event, unless the intent is recorded already."""
+    """Records the intent and its event if a task runs whose intent is not recorded yet."""
     workspace = await session.scalar(
         select(Workspace)
         .where(Workspace.id == workspace_id, Workspace.org_id == caller.org_id)

@@ -49,8 +49,9 @@ class Peer(ABC):
 
     def __init__(self) -> None:
         self._key = f"sk_{secrets.token_urlsafe(32)}"
-        # The host and port of the server, and its process, while it runs.
+        # The host and port of the server; empty until it has been started.
         self.address = ""
+        # The id of the server's process.
         self.pids: Sequence[int] = ()
 
     @contextmanager

@@ -52,7 +52,7 @@ def _around_a_burst(seconds: float) -> Measure:
 
 
 def _create(side: Side, address: str) -> None:
-    """Creates the workspaces at the same time. No agents start, because no controller leads."""
+    """Creates the workspaces at the same time. No agents start: the controller is a standby."""
     request = workspace_service_pb2.CreateWorkspaceRequest(name="bench")
     connection = side.connect("CreateWorkspace", address=address)
     try:

@@ -70,7 +70,7 @@ def one_caller(seconds: float) -> Block:
 
 
 def four(seconds: float) -> Block:
-    """Four callers. A worker has at most two statements in flight, so only a few calls wait."""
+    """Four callers. A worker has at most two groups of cancellations in flight, so few wait."""
     return Block(
         name="4 callers",
         windows=[Window("cancel", windows.cancel(4, seconds))],

@@ -13,7 +13,7 @@ from bench.servers import bare_edge
 from bench.side import Side
 
 # A window alternates between its two callers after this many calls, because the speed of the
-# machine changes within a second. The first turn of each caller is not measured.
+# machine changes within a second. The latencies of each caller's first turn do not count.
 _CALLS = 50
 _OK = 200
 # A connection that stays open, the bodies of its calls, and the status that they must have.

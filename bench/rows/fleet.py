@@ -150,7 +150,7 @@ class _Arrivals:
 
 
 def _ends(count: int) -> Measure:
-    """Cancels tasks of a real agent, and watches at two workers for their ends.
+    """Cancels tasks of a real agent, and measures when watchers at two workers see each task end.
 
     The agent is connected to the first worker. The tool of each task prints the time of its end.
     """

@@ -1,8 +1,8 @@
 """What people would build instead, compared with the service: throughput and p99.
 
-Each comparison uses the protocols that programs use. FastAPI and the service are both called over
-REST, the service through Envoy. The server of a2a-sdk is called over JSON-RPC, and the service over
-gRPC, directly at the worker.
+Each side is called over the protocol that a program would use for it. FastAPI and the service are
+both called over REST, the service through Envoy. The server of a2a-sdk is called over JSON-RPC, and
+the service over gRPC, directly at the worker.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ MESSAGE_BYTES = 237
 
 
 def blocks(quick: bool) -> list[Block]:
-    """One block."""
+    """The block that compares the replay with the bare stream."""
     events = 10_000 if quick else 20_000
     return [
         Block(

@@ -57,7 +57,7 @@ def _memory(setting: Setting, side: Side) -> Figures:
 
 
 def _signals(number: int) -> Measure:
-    """CancelTask for one task of each agent. Each call sends signal `number` to its agent."""
+    """Measures CancelTask. Each measured call sends signal `number` to another agent."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with _agents(setting, _FEW) as few, closing(side.connect("CancelTask")) as connection:

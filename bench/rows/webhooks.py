@@ -14,9 +14,10 @@ from bench.side import Side
 from tests.support.waiting import eventually
 
 _EVENT = "task_cancel_requested"
-# How long all deliveries of a window may take, including those after the end of its calls.
+# How long deliveries may go on after the calls of their window, and how long a paced call may take.
 _LIMIT_SECONDS = 60.0
-# These windows make so few calls that no delivery waits for another delivery.
+# The windows that measure delays make one call in each _PACE_SECONDS. At this pace, no delivery
+# waits for another delivery.
 _PACED_CALLS = 400
 _PACE_SECONDS = 0.01
 

@@ -2,7 +2,7 @@
 
 A real agent serves one workspace. This agent stands for thousands of agents, so that each call of a
 window can cancel a different task. It accepts every token. The service signals it like a real
-agent. The floor calls METHOD without a token.
+agent. The floor (floor.py) calls METHOD without a token.
 
 `python -m bench.servers.agent PORT [COUNT]` listens at COUNT addresses, by default at one.
 """

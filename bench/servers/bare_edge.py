@@ -1,4 +1,4 @@
-"""A bare Envoy, which only translates `POST /empty` into the floor's Empty."""
+"""A bare Envoy, which only translates `POST /empty` into the method Empty of floor.py."""
 
 import json
 from collections.abc import Iterator

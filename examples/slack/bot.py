@@ -23,8 +23,9 @@ from evershell.client import AgentUnreachableError, Client, Task
 
 # The workspaces of each channel, by the channel's id: {"C0123456789": ["ws_…"]}.
 CHANNELS: dict[str, list[str]] = json.loads(os.environ["CHANNELS"])
-# The maximum number of blocks in a message, and of characters in a block. Slack refuses more.
+# Slack refuses a message with more blocks.
 MAX_BLOCKS = 50
+# Longer texts are cut, so that no block exceeds the length that Slack accepts.
 MAX_CHARACTERS = 200
 
 slack = WebClient(

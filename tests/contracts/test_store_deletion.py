@@ -38,7 +38,8 @@ from tests.support.store.examples import (
 from tests.support.store.published import Published
 from tests.support.store.trees import submit, submit_to
 
-# Every table with rows of a workspace, and the column that has the workspace's id.
+# Every table from which a removal deletes rows, and the column that has the workspace's id. The
+# audit log and the idempotency keys stay.
 TABLES = {
     "workspaces": "id",
     "tasks": "workspace_id",
@@ -50,7 +51,7 @@ TABLES = {
 
 
 async def delete(store: Store, workspace_id: str) -> Workspace:
-    """Deletes the workspace and ends its pod. Returns the workspace."""
+    """Records the deletion of the workspace and the end of its pod. Returns the workspace."""
     await store.transition(
         workspace_id,
         lambda locked: workspace_lifecycle.request_delete(locked, intent("workspace deleted")),

@@ -75,7 +75,8 @@ async def case(
     subscriptions_url: tuple[str | None, bool], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Case]:
     """Each implementation of Subscriptions in turn."""
-    # Prevents wakes that the tests do not expect: a mark that is set late wakes its subscriber.
+    # Prevents wakes that the tests do not expect: if it takes too long to mark a workspace as
+    # watched, its subscriber is woken later.
     monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
     url, from_another_process = subscriptions_url
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):

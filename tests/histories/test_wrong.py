@@ -11,8 +11,8 @@ from tests.histories.calls import called, cancel, event, get, history, on, submi
 PARENT = [submit("p"), submit("c", "ws2", parent_task_id="p")]
 WORKSPACES = {"workspaces": [{"id": "ws", "status": "busy", "current_task_id": "t1"}]}
 
-# For each rule that is broken: the calls of a history, and the answers that its contradiction
-# names.
+# For each rule: the calls of a history that breaks it, and the calls and events that the report of
+# the contradiction must name.
 WRONG: dict[str, tuple[Sequence[Call], Sequence[str]]] = {
     "accepted, then completed": (
         [submit("t1"), cancel("accepted", "t1"), get("t1", "completed")],

@@ -1,4 +1,4 @@
-"""The logs of a whole stack have the format that the README promises."""
+"""Each line in the logs of a whole stack is JSON with a timestamp, except in PostgreSQL's log."""
 
 import json
 from pathlib import Path

@@ -9,8 +9,8 @@ from jsonschema import ValidationError
 from tests.support.openapi import Operation, operations
 from tests.support.stack import Gate, Stack, Workspace
 
-# The reads that `answers` calls one by one: they need a query, another organization, or a running
-# task.
+# The reads that `answers` calls one by one: they need a query, another organization or a running
+# task, or answer with a stream.
 SPECIAL_READS = ("GetCurrentIteration", "GetHold", "ListTasks", "ListWebhooks", "StreamEvents")
 
 

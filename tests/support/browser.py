@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES = ("chromium", "google-chrome", "chromium-browser")
-# These options stop the browser's own requests to the network.
+# Most of these options stop the browser's own requests to the network.
 QUIET = [
     "--disable-gpu",
     "--no-first-run",

@@ -31,7 +31,7 @@ class FakePods:
 
     # The calls, in order: "start <epoch>", "end <grace in seconds>" and "remove".
     calls: list[str] = field(default_factory=list)
-    # The workspace id, epoch and run id of each pod that was started.
+    # The workspace id, epoch and run id of each pod that was started or failed to start.
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
     # The running pods, by workspace id and epoch. The event is set when the pod exits.
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class FakePods:
 
 
 class FakeChanges:
-    """Implements fleet.changes.Changes: returns what a test has put into the queue."""
+    """Implements fleet.pods.Changes: returns what a test has put into the queue."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[set[str]] = asyncio.Queue()
@@ -133,7 +133,7 @@ class Fleet:
     leads: bool = True
     # How long a workspace must be idle before it is suspended; None if it never is.
     suspend_after: timedelta | None = None
-    # The number of calls of `next_scan`. Each call moves the clock further ahead.
+    # The number of calls to `next_scan`. Each call moves the clock further ahead.
     scans: int = 0
 
     def __post_init__(self) -> None:

@@ -68,8 +68,9 @@ class Node:
         self.starts_pods = True
         # The names of pods whose agent ignores SIGTERM.
         self.frozen: set[str] = set()
-        # The names of pods whose container runs, and of pods that ended at SIGTERM.
+        # The names of pods whose container runs.
         self.running: set[str] = set()
+        # The names of pods that ended at SIGTERM.
         self.asked_to_end: set[str] = set()
         # When the node kills each pod, by the name of the pod.
         self._kill_at: dict[str, float] = {}

@@ -13,7 +13,10 @@ OTHER_ORG = "other_org"
 
 @pytest.fixture
 def others(stack: Stack) -> Iterator[list[Workspace]]:
-    """Two workspaces of the other organization. At the end, the fixture releases its hold."""
+    """Two workspaces of the other organization.
+
+    At the end, the fixture releases a hold of the organization, and stops the workspaces.
+    """
     workspaces = [Workspace(stack, OTHER_ORG) for _ in range(2)]
     yield workspaces
     workspaces[0].rest.post("/v1/hold/release", status=200)

@@ -56,8 +56,9 @@ class Receiver:
     requests: list[Request] = field(default_factory=list)
     # How many requests the receiver has accepted.
     accepted: int = 0
-    # The number of connections so far, and the connections that are open.
+    # The number of connections so far.
     connections: int = 0
+    # The connections that are open.
     open: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property

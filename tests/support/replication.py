@@ -114,7 +114,7 @@ class Replication:
         self._await_standby()
 
     def start_primary(self) -> None:
-        """Starts the first server, or restarts it after it was killed."""
+        """Starts the primary, or restarts it after it was killed."""
         self.primary.start(synchronous_standby_names="*", autovacuum="off")
 
     def promote(self) -> None:

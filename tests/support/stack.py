@@ -369,8 +369,8 @@ def shared_memory(envoy: psutil.Process) -> Path:
 def environment_of(checkout: Path) -> dict[str, str]:
     """Returns the variables with which a program runs the code of `checkout`.
 
-    A copied checkout uses the environment of this checkout. Without these variables, Python would
-    find the code of this checkout.
+    A copied checkout uses the virtual environment of this checkout. Without these variables, Python
+    would find the code of this checkout.
     """
     if checkout == ROOT or not (checkout / "server" / "evershell").is_dir():
         return {}

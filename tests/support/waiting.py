@@ -52,7 +52,7 @@ async def eventually_async(
 
 
 async def settle() -> None:
-    """Runs all asyncio tasks that are ready now or become ready meanwhile."""
+    """Lets the event loop turn 50 times, so that asyncio tasks do all that needs no I/O."""
     for _ in range(50):
         await asyncio.sleep(0)
 

@@ -76,10 +76,7 @@ async def test_an_agent_wraps_nothing_unless_the_folder_is_set(
 
 
 def record_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
-    """Returns the set of names that the module has wrapped in crash points so far.
-
-    Later calls of the module add their names to the same set.
-    """
+    """Returns a set. The module will add to it each name that it wraps in crash points."""
     wrapped: set[str] = set()
 
     class RecordingCrashPoints(CrashPoints):

@@ -1,4 +1,4 @@
-"""Cancels many tasks, for `cancel --all` and `cancel --filter`. `hold` also uses `confirm`."""
+"""Cancels many tasks, for `cancel --all` and `cancel --filter`. `hold` uses some of it, too."""
 
 import sys
 from collections.abc import Iterable

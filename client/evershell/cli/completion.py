@@ -55,7 +55,7 @@ def complete_profile(
 def complete_workspace(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """The names of workspaces, and the ids of workspaces whose name cannot be used."""
+    """The names of workspaces. Their ids if the name cannot be used, or if an id is typed."""
     return _ask(context, lambda client: _workspaces(client, typed))
 
 
@@ -68,8 +68,8 @@ def _workspaces(client: Client, typed: str) -> Iterator[tuple[str, str]]:
         if name.startswith(typed):
             yield name, f"{each.id} {each.status}"
     for each in listed:
-        # Offers the id if several workspaces have the same name, or if a shell would not read the
-        # name as one word.
+        # Offers the id if the user types it, if several workspaces have the same name, or if a
+        # shell would not read the name as one word.
         is_typed = bool(typed) and each.id.startswith(typed)
         if is_typed or (each.name not in named and each.name.startswith(typed)):
             yield each.id, f"{each.status} {each.name}".strip()

@@ -9,7 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the folder during the block. Raises OSError.
+    """Holds an exclusive lock on the folder during the block.
+
+    Raises OSError if the folder cannot be opened.
 
     The lock is on the folder, because commands replace the file itself, and a separate lock file
     would belong to a single user.

@@ -55,7 +55,7 @@ def login(
     cert_file: str | None,
     key_file: str | None,
 ) -> None:
-    """Stores the profile after a call with it has succeeded."""
+    """Stores the profile once the service has accepted its credential."""
     credential = (
         read_token(token_file)
         if token_file

@@ -1,4 +1,4 @@
-"""The names of workspaces. Commands accept a name wherever they accept an id."""
+"""The names of workspaces. Commands accept a name instead of the id of a workspace."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -36,7 +36,8 @@ def path() -> Path:
 def read() -> dict[str, Profile]:
     """All profiles by name.
 
-    Raises click.ClickException if the file is not valid, or if other users can read it.
+    Raises click.ClickException if the file cannot be read or is not valid, or if other users have
+    access to it.
     """
     file = path()
     try:

@@ -55,7 +55,8 @@ def find_target(
 ) -> Target:
     """The service that the arguments, the environment, a profile or the local stack names.
 
-    A credential is sent only to the service for which it was given. Raises click.ClickException.
+    The credential of a profile or of the local stack is sent only to its own service. Raises
+    click.ClickException.
     """
     credential = read_token(token_file) if token_file else os.environ.get("EVERSHELL_API_KEY", "")
     named = url or ("" if profile_name else os.environ.get("EVERSHELL_URL", ""))
@@ -143,7 +144,7 @@ def _state_dir() -> Path:
 def local_stack() -> Target | None:
     """The stack that runs on this machine, with its demo credential; None if none runs.
 
-    Raises click.ClickException if its ready.json is not valid.
+    Raises click.ClickException if its ready.json cannot be read or is not valid.
     """
     path = _state_dir() / "ready.json"
     try:

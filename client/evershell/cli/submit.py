@@ -109,7 +109,7 @@ def submit(
     idempotency_key: str | None,
     wait: float | None,
 ) -> None:
-    """Submits the task, and prints its id."""
+    """Submits the task, and prints its id. With `wait`, also waits for its end and prints it."""
     if description == "-":
         description = _read_standard_input()
     try:

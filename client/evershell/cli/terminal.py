@@ -17,7 +17,7 @@ _LEAST_WIDTH = 20
 def printable(text: str, *, block: bool = False) -> str:
     r"""The text with an escape (`\x1b`, `\u202e`) in place of each character that is not visible.
 
-    Such characters are control and format characters (including bidirectional overrides), line
+    Among these are control and format characters (including bidirectional overrides), line
     separators, and unassigned code points. `block` keeps newlines and tabs, for texts of several
     lines.
     """
@@ -35,16 +35,16 @@ class OutputError(click.ClickException):
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Prints a line to standard output, or to standard error. Raises OutputError."""
+    """Prints a line to standard output, or to standard error. Raises what `say_lines` raises."""
     say_lines(printable(text), error=error)
 
 
 def say_lines(text: str, *, error: bool = False) -> None:
-    """Prints a text that is already safe to print. Raises OutputError."""
+    """Prints a text that is already safe to print. Raises OutputError and BrokenPipeError."""
     try:
         click.echo(text, err=error, color=_color())
     except BrokenPipeError:
-        # The reader has closed the pipe. click ends the command without a message.
+        # The reader has closed the pipe. The command ends without a message.
         _discard(sys.stderr if error else sys.stdout)
         raise
     except OSError as failure:
@@ -109,6 +109,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             message = printable(error.format_message(), block=True)
-            # Replaces the method, because for some exceptions it does not return `message`.
+            # Replaces the method, because some exceptions make their text from other attributes
+            # than `error.message`.
             error.format_message = lambda: message  # type: ignore[method-assign]
             raise

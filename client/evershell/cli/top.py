@@ -23,7 +23,7 @@ On a terminal, the table is live. Select a task with the arrow keys, and cancel 
 command asks once. Otherwise the command prints the table once.
 
 {TABLE}"""
-# The interval between two reads from the service.
+# The pause between two reads from the service. A cancellation ends the pause early.
 _PAUSE_SECONDS = 2.0
 # The interval at which the screen is drawn.
 _FRAME_SECONDS = 0.2
@@ -89,7 +89,7 @@ class _Live:
         self._reason = reason
         self._canceller = ThreadPoolExecutor(1)
         self._screen = Screen(order, lambda row: self._canceller.submit(self._cancel, row))
-        # The changes of the screen that the other threads ask for.
+        # The changes to the screen that the other threads ask for.
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake = threading.Event()
         self._has_ended = threading.Event()

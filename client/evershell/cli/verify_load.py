@@ -20,13 +20,14 @@ from evershell.cli.terminal import say
 from evershell.client import Answer, AsyncClient, CallError, WorkspaceNotFoundError
 from evershell.histories.recorder import Recorder
 
-# The time limits for new agents to register, for the last tasks to end after their cancellation,
-# and for workspaces to be removed.
+# How long the agents of new workspaces may take to register.
 _START_SECONDS = 180.0
+# How long the last tasks may take to end after their cancellation.
 END_SECONDS = 120.0
+# How long the removal of a workspace may take.
 _REMOVAL_SECONDS = 60.0
 _PAUSE_SECONDS = 0.25
-# A task is cancelled within this time after its submission.
+# The longest pause before a caller cancels a task.
 _CANCEL_SECONDS = 3.0
 # The longest time for which a caller follows a task, and the longest pause after an error.
 _LONGEST_SECONDS = 10.0
@@ -219,7 +220,7 @@ class Load:
             await self._callers.call(caller, "CancelTask", **fields)
 
     async def _follow(self, workspace_id: str, task_id: str) -> None:
-        """Reads the task until it ends, but for at most _LONGEST_SECONDS."""
+        """Reads the task until it or the load ends, but for at most _LONGEST_SECONDS."""
         fields = {"workspace_id": workspace_id}
         until = time.monotonic() + _LONGEST_SECONDS
         while not self._over.is_set() and time.monotonic() < until:

@@ -44,7 +44,7 @@ def add(
     description: str,
     idempotency_key: str | None,
 ) -> None:
-    """Creates a webhook. Prints its secret to standard output, and the rest to standard error."""
+    """Creates a webhook. Without --json, prints only its secret to standard output."""
     created = call.client.webhooks.create(
         receiver, event_types, description=description, idempotency_key=idempotency_key
     )
@@ -94,7 +94,7 @@ def remove(call: Call, webhook: str) -> None:
 @_ARGUMENT
 @service_options
 def rotate(call: Call, webhook: str) -> None:
-    """Replaces the secret. Prints it to standard output, and the rest to standard error."""
+    """Replaces the secret. Without --json, prints only the new one to standard output."""
     _print_secret(call, call.client.webhooks.rotate(webhook))
 
 
@@ -103,7 +103,7 @@ def rotate(call: Call, webhook: str) -> None:
 @click.option("--task", metavar="ID", help="Only the delivery of this task.")
 @service_options
 def replay(call: Call, webhook: str, task: str | None) -> None:
-    """Repeats the call until it finds no failed delivery to replay."""
+    """Repeats the call until no failed delivery remains, or the call replays none."""
     replayed, remaining = 0, 1
     while remaining:
         result = call.client.webhooks.replay(webhook, task_id=task)

@@ -1,7 +1,8 @@
 """Builds the calls to the service, which other modules send.
 
 Each function makes a Call from the arguments of a client's method. It refuses values that the
-request cannot hold, and empty ids, because the service would read an empty id as "any".
+request cannot hold. It also refuses an optional id that is empty, because the service would read
+it as "any".
 """
 
 import dataclasses

@@ -31,13 +31,16 @@ def _deprecated_fields(message: Message) -> Iterator[str]:
 
 
 def _warn(name: str, sunset: str = "") -> None:
-    """Issues a warning, which Python by default shows once for each line that causes it."""
+    """Issues a DeprecationWarning for the line that called the client.
+
+    By default, Python shows such warnings only for code in `__main__`.
+    """
     text = f"{name} is deprecated in the API of evershell.{sunset}"
     warnings.warn(text, DeprecationWarning, stacklevel=_depth_of_caller())
 
 
 def _depth_of_caller() -> int:
-    """The number of stack frames between `_warn` and the line that called the client."""
+    """The `stacklevel` with which `_warn` names the line that called the client."""
     depth, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals["__name__"].startswith(_PACKAGE):
         depth, frame = depth + 1, frame.f_back

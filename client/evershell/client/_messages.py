@@ -42,7 +42,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """The result as the REST API shows it, for `json.dumps`.
 
-        Times are RFC 3339 in UTC, enums are their names, and 64-bit numbers are strings.
+        Times are RFC 3339 in UTC, enums are their names, and 64-bit integers are strings.
         """
         return MessageToDict(
             _to_message(self),
@@ -203,7 +203,7 @@ def _put(message: Message, field: Any, value: Any) -> None:
 
 
 def _put_amount(money: Any, value: Decimal) -> None:
-    """Writes the amount. Raises ValueError if it has more decimals than the message can hold."""
+    """Writes the amount. Raises ValueError if it is infinite or has more than nine decimals."""
     nanos = value.scaleb(9)
     if not value.is_finite() or nanos != int(nanos):
         raise ValueError(f"{value} is not an amount in USD with at most nine decimals")

@@ -54,7 +54,7 @@ class Attempts:
         pause = backoff_seconds(self._failures, error)
         if (
             not self._can_repeat
-            # A call that fails with AgentUnreachableError has taken effect, so it is not repeated.
+            # After AgentUnreachableError, a call is not repeated, because it may have taken effect.
             or not isinstance(error, UnavailableError | RateLimitedError)
             or self._failures > self._max_retries
             or pause >= self.remaining_seconds()

@@ -216,7 +216,10 @@ class Stream:
 
 
 class _IdleLimit:
-    """Calls `cancel` if a reader waits longer than the limit. Its thread runs until `close`."""
+    """Calls `cancel` if a reader waits longer than the limit.
+
+    Its thread ends after that, or after `close`.
+    """
 
     def __init__(self, cancel: Callable[[], object], limit_seconds: float) -> None:
         self._cancel = cancel

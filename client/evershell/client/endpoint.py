@@ -70,7 +70,7 @@ def _has_more(parts: SplitResult) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host is this machine."""
+    """Whether the host is a loopback address or `localhost`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""`python -m evershell.histories FILE…`: judges files as one history.
+"""`python -m evershell.histories FILE…`: judges the records in the files as one history.
 
 Exits with 1 if the history is wrong.
 """

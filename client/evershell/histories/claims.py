@@ -14,7 +14,8 @@ Place = tuple[str, str]
 # How long a call may still take effect after an error that does not tell whether it had an effect.
 # A call without an answer may take effect at any later time.
 LATE_SECONDS = 60.0
-# After these errors, a call certainly had no effect. Other errors do not tell whether it had one.
+# After these errors, a call certainly had no effect. Other errors do not tell whether it had one,
+# except those that `_unreachable` finds.
 _REFUSALS = frozenset(
     {
         "validation_error",

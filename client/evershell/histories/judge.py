@@ -20,7 +20,7 @@ class Contradiction:
     # Empty if the answers are not about a single workspace.
     workspace_id: str
     rule: str
-    # What callers saw, in order of time.
+    # The calls, messages and deliveries that contradict each other.
     seen: list[str]
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ def _two_ends(operations: Sequence[Operation]) -> Iterator[tuple[str, list[Opera
 def _out_of_order(
     operations: Sequence[Operation], seqs: Mapping[str, int]
 ) -> Iterator[tuple[str, list[Operation]]]:
-    """Yields two submissions if the order of their tasks in the log contradicts the calls."""
+    """Yields the first pair of submissions that contradicts the order of the tasks in the log."""
     submissions = {each.task: each for each in operations if each.effect is Effect.SUBMIT}
     unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
     # The earliest call that can have submitted a task without an answered submission.
@@ -98,7 +98,7 @@ def _with_submission(few: Sequence[Operation], operations: Sequence[Operation]) 
 
 
 def _late_children(split: Claims) -> Iterator[Contradiction]:
-    """Yields children that were submitted although their parent was cancelled or had ended."""
+    """Yields each child that was submitted although its parent was cancelled or had ended."""
     over: dict[str, Operation] = {}
     for operations in split.operations.values():
         for each in operations:

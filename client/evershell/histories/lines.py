@@ -18,7 +18,7 @@ class Call:
     name: str
     arguments: Mapping[str, Any]
     began: float
-    # Infinite if the file has no answer.
+    # Infinite if the file has neither an answer nor an error.
     ended: float = math.inf
     # None unless the call succeeded.
     answer: Mapping[str, Any] | None = None
@@ -47,7 +47,7 @@ class Call:
         return ", ".join(shown) or "success"
 
 
-# The fields of an answer that are shown when a call is printed.
+# The fields that are shown when a call is printed: of its answer, or of the details of its error.
 _SHOWN = ("outcome", "task_id", "id", "status", "current_task_id", "cancel_requested_at", "on_hold")
 
 
@@ -66,7 +66,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All calls and deliveries, ordered by time."""
+    """All calls in the order in which they began, and all deliveries in the order of arrival."""
 
     calls: list[Call]
     deliveries: list[Delivery]

@@ -43,8 +43,9 @@ class _Search:
         # Tasks that existed before the history, because no submission in it can have created them.
         older = frozenset(task for task, named in self._tasks.orphans.items() if named < since)
         self._pairs: set[_Pair] = {(State(ended=older), 0)}
-        # The open operations by their bits.
+        # The open operations without an effect, by their bits.
         self._facts: dict[int, Operation] = {}
+        # The open operations with an effect, by their bits.
         self._effects: dict[int, Operation] = {}
         self._free_bits: list[int] = []
         self._next_bit = 1
@@ -202,7 +203,7 @@ def _tasks(operations: Iterable[Operation], known: Known) -> Tasks:
 
 
 def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
-    """Reduces the answers that no order explains to a smallest set that no order explains.
+    """Returns few answers that no order explains. Without any one of them, an order would exist.
 
     The calls whose answers are left out may still have had their effects.
     """
@@ -228,7 +229,7 @@ def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
 def _without(begun: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
     """`begun` without the answers of the calls that are not in `kept`.
 
-    The effects of these calls become optional. Operations without an effect are left out.
+    An operation that is not in `kept` becomes optional, or is left out if it has no effect.
     """
     wanted = {id(each) for each in kept}
     return [

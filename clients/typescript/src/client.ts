@@ -45,11 +45,11 @@ const FIRST_BACKOFF_MS = 200;
 const MAX_BACKOFF_MS = 5_000;
 // The longest `wait` of CancelTask.
 const MAX_WAIT_MS = 30_000;
-// The pause between two calls while `cancelAndWait` waits.
+// The least time from the beginning of one call of `cancelAndWait` to the beginning of the next.
 const PAUSE_MS = 500;
 // How long `cancelAndWait`, and a watch that has connected, go on while the service is unavailable.
 const OUTAGE_MS = 300_000;
-// The service sends a heartbeat after 15 s without an event.
+// How long a stream may be silent. The service sends a heartbeat after 15 s without an event.
 const IDLE_MS = 45_000;
 const ENDED = [Task_Status.completed, Task_Status.failed, Task_Status.cancelled, Task_Status.delivery_failed];
 const RECORDED = [Outcome.accepted, Outcome.already_requested];
@@ -60,11 +60,12 @@ type Request = { $typeName?: string; taskId?: string; wait?: { seconds?: bigint;
 type Unary = (request: Request, options: CallOptions) => Promise<unknown>;
 
 /**
- * A client of an evershell service, over gRPC-Web. It has a method for each RPC, and the two methods
- * below. A call that fails throws CallError.
+ * A client of an evershell service, over gRPC-Web. It has a method for each unary RPC, and
+ * `cancelAndWait` and `watch`. A call that fails throws CallError.
  *
- * Within `timeoutMs` (10 s), a call is repeated while the service is unavailable or its rate limit is
- * exceeded, if a repeat has no second effect. A cancellation that names no task is never repeated.
+ * Within `timeoutMs` (by default 10 s, plus the `wait` of the request), a call is repeated up to 3
+ * times while the service is unavailable or its rate limit is exceeded, if a repeat has no second
+ * effect. A cancellation that names no task is never repeated.
  */
 export interface Client extends Calls {}
 
@@ -85,8 +86,9 @@ export class Client {
   }
 
   /**
-   * Cancels a task and waits until it has ended, even while its agent cannot be reached, and for up
-   * to 5 minutes while the service is unavailable. Every call after the first names the task.
+   * Cancels a task and waits until it has ended, even while its agent cannot be reached. Once the
+   * cancellation is recorded, also waits up to 5 minutes while the service is unavailable. Every
+   * call after the first names the task.
    *
    * Returns the outcome of the first call, with the task as it ended. Throws TaskNotEndedError after
    * `timeoutMs`, and CallError.
@@ -222,7 +224,10 @@ export class Client {
   }
 }
 
-/** Whether a repeat may succeed. Not for `agent_unreachable`: such a call has taken effect. */
+/**
+ * Whether the failure is expected to pass, so that a repeat may succeed. After `agent_unreachable`,
+ * a cancellation or submission is not repeated, because it has taken effect.
+ */
 function isPassing({ code }: CallError): boolean {
   return code === "unavailable" || code === "rate_limited";
 }
@@ -237,7 +242,7 @@ function backoffMs(failures: number, { details }: CallError): number {
   return Math.min(FIRST_BACKOFF_MS * 2 ** (failures - 1), MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
 }
 
-/** Replaces randomUUID, which browsers provide only on pages with TLS. */
+/** Replaces randomUUID, which browsers provide only on pages with TLS or from this machine. */
 function newKey(): string {
   return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(16)).join("-");
 }

@@ -1,4 +1,4 @@
-// Calls of the REST interface, with types from the OpenAPI document.
+// Calls to the REST interface, with types from the OpenAPI document.
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "../openapi";
 import { hear, serverNow } from "./clock";
@@ -57,7 +57,7 @@ function isExpiring(): boolean {
   return token.peek() === COOKIES && serverNow() > expiry - CLOCKS_DIFFER_MS;
 }
 
-// The data of a successful answer. Throws Failure.
+// The data of a successful answer. Throws Failure, or an AbortError if the call was aborted.
 export async function read<T>(
   call: Promise<{ data?: T; error?: unknown; response: Response }>,
   used = token.peek(),
@@ -72,7 +72,7 @@ export async function read<T>(
   throw refusal(answer.response, answer.error, used);
 }
 
-// The failure of a call that got no answer.
+// What to throw if a call got no answer: a Failure, or the AbortError if it was aborted.
 export function noAnswer(error: unknown): unknown {
   if (error instanceof Failure) return error;
   if (error instanceof DOMException && error.name === "AbortError") return error;

@@ -8,7 +8,7 @@ import type { Failure } from "./failure";
 import { holdOrg } from "./hold";
 import { count } from "./text";
 
-// How many times a call is made if the service cannot answer it.
+// How many times a call is made at most if the service cannot answer it.
 const ATTEMPTS = 6;
 const FOLLOW_MS = 1_000;
 // The maximum number of tasks that a filter can name.
@@ -19,7 +19,7 @@ type Filters = Pick<Schemas["CancelTasksRequest"], "all" | "filter">[];
 
 export interface BulkState {
   readonly step: "hold" | "cancel" | "follow" | "done";
-  // The first failure. The cancellation does not continue until the person repeats it.
+  // Why the cancellation does not continue, or why an interruption failed; null if neither is so.
   readonly failure: Failure | null;
   readonly accepted: number;
   // Tasks that had been cancelled before this cancellation.

@@ -9,7 +9,7 @@ const LONGEST_PAUSE_MS = 5_000;
 
 // The failure of the last read; null if it succeeded.
 export const trouble = signal<Failure | null>(null);
-// When the last read succeeded.
+// The time of the last successful read.
 export const lastAnswer = signal(0);
 
 export const isConnected = computed(() => trouble.value === null);
@@ -50,7 +50,7 @@ export function backoffMs(failures: number, failure: Failure | null): number {
 }
 
 // Waits for this time. The wait ends early when `signal` is aborted, the browser is online again,
-// the page is shown again, or the user signs in.
+// the page is shown again, or the user's token changes.
 export function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const end = () => {

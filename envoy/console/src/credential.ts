@@ -1,4 +1,5 @@
-// What the credential may do. The service decides this; the pages offer only what it would allow.
+// Which actions the scopes of the credential allow; the pages offer no others. The service still
+// checks each call: a scope that ends in `:own` covers only the caller's own workspaces.
 import { useEffect } from "preact/hooks";
 import { api, read } from "./api";
 import { pause } from "./connection";

@@ -49,7 +49,8 @@ export const shown = computed<readonly Row[]>(() => {
     .map(({ row }) => row);
 });
 
-// How many workspaces each filter matches: all, then each problem, then each status that occurs.
+// How many workspaces each filter matches: all, then the problems, then the statuses. A filter that
+// matches none is left out, unless it is the chosen one.
 export const counts = computed<ReadonlyMap<Filter, number>>(() => {
   const order: Filter[] = ["all", ...TROUBLES, ...STATUSES];
   const found = new Map<Filter, number>(order.map((each) => [each, 0]));
@@ -95,7 +96,8 @@ function matches(row: Row, wanted: Filter): boolean {
   return (troublesOf(row) as readonly Filter[]).includes(wanted);
 }
 
-// In every order from the largest down, workspaces with a task come before workspaces without one.
+// The value by which a column sorts. Among numbers and times, a workspace without a task has the
+// lowest value, so the order from the largest down ends with these workspaces.
 function sortKey(row: Row, column: Column): string | number {
   const { workspace, task } = row;
   switch (column) {

@@ -40,7 +40,8 @@ export function signIn(accepted: string, whose: Schemas["Caller"] | null = null)
   rejection.value = null;
 }
 
-// Without a provider, everything is in the memory of the document, so a reload forgets it.
+// A session of an identity provider ends at the address `sign_out`. A token is only in the memory
+// of the page, so a reload forgets it.
 export function signOut(): void {
   const { sign_out } = provider.peek();
   if (token.peek() === COOKIES && sign_out) return location.assign(sign_out);

@@ -11,7 +11,7 @@ import { withVisibleDirections } from "./text";
 // The service sends a comment after 15 s without an event. A connection that is silent for longer
 // is lost, even if the browser has not noticed.
 const SILENCE_MS = 25_000;
-// Statuses after which a retry would fail as well.
+// HTTP statuses after which a retry would fail as well.
 const FINAL = [400, 403, 404];
 
 export interface Follower {
@@ -48,8 +48,8 @@ export async function followEvents(
       failure = asFailure(error);
     }
     failures += 1;
-    // A stream may end at any time, for example at a restart of the service. Only a failure to open
-    // it again is reported.
+    // A stream may end at any time, for example at a restart of the service. So a failure without
+    // an HTTP status is reported only if the stream cannot be opened again.
     if (failures > 1 || failure.status) follower.onTrouble(failure);
     if (FINAL.includes(failure.status)) return;
     await pause(failures === 1 ? 0 : backoffMs(failures, failure), signal);

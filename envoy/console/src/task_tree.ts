@@ -7,7 +7,7 @@ import type { Failure } from "./failure";
 import { type CancelOptions, cancelFields } from "./cancel_call";
 import { count } from "./text";
 
-// The pauses between reads: until all tasks of the tree have ended, and afterwards.
+// The pause after a read: while a task of the tree runs and the page is visible, and otherwise.
 const OPEN_MS = 2_000;
 const ENDED_MS = 10_000;
 const MOST = 200;
@@ -16,7 +16,7 @@ export class TaskTree {
   // The newest tasks of the tree, newest first.
   readonly tasks = signal<readonly Task[]>([]);
   readonly hasMore = signal(false);
-  // The last cancellation that failed.
+  // Why the last cancellation failed; null if it did not fail.
   readonly failure = signal<Failure | null>(null);
 
   constructor(readonly rootId: string) {}

@@ -24,7 +24,7 @@ export function elapsed(milliseconds: number): string {
   return `${Math.floor(hours / 24)} days`;
 }
 
-// A duration.
+// Like `elapsed`, but more precise below a minute.
 export function duration(milliseconds: number): string {
   if (milliseconds < 1_000) return `${Math.max(0, Math.round(milliseconds))} ms`;
   return milliseconds < 60_000 ? seconds(milliseconds) : elapsed(milliseconds);

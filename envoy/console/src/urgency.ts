@@ -26,8 +26,9 @@ export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
   return found;
 }
 
-// The order in which a person looks at workspaces: first the workspaces with a problem, then the
-// workspaces whose tasks have run for the longest time, then all others, newest change first.
+// The place of a workspace in the order in which a person looks at workspaces, the lowest first:
+// workspaces with a problem, then workspaces with a task, the longest task first, then all others
+// by status, the newest change first.
 export function urgency(row: Row): number {
   const { workspace, since } = row;
   const [trouble] = troublesOf(row);

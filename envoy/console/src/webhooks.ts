@@ -5,8 +5,9 @@ import { announce } from "./announcer";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
 
-// The pauses between reads: while events wait for a receiver, and afterwards.
+// The pause between reads while events wait for a receiver and the page is visible.
 const PENDING_MS = 1_000;
+// The pause between reads at other times.
 const SETTLED_MS = 5_000;
 
 export type Delivery = Schemas["WebhookDelivery"];
@@ -16,7 +17,7 @@ export class TaskDeliveries {
   readonly deliveries = signal<readonly Delivery[]>([]);
   // The webhooks that the token may read, by id.
   readonly webhooks = signal<ReadonlyMap<string, Webhook>>(new Map());
-  // The last replay that failed.
+  // Why the last replay failed; null if it did not fail.
   readonly failure = signal<Failure | null>(null);
 
   constructor(

@@ -8,7 +8,7 @@
 local ERROR = '{"error":{"code":%s,"status":"%s","message":"%s","details":['
   .. '{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"%s","domain":"evershell.ai"},'
   .. '{"@type":"type.googleapis.com/google.rpc.RequestInfo","requestId":"%s"}]}}'
--- The name of the gRPC code for each HTTP status of the edge's own errors.
+-- The name of the gRPC code for HTTP statuses of the edge's own errors; UNKNOWN for all others.
 local CODES = {
   ["400"] = "INVALID_ARGUMENT",
   ["404"] = "NOT_FOUND",

@@ -2,8 +2,9 @@
 --
 -- A success costs a few look-ups: its grpc-status is in the trailers, which this filter does not
 -- read. There is no function for requests, so Envoy runs no Lua for them.
--- An error arrives without a body: the server has put the envelope and its HTTP status into two
--- headers. The header_mutation filter, which sees answers after this one, removes these headers.
+-- An error of the service arrives without a body: the worker has put the envelope and its HTTP
+-- status into two headers. The header_mutation filter, which sees answers after this one, removes
+-- these headers.
 
 -- The status and the envelope of an error for which the server has set no envelope.
 local function find_envelope(handle, headers, grpc_status, status)

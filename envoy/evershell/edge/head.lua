@@ -1,5 +1,6 @@
--- Answers HEAD like GET, without the body. The transcoder has no binding for HEAD: the worker receives
--- a GET, and the body of its answer is dropped. Runs after envelope.lua, on routes that support HEAD.
+-- Answers HEAD like GET, without the body, on the routes that support HEAD. The transcoder has no
+-- binding for HEAD: the worker receives a GET, and the body of its answer is dropped. Envoy passes
+-- an answer to envelope.lua first, then to this filter.
 
 local NAMESPACE = "evershell.edge"
 

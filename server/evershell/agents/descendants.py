@@ -14,8 +14,8 @@ from evershell.pod.process import ANY_CHILD, has_ended_child
 _BLOCKING_SECONDS = 0.2
 # The number of scans without a living child after which `kill` is done.
 _LAST_SCANS = 3
-# The file exists only if the kernel was built with the option for it. Without the file, all
-# processes of the machine are scanned, which takes a hundred times as long.
+# Whether the kernel was built with the option to list the children of each thread in a file.
+# Without these files, all processes of the machine are scanned, which takes 100 times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 # Contains a folder for each thread of this process. The file `children` in it lists the children of
 # the thread. It is read without pathlib, which would take three times as long.

@@ -15,9 +15,9 @@ MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
 # Each interval between heartbeats is multiplied by a random factor between these two numbers.
 JITTER = (0.9, 1.1)
-# The longest wait before a call is repeated, as a time and as a share of the remaining lease. The
-# shorter one applies, so that there is time for several repeats.
+# The longest wait before a call is repeated.
 MAX_BACKOFF_SECONDS = 10.0
+# A wait takes at most this share of the remaining lease, so that there is time for several repeats.
 BACKOFF_SHARE = 1 / 3
 
 

@@ -45,7 +45,7 @@ class Commit(Protocol):
     """Commits events of a task."""
 
     async def __call__(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        """Returns once the events are committed: True if the task still belongs to this agent.
+        """Returns when the commit is acknowledged: True if the task is still this agent's.
 
         Raises RejectedError.
         """
@@ -72,10 +72,10 @@ async def run_task(
        numbered from 1 without gaps. If the function raises an exception after a failed call, the
        open iteration is not committed. Before tool calls begin, they are reported, together with
        what the iteration has used so far.
-    4. The task ends when the function returns: `cancelled` if the flag is set, `failed` if its
-       iterations were used up, else `completed`. What the function returns is the result. An
-       exception ends the task `failed`, with a human-readable reason. No exception ends the
-       process.
+    4. The task ends when the function returns: `cancelled` if the flag is set, `failed` if the loop
+       asked for more iterations than the task may have, else `completed`. What the function returns
+       is the result. An exception ends the task `failed`, with a human-readable reason. No
+       exception ends the process.
     5. Except in 6 and 7, the function is interrupted only when the flag's `force_at` has passed, or
        when it runs on for too long after its loop. It gets a CancelledError, and every process that
        the task has started is ended. If this interrupts an iteration, the iteration is committed
@@ -147,15 +147,16 @@ class _Run(AsyncIterator[Step]):
         self._commit = commit
         self._calls = calls
         self._descendants = Descendants()
-        # The current iteration, and the uncommitted events of the previous one.
+        # The current iteration.
         self._step: Step | None = None
+        # The event of the previous iteration, until it is committed.
         self._ended: list[AgentEvent] = []
         self._is_turning = False
         # Done when the loop of the function has ended.
         self._loop_over = asyncio.get_running_loop().create_future()
-        # Whether the task no longer belongs to this agent or could not be recorded, and the error
-        # in the second case.
+        # Whether the task no longer belongs to this agent, or a commit has raised an error.
         self._is_dropped = False
+        # The error that a commit has raised.
         self._error: Exception | None = None
 
     async def __anext__(self) -> Step:

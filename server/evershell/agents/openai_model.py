@@ -23,8 +23,8 @@ from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # Sent to endpoints that need no key, because the SDK requires one.
 _NO_KEY = "none"
-# The SDK retries after 429, after 5xx, and if a connection fails or breaks: first after 0.5 s, then
-# after twice the previous wait, unless the endpoint names another time.
+# The SDK retries after 408, 409, 429 and 5xx, and if a connection fails or breaks: first after
+# about 0.5 s, then after twice the previous wait, unless the endpoint names another time.
 _MAX_RETRIES = 3
 # Streaming parameters of the request, in order of preference. If an endpoint refuses one set, the
 # next one is tried.

@@ -48,8 +48,8 @@ _CLOSING_SECONDS = 3.0
 # cause. The loop's own limit is longer by this much.
 _MODEL_MARGIN_SECONDS = 1.0
 _SERVER_OPTIONS = (
-    # A stream of signals lasts at most this long. Some networks silently drop a connection that has
-    # been idle for about six minutes.
+    # A connection, with its stream of signals, ends after about this long. Some networks silently
+    # drop a connection that has been idle for about six minutes.
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 2_000),
 )
@@ -113,7 +113,7 @@ async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) ->
 
 
 async def with_secrets(spec: PodSpec, log: Log) -> PodSpec | None:
-    """The spec with its secrets; None if the control plane refuses to send them."""
+    """The spec with its secrets; None if the control plane refuses, or sends an invalid spec."""
     if not spec.bootstrap_token:
         return spec
     # From here on, no tool that runs as the same user can read the secrets in this process.
@@ -205,7 +205,8 @@ class BootstrapRefusedError(Exception):
 async def complete(spec: PodSpec, tls: TlsIdentity | None, log: Log) -> PodSpec:
     """Fetches the whole spec of the agent. Asks one worker after the other until one answers.
 
-    The agent keeps its own addresses and paths. Raises BootstrapRefusedError.
+    The agent keeps its own addresses and paths. Raises BootstrapRefusedError, and ValueError or
+    TypeError if the fetched spec is not valid.
     """
     channels, workers = connect(spec.runtime_addresses, tls)
     try:

@@ -42,7 +42,10 @@ class Reply:
 
     @property
     def known(self) -> tuple[object, ...]:
-        """A value that changes whenever the agent adds something."""
+        """A value that changes whenever the agent adds something.
+
+        It does not change if the agent replaces a text.
+        """
         return self.model, len(self._texts), *(getattr(self, kind) for kind in TOKENS)
 
     def set_tokens(self, usage: object) -> None:

@@ -143,8 +143,8 @@ class ControlPlaneClock:
     """The agent's estimate of the control plane's time, in seconds since 1970.
 
     The first estimate is the time of this machine when the agent starts. If the control plane
-    answers with a different time, that time replaces the estimate. A monotonic clock counts from
-    there, so changes to this machine's clock have no effect.
+    refuses a token because of its time, the time in the answer replaces the estimate. A monotonic
+    clock counts from there, so changes to this machine's clock have no effect.
     """
 
     def __init__(

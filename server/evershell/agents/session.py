@@ -37,8 +37,8 @@ class Session:
 
     A directive shows the state of the database at some time between a call and its reply. The reply
     to an older heartbeat may arrive late. So a reply that does not name the current task ends the
-    task only if the call was sent after the task had started. `mark` numbers calls and starts in
-    order.
+    task only if the call was sent after the task had started. `mark` numbers calls, and the starts
+    and ends of tasks, in order.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ class ExitCode(IntEnum):
 
     # SIGTERM or SIGINT.
     STOPPED = 0
-    # An unexpected exception, which is a bug.
+    # An unexpected exception, which is a bug, or the end of a task that was not committed.
     CRASHED = 1
     # The spec is not valid. Starting the agent again would not help.
     BAD_SPEC = 2

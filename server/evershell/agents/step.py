@@ -67,7 +67,7 @@ class Calls:
         self.beginning = 0
         # The calls that did not end when they were cancelled at their limit.
         self.left: set[asyncio.Future[Any]] = set()
-        # Whether the agent is interrupted, so that no further call may begin.
+        # Whether the agent's function is being ended, so that no further call may begin.
         self.are_over = False
         self._task = task
         self._phase_changed = phase_changed
@@ -165,7 +165,11 @@ class Step:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the iteration has calls, and the last one has not failed."""
+        """Whether the iteration has calls and has not failed.
+
+        A model call without an answer fails it, and so does a tool call that raises TaskFailed. An
+        answer to a later model call undoes this.
+        """
         return self.has_calls and not self._has_failed
 
     async def model_call(self, call: Awaitable[T]) -> T:
@@ -477,7 +481,7 @@ def description_of(error: BaseException) -> str:
 
 
 def _text_of(value: object) -> str:
-    """The value as text. Values other than strings and bytes become JSON, or else a `repr`."""
+    """The value as text; empty for None. Values that are no text become JSON, or else a `repr`."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, bytes):

@@ -115,8 +115,8 @@ class ShellTool:
 
         If the call cannot be started, the status is `not_run`, and the output says why.
 
-        When `run` is cancelled, it ends everything that the call has started, and returns the
-        output so far. Raises DirectoryLostError if no call can be started any more.
+        A cancellation of `run` does the same as a cancellation of `execute`. Raises
+        DirectoryLostError if no call can be started any more.
         """
         try:
             command = _command(call)
@@ -143,8 +143,9 @@ async def execute(
 
     If the command cannot be started, the status is `not_run`, and the output says why.
 
-    When `execute` is cancelled, it ends everything that the command has started, and returns the
-    output so far. The file descriptor `input_file` becomes the standard input.
+    When `execute` is cancelled, it ends everything that the command has started. It then returns
+    the output so far, or raises CancelledError if the command was still being started. The file
+    descriptor `input_file` becomes the standard input.
     """
     descendants = Descendants()
     read_end, write_end = os.pipe()
@@ -224,7 +225,7 @@ def output_so_far(call: "asyncio.Future[Any]") -> str:
 
 
 class _Running:
-    """A running shell and its output."""
+    """A running command and its output."""
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ _BESIDE_CACHE_WRITE = (
 
 
 def tokens_of(usage: object) -> dict[str, int]:
-    """The token counts, by the fields of a model call. A missing or invalid count is 0."""
+    """The count of each kind of token in TOKENS. A missing or invalid count is 0."""
     counts = {kind: _count(usage, *_PLACES[kind]) for kind in TOKENS}
     counts["input_tokens"] += sum(_count(usage, place) for place in _BESIDE_INPUT)
     counts["cache_write_tokens"] += sum(_count(usage, place) for place in _BESIDE_CACHE_WRITE)
@@ -67,7 +67,7 @@ def tokens_of(usage: object) -> dict[str, int]:
 
 
 def field_of(value: object, *names: str) -> Any:
-    """The first of these fields of an object or a mapping; None if it has none of them."""
+    """The first of these fields of an object or a dict that is not None; None if there is none."""
     for name in names:
         found = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
         if found is not None:

@@ -29,8 +29,9 @@ class Service:
     # The generated function `add_…Servicer_to_server`.
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: object
-    # Set if the errors of the service have their own form: the service's full name, and the form.
+    # The full name of the service; only needed with `form`.
     name: str = ""
+    # The form of the service's errors; None for ENVELOPE.
     form: ErrorForm | None = None
 
 

@@ -40,7 +40,7 @@ _METHODS = {
     for method in service.methods
 }
 # Maps methods of A2A to the methods of WorkspaceService that do the same. The options of the latter
-# apply to both.
+# apply to both, except `repeat`: for A2A, no call counts as safe to repeat.
 _SAME = {
     "CancelTask": "CancelTask",
     "GetTask": "GetTask",

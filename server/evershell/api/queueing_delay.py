@@ -33,7 +33,7 @@ class Priority(IntEnum):
     LEASES = 0
     # Cancellations, stops, holds, and reads of one task, by callers and by agents.
     FIRST = 1
-    # All other calls of agents. These calls end tasks, which makes room for other work.
+    # All other calls of agents. Some of them end tasks, which makes room for other work.
     AGENTS = 2
     # Submissions and all other calls.
     OTHERS = 3
@@ -84,7 +84,7 @@ class QueueingDelay:
                 self._was_short_at = now
 
     def forget(self) -> None:
-        """Drops all measurements. Until the next one ends, the wait counts as short."""
+        """Drops all measurements. The wait counts as short until a new one shows otherwise."""
         self._sent_at, self._last_seconds = None, 0.0
 
     @property

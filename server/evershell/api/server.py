@@ -83,7 +83,7 @@ class Server:
 
         `drain_waits` makes every call that waits, now or later, answer at once. With
         `agent_listener`, the server also listens there. `probe` measures how long calls wait.
-        `services` are the services of rooms.
+        `services` are the gRPC services of the rooms (features/).
         """
         self._agent_listener = agent_listener
         # The port of the agents' listener.

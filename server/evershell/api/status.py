@@ -32,7 +32,8 @@ DETAILS_TRAILER = "grpc-status-details-bin"
 def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
     """The status with its details (https://google.aip.dev/193).
 
-    The details are ErrorInfo, RequestInfo, and the standard details of the status's code.
+    The details are ErrorInfo, RequestInfo, the standard details of the status's code, and RetryInfo
+    if the failure says when to retry.
     """
     rule = RULES[failure.slug]
     info = error_details_pb2.ErrorInfo(

@@ -34,10 +34,10 @@ _MIN_KEY_CHARACTERS = 8
 # How long the controller waits, after the grace period of a pod, for the cluster to confirm that
 # the pod is gone.
 _END_SECONDS = 20.0
-# In a sandbox, the limits on the number of processes of a tool call and on the size of each file
-# that it writes. They stop a tool that has gone wrong. A tool that works does not come close to
-# them.
+# In a sandbox, the maximum number of processes of a tool call. Only a tool that has gone wrong
+# comes close to it.
 TOOL_PROCESSES = 512
+# In a sandbox, the maximum size of each file that a tool writes, for the same purpose.
 _TOOL_FILE_MB = 4096
 
 
@@ -129,7 +129,7 @@ def spec_for(
     certificates: AgentCertificates | None,
     pod_isolation: isolation.Isolation | None = None,
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """A function that makes the spec of an agent. It raises OSError if a key cannot be read."""
+    """A function that makes the spec of an agent. It raises OSError if keys cannot be read."""
     pod_isolation = pod_isolation or isolation.NoIsolation()
     tool_filter = base64.b64encode(pod_isolation.tool_filter).decode()
 
@@ -175,8 +175,9 @@ def _first_spec_for(
 ) -> Callable[[AgentIdentity], PodSpec]:
     """A function that makes the spec with which an agent on Kubernetes starts.
 
-    The agent's tools can read this spec too, so it has no long-lived secrets. The agent gets its
-    secrets by calling Bootstrap.
+    The agent's tools can read this spec too. Its only secrets are a bootstrap token, which is no
+    longer valid once the agent registers, and with AGENT_TLS the key of a certificate. The agent
+    gets its other secrets by calling Bootstrap.
     """
 
     def first(agent: AgentIdentity) -> PodSpec:
@@ -212,7 +213,7 @@ def _model_key(settings: Settings) -> str:
 
 
 def _agent_keys(settings: Settings) -> dict[str, str]:
-    """The keys of a custom agent. Raises OSError if their file is not valid."""
+    """The keys of a custom agent. Raises OSError if their file cannot be read or is not valid."""
     if settings.agent_keys_file is None:
         return {}
     try:

@@ -27,7 +27,7 @@ def log_and_metrics(program: str, settings: Settings) -> Metrics:
 
 @contextmanager
 def serving_metrics(metrics: Metrics, settings: Settings) -> Iterator[None]:
-    """Serves the metrics, unless the port is 0. Raises OperatorError if the port is taken."""
+    """Serves the metrics, unless the port is 0. Raises OperatorError if it cannot use the port."""
     with ExitStack() as stack:
         try:
             stack.enter_context(

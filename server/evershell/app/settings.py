@@ -201,7 +201,7 @@ class ServerSettings(PodSettings):
     """A program of the stack that uses more memory is killed and restarted. The default is 1024 or
     a quarter of the machine's memory, whichever is less, but at least 256."""
     pool_size: int = Field(10, ge=1)
-    """The number of connections to the database of each program."""
+    """The maximum size of the pool of database connections of each worker and fleet controller."""
 
     run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """The id of the run of the stack, which `up` sets for its programs. Pods of other runs count as

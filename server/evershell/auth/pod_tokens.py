@@ -58,7 +58,7 @@ class PodTokens:
         return self._signal_token(workspace_id, epoch, signing_key, minute_of(self._clock()))
 
     def signing_key(self, workspace_id: str, epoch: int) -> int:
-        """The signing key for tokens to this agent: the first one that it has not refused."""
+        """The signing key for tokens to this agent: the first one, until the agent refuses it."""
         if len(self._private_keys) == 1:
             return 0
         return self._signing_keys.get((workspace_id, epoch), 0)
@@ -66,7 +66,8 @@ class PodTokens:
     def note_refusal(self, workspace_id: str, epoch: int, signing_key: int) -> None:
         """Moves this agent to the next key after it has refused a token signed with `signing_key`.
 
-        Does nothing if there is only one key, or if the agent has already been moved.
+        After the last key comes the first one. Does nothing if there is only one key, or if the
+        agent has already been moved.
         """
         if len(self._private_keys) > 1 and signing_key == self.signing_key(workspace_id, epoch):
             self._signing_keys[workspace_id, epoch] = (signing_key + 1) % len(self._private_keys)

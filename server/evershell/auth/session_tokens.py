@@ -36,8 +36,8 @@ CACHE_SECONDS = 60.0
 # a key under the same `kid`, which can make the token valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
-# How many wrong signatures a worker verifies in a second at most. One takes up to 130 µs, so
-# together they take at most an eighth of the worker's time.
+# How many new tokens with a wrong signature a worker verifies per second on average, at most. One
+# takes up to 130 µs, so together they take at most an eighth of the worker's time.
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799

@@ -39,7 +39,7 @@ T = TypeVar("T")
 _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
-# Longer than the 180 s after which the stack itself gives up.
+# Longer than the time after which the stack itself gives up, which is 180 s by default.
 _READY_SECONDS = 200.0
 
 
@@ -222,7 +222,7 @@ def _bold(text: str, color: str) -> str:
 
 
 def _find_stack(state_dir: Path) -> DemoStack | None:
-    """The running stack; None if there is none. Ignores the ready.json of a killed stack."""
+    """The running stack; None if none answers. A killed stack may have left its ready.json."""
     ready = read_ready(state_dir)
     if ready is None:
         return None

@@ -14,7 +14,7 @@ Answer = TypeVar("Answer")
 
 
 def with_keys(work: Callable[[PostgresKeys], Awaitable[Answer]]) -> Answer:
-    """Runs `work` on the database of DATABASE_URL or of the stack that runs on this machine.
+    """Runs `work` on the database of the settings, or else of the stack that runs in STATE_DIR.
 
     Raises click.ClickException.
     """

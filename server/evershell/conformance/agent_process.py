@@ -75,7 +75,7 @@ class AgentProcess:
         return living
 
     async def left(self, before: dict[int, psutil.Process], seconds: float) -> str:
-        """The command lines of processes that are not in `before` and do not end in `seconds`."""
+        """The processes that are not in `before` and do not end within `seconds`, as text."""
         waited = 0.0
         while new := [each for pid, each in self.started().items() if before.get(pid) != each]:
             if waited >= seconds:

@@ -1,4 +1,4 @@
-"""Checks the record of a task."""
+"""Checks what the agent under test has committed for a task."""
 
 from collections.abc import Mapping
 from typing import Any

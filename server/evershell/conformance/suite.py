@@ -73,11 +73,13 @@ class Options:
     # Describes a task with at least two iterations, each with a model call and a tool call that
     # take some time.
     description: str
-    # Describe a task in which two tools run at the same time, and tasks in which the model, a tool
-    # or the loop raises an exception.
+    # Describes a task in which two tools run at the same time.
     parallel: str = ""
+    # Describes a task in which the model raises an exception.
     model_error: str = ""
+    # Describes a task in which a tool raises an exception.
     tool_error: str = ""
+    # Describes a task in which the loop raises an exception.
     loop_error: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     # The time limit of a task.
@@ -105,9 +107,9 @@ class Suite:
         self._has_started = False
         # The run without a cancellation, with which the other runs are compared.
         self._whole = Run(options.description)
-        # What is missing in the records, and the cases in which the agent committed something after
-        # the end of its task.
+        # What the records of the other runs lack, compared with `_whole`.
         self._lost: list[str] = []
+        # The cases in which the agent committed something after the end of its task.
         self._repeats: list[str] = []
         self._ends = 0
 
@@ -212,8 +214,8 @@ class Suite:
         """Runs a task to its end.
 
         Returns the agent, and the processes that it had started before the task. Raises FailedError
-        if the task had to end in time but did not. If any other task does not end in time, raises
-        NotReachedError.
+        if the agent's process ends, or if the task had to end in time but did not. If any other
+        task does not end in time, raises NotReachedError.
         """
         agent = await self._running()
         before = agent.started()

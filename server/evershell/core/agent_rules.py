@@ -22,7 +22,7 @@ from evershell.core.task import (
     TaskStatus,
 )
 
-# The maximum number of events in one commit.
+# The maximum number of events in one commit. Reports of a running iteration do not count.
 MAX_EVENTS = 64
 # How many bytes a task may commit: TASK_BYTES, plus ITERATION_BYTES for each iteration that its
 # `max_iterations` allows.

@@ -34,7 +34,7 @@ class CredentialKind(StrEnum):
 
     API_KEY = "api_key"
     SESSION = "session"
-    # An agent's token. The agent may use it only for children of its task (children.py).
+    # An agent's token, as the credential of calls about children of its task (children.py).
     AGENT = "agent"
     # The service itself, which has no credential.
     SYSTEM = "system"
@@ -50,7 +50,7 @@ class Caller:
     credential_kind: CredentialKind
     # `<resource>:<verb>` or `<resource>:<verb>:own`.
     scopes: frozenset[str]
-    # The API key's id, or the session token's `jti`; empty if the token has no `jti`.
+    # The API key's id, or the session token's `jti`; empty if there is neither.
     credential_id: str = ""
     # When the credential expires; None for never.
     expires_at: datetime | None = None

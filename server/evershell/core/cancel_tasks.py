@@ -87,7 +87,7 @@ class CancelTasksResult:
 async def cancel_tasks(
     caller: Caller, request: CancelTasks, store: Cancellations, clock: Clock
 ) -> CancelTasksResult:
-    """Records the intents of at most MAX_TASKS tasks, the oldest first.
+    """Records the intents of at most MAX_TASKS tasks, the oldest first; none in a dry run.
 
     Tasks whose intent is already recorded do not count toward this maximum. Raises Failure
     permission_denied.

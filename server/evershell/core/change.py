@@ -154,7 +154,7 @@ class Change:
     first_call: FirstCall | None = None
 
     def writes_rows(self, locked: Locked) -> bool:
-        """Whether the change writes more than the lease."""
+        """Whether the change writes the workspace, its task or events."""
         is_same = (self.workspace, self.task) == (locked.workspace, locked.task)
         return bool(self.events) or not is_same
 

@@ -1,4 +1,4 @@
-"""The records of calls: the events of a workspace's log, and the entries of the audit log.
+"""The events of a workspace's log, and the entries of the audit log.
 
 An event's payload is plain data with the fields of the message in event.proto that is named after
 the event's type.
@@ -26,7 +26,7 @@ Encoded = TypeVar("Encoded")
 
 # The outcome of an allowed call. CancelTask has its own outcomes.
 AUDIT_OK = "ok"
-# The maximum length of each text in AuditFilter.
+# The maximum length of `actor_id`, `rpc` and `outcome` in AuditFilter.
 MAX_FILTER_CHARACTERS = field_limits.LIST_AUDIT_ENTRIES_ACTOR_ID_MAX
 # The types of the events of tasks. The types of a workspace's own events begin with `workspace_`.
 TASK_EVENT_TYPES = tuple(

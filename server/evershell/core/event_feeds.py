@@ -23,7 +23,7 @@ _WOKEN_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent when the log has had no new event for HEARTBEAT_SECONDS."""
+    """Sent when the log has had no new event for HEARTBEAT_SECONDS, and before the feed ends."""
 
     time: datetime
     # The position of the last event in the log; 0 if the log is empty.

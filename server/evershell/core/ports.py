@@ -19,7 +19,7 @@ from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 Clock = Callable[[], datetime]
 
 # The longest time for which the removal of a workspace waits for deliveries of its events to
-# webhooks. Each delivery is attempted six times in this time.
+# webhooks. A delivery that keeps failing is attempted about seven times in this time.
 DELIVERY_WAIT = timedelta(hours=1)
 
 # A heartbeat renews the lease only if less than this share of it remains. With six heartbeats per
@@ -54,7 +54,7 @@ CancellationOutcome = (
 class RecordedCancellation:
     """The outcome of record_cancellation, with the rows that it read under the lock."""
 
-    # `accepted` for exactly one call per task: the call that recorded the intent and its event.
+    # `accepted` for at most one call per task: the call that recorded the intent and its event.
     outcome: CancellationOutcome
     # None if the caller's organization has no such workspace.
     workspace: Workspace | None
@@ -390,7 +390,7 @@ class Fleet(Protocol):
     async def count_holds(self) -> int: ...
 
     async def remove_workspace(self, workspace_id: str) -> bool:
-        """Removes a workspace that is `deleting` and has no run, and everything that belongs to it.
+        """Removes a workspace that is `deleting` and has no pod, and everything that belongs to it.
 
         Works in transactions of bounded size, and continues where an earlier call ended. The last
         transaction stores a record for find_deleted_workspace, and its commit is published. Audit

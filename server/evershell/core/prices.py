@@ -27,8 +27,10 @@ class Prices:
     tokens: Mapping[str, Sequence[tuple[int, int]]]
     # The first day of the period, in UTC; None if the period has no beginning.
     start_date: date | None = None
-    # The daily hours in which the prices apply, in UTC; None for all day.
+    # The time of day, in UTC, from which the prices apply; None for all day.
     start_time: time | None = None
+    # The time of day, in UTC, until which they apply. If it is before `start_time`, they apply
+    # overnight.
     end_time: time | None = None
 
     def apply_at(self, moment: datetime) -> bool:

@@ -36,8 +36,8 @@ class Directive:
     fenced: bool
     # The current task, with its intent to cancel if there is one; None if there is no task.
     task: Task | None
-    # How long the lease still lasts, by the clock of the service. None in the reply to a commit,
-    # because a commit does not renew the lease.
+    # How long the lease still lasts, by the clock of the service. None if the agent is fenced, and
+    # in the reply to a commit, because a commit does not renew the lease.
     lease_seconds: float | None = None
 
 
@@ -63,8 +63,9 @@ class Runtime:
     clock: Clock
     # An agent that does not renew its lease for this long counts as lost.
     lease_seconds: float
-    # Whether agents may run on the workers' machine, and whether they may have their own addresses.
+    # Whether agents may listen on loopback, which means that they run on the workers' machine.
     agents_on_loopback: bool = True
+    # Whether agents may listen at other addresses.
     agents_elsewhere: bool = False
     prices: PriceList = field(default_factory=PriceList)
 
@@ -100,8 +101,9 @@ class Runtime:
     async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
         """Renews the lease, and records the agent's task and phase.
 
-        Most heartbeats report nothing new. They need only one statement, which does not wait for
-        locks and writes at most the lease. All others are decided under the lock of the workspace.
+        Most heartbeats report nothing new while enough of the lease remains. They need only one
+        statement, which does not wait for locks and writes at most the lease. All others are
+        decided under the lock of the workspace.
         """
 
         def decide(locked: Locked) -> Change:

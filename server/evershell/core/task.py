@@ -150,9 +150,10 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When the agent interrupts the iteration, and who requested this. Both may come from a later
-    # call than the intent. None if the iteration is not interrupted.
+    # When the agent interrupts the iteration; None if it does not. A later call than the one that
+    # recorded the intent may have set this time.
     force_at: datetime | None = None
+    # Who set `force_at`; None if it is not set.
     force_requested_by: str | None = None
 
     def is_forced_earlier(self, force_at: datetime | None) -> bool:
@@ -229,7 +230,7 @@ class Task:
 
     @property
     def changed_at(self) -> datetime:
-        """When the status of the task last changed, or its cancellation was recorded."""
+        """When the task ended; before that, the latest of its creation, start and cancellation."""
         if self.completed_at is not None:
             return self.completed_at
         changed_at = self.started_at or self.created_at

@@ -17,8 +17,9 @@ from evershell.core import money
 from evershell.core.caller import Caller, CredentialKind, Permission
 from evershell.core.task import CancelIntent, Limit, Task
 
-# The `requested_by` and the `credential_kind` of an intent that a limit caused.
+# The `requested_by` of an intent that a limit caused.
 REQUESTER = "system:limit"
+# The `credential_kind` of such an intent.
 CREDENTIAL_KIND = CredentialKind.SYSTEM
 # From this percentage of a limit on, a task counts as approaching it.
 _APPROACHED_PERCENT = 80

@@ -139,7 +139,8 @@ async def submit_task(
 ) -> Task:
     """Records the task, then delivers it to the agent.
 
-    If the workspace was suspended, waits for its new agent until the deadline of the call.
+    If the workspace was suspended, waits for its new agent: up to 30 s, or less if the deadline of
+    the call is earlier.
 
     If an earlier call with the same key had an effect, gives the answer of the earlier call.
 
@@ -353,7 +354,10 @@ async def list_org_tasks(
 async def count_tasks(
     caller: Caller, workspace_id: str, store: Workspaces, wanted: ListFilter
 ) -> int:
-    """The number of tasks of the workspace that match. Raises the same Failures as list_tasks."""
+    """The number of tasks of the workspace that match.
+
+    Raises Failure: permission_denied, workspace_not_found.
+    """
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
     return await store.count_tasks(workspace_id, wanted)

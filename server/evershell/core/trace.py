@@ -65,7 +65,7 @@ def current_id() -> str:
 
 @contextmanager
 def within(context: TraceContext | None) -> Iterator[None]:
-    """Sets the trace for the duration of the context."""
+    """Sets the trace inside the block; None for no trace."""
     token = _current.set(context)
     try:
         yield

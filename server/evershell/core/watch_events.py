@@ -34,8 +34,8 @@ async def watch_events(
 
     If `after_seq` is 0, begins with the first event in the log.
 
-    Yields `opening` first, but not before the first events have been read from the log. From then
-    on, the watch can fail only because the database fails or the server ends.
+    Yields `opening` first, but not before the first events have been read from the log. So a watch
+    that is refused yields nothing.
 
     `encode` returns what to yield for each event of a batch. It is called once for each batch, even
     if many watchers share the same `encode`.

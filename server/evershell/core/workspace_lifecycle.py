@@ -15,7 +15,7 @@ from evershell.core.workspace import WorkspaceStatus
 # How long StopWorkspace and DeleteWorkspace let the current iteration continue.
 STOP_GRACE_SECONDS = 10
 _RUN_ENDED = "the stack was restarted"
-# The statuses in which the controller ends the workspace's pod.
+# The statuses in which the end of the workspace's pod finishes a stop or a part of a deletion.
 _ENDS_POD = (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING)
 
 
@@ -82,8 +82,8 @@ def resume(locked: Locked, now: datetime) -> Change:
 def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
     """Assigns the epoch's pod to the run `run_id` of the stack.
 
-    If the pod was assigned to another run, the pod has ended. Then the workspace gets a new epoch,
-    or its stop is finished if it is stopping or being deleted.
+    If the pod was assigned to another run, the pod has ended. Then the workspace's task ends. The
+    workspace gets a new epoch, or its stop is finished if it is stopping or being deleted.
     """
     workspace = locked.workspace
     if workspace.is_over(epoch) or workspace.run_id == run_id:

@@ -41,8 +41,8 @@ async def create_workspace(
     """Records a workspace. The fleet controller then starts its agent.
 
     With the key of an earlier call, returns the same answer: the workspace as it was created.
-    Raises Failure: permission_denied, org_on_hold, idempotency_conflict, and workspace_not_found if
-    the workspace has been deleted.
+    Raises Failure: validation_error, permission_denied, org_on_hold, idempotency_conflict, and
+    workspace_not_found if the workspace has been deleted.
     """
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
@@ -188,8 +188,8 @@ async def resume_workspace(
 ) -> Workspace:
     """Requests a new agent in a new epoch.
 
-    Raises Failure: permission_denied, workspace_not_found, org_on_hold, invalid_state,
-    workspace_deleting.
+    Raises Failure: validation_error, permission_denied, workspace_not_found, org_on_hold,
+    invalid_state, workspace_deleting.
     """
     check_identifiers(workspace_id=workspace_id)
     # A caller who may submit tasks may also resume a workspace.

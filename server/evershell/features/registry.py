@@ -1,4 +1,4 @@
-"""The rooms of this service, and what each program reads from them.
+"""The rooms of this service (features/__init__.py), and what each program reads from them.
 
 To remove a room, remove its folder and its line in ROOMS. Calls of its methods are then answered
 with UNIMPLEMENTED, or over REST with 404 `not_found`.
@@ -50,7 +50,7 @@ def settings() -> "Sequence[type[BaseSettings]]":
 
 
 def payloads() -> "Mapping[str, Payload]":
-    """By FORM, the functions that make the bodies of webhook requests: `payload` in each room."""
+    """The functions that make the bodies of webhook requests, by the form of the webhook."""
     return {module.FORM: module.payload for module in _modules("payload")}
 
 

@@ -52,9 +52,9 @@ SIGNAL_BUDGET_SECONDS = 1.5
 # The minimum time for the attempts, even if recording the cancellation has used up the budget. A
 # fast agent can still answer in this time.
 _LEAST_SECONDS = 0.2
-# The time limit of the first attempt. The next attempt uses a new connection, because the network
-# may have silently dropped the first connection. The next attempt gets the rest of the budget,
-# because the agent may just be slow.
+# The time limit of each attempt until one has reached it. The next attempt then uses a new
+# connection, because the network may have silently dropped the old one, and gets the rest of the
+# budget, because the agent may just be slow.
 _ATTEMPT_SECONDS = 0.5
 # Each stream needs a file descriptor, and many systems allow a process 1,024 by default.
 MAX_STREAMS = 500
@@ -254,7 +254,8 @@ class AgentClient:
     async def _read(self, workspace: Workspace, key: Key, task_id: str) -> CurrentIteration | None:
         """Asks the agent once, and once more if the first answer is an error.
 
-        Never closes a channel that is used for signals. Raises NotAcknowledgedError.
+        A read that fails leaves a channel open that is used for signals. Raises
+        NotAcknowledgedError.
         """
 
         async def ask(agent: _Agent, token: str) -> CurrentIteration | None:

@@ -1,11 +1,11 @@
-"""Reads from the database the counts that the metrics show."""
+"""Reads from the database what the metrics show about holds, workspaces and ended tasks."""
 
 from evershell.core.ports import Store
 from evershell.telemetry.backlog import Backlog
 
 
 async def count(store: Store, backlog: Backlog) -> None:
-    """Counts once. This reads the rows of all workspaces. Raises UnavailableError."""
+    """Reads the numbers once, including the rows of all workspaces. Raises UnavailableError."""
     backlog.set_hold_count(await store.count_holds())
     backlog.set_workspace_counts(await store.count_workspaces())
     backlog.set_oldest_end(await store.oldest_end())

@@ -6,7 +6,7 @@ from evershell.core.workspace import Workspace
 
 
 class Changes(Protocol):
-    """Publishes changes of workspaces that the controller must act on (`awaits_controller`)."""
+    """Reports changes of workspaces that the controller must act on (`awaits_controller`)."""
 
     async def wait(self, timeout_seconds: float) -> set[str]:
         """Returns the ids of the workspaces that have changed since the last call.

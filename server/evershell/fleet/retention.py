@@ -10,8 +10,9 @@ from evershell.fleet.periodic import paced
 
 log = structlog.get_logger()
 
-# How many workspaces a statement reads, and how many events a transaction reads.
+# How many workspaces a statement looks at.
 _PAGE_SIZE = 500
+# How many events a transaction looks at.
 BATCH_EVENTS = 500
 
 

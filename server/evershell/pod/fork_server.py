@@ -44,8 +44,9 @@ class ForkRequest:
     pid: int
     # The user of the sandbox, if the fork server is root.
     uid: int | None
-    # The command line that /proc shows, and the environment of the agent.
+    # The command line that /proc shows for the agent.
     command: Sequence[str]
+    # The environment of the agent.
     environment: Mapping[str, str]
 
     def send(self, server: socket.socket, descriptors: Sequence[int]) -> None:

@@ -25,7 +25,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A sandbox whose namespaces this process has entered, except the inner user namespace."""
+    """A sandbox whose namespaces this process has entered.
+
+    It has not entered the inner user namespace and the PID namespace.
+    """
 
     # Descriptors of the two user namespaces.
     outer: int

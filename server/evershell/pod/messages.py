@@ -46,7 +46,7 @@ def encode_phase(phase: Phase) -> "task_pb2.Task.Phase.ValueType":
 
 
 def decode_current_iteration(message: agent_service_pb2.CurrentIteration) -> CurrentIteration:
-    """Decodes an agent's report. Cuts it to the limits, and drops calls with unknown phases."""
+    """Decodes an agent's report. Cuts it to the limits, and drops calls without a known phase."""
     return CurrentIteration(
         number=max(0, message.number),
         calls=[

@@ -13,7 +13,7 @@ class PodSpec:
 
     workspace_id: str
     epoch: int
-    # host:port of every control plane worker.
+    # The addresses (host:port) at which the agent reaches the workers of the control plane.
     runtime_addresses: list[str]
     # Two secrets in hexadecimal digits (pod/tokens.py). The first one authenticates this agent to
     # the control plane. The second one authenticates the control plane to this agent.

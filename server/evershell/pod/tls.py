@@ -22,7 +22,7 @@ Options = Sequence[tuple[str, int | str]]
 _UNACKNOWLEDGED_MILLISECONDS = 2_000
 _LIVENESS: Options = (
     ("grpc.keepalive_timeout_ms", _UNACKNOWLEDGED_MILLISECONDS),
-    # Turns keepalive on. A shorter interval would exceed what servers tolerate by default.
+    # Turns keepalive on. By default, servers do not tolerate more than one ping in 5 minutes.
     ("grpc.keepalive_time_ms", 600_000),
 )
 

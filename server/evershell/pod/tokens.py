@@ -22,7 +22,7 @@ SECRET_BYTES = 32
 # The trailer with which the control plane refuses a runtime token that is expired or not yet valid.
 # Its value is the time of the control plane, in seconds since 1970.
 TIME_TRAILER = "x-evershell-time"
-# The trailer with the slug, in every error of RuntimeService.
+# The trailer with the error's slug (the name of its code), in every error of RuntimeService.
 SLUG_TRAILER = "x-evershell-slug"
 
 _SECONDS_PER_MINUTE = 60

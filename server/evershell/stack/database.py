@@ -120,7 +120,7 @@ async def _api_key(
 
 
 def _session_tokens(settings: Settings, kept: _KeptValues, now: int) -> dict[str, str]:
-    """Session tokens by name, valid from `now` (in seconds since 1970).
+    """Session tokens by name. All but `expired` are valid at `now`, in seconds since 1970.
 
     They are signed with a key of the stack. By default, the control plane reads the public key from
     the JWK set that is written here.

@@ -1,4 +1,4 @@
-"""The environments of the stack's programs. Each has only the secrets that its program uses."""
+"""The environments of the stack's programs: which settings and secrets each of them gets."""
 
 import os
 from collections.abc import Sequence
@@ -41,9 +41,10 @@ def worker_environment(settings: Settings, index: int) -> dict[str, str]:
 
 
 def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
-    """The environment of a fleet controller, which gives agents the key of their model.
+    """The environment of a fleet controller.
 
-    The second controller's metrics port follows the edge's metrics port.
+    Unless the pods are on Kubernetes, the controller gives agents the key of their model. The
+    second controller's metrics port follows the edge's metrics port.
     """
     return _service_environment(settings) | _metrics_port(settings, settings.workers + 2 * index)
 
@@ -57,7 +58,10 @@ def edge_metrics_port(settings: Settings) -> int:
 
 
 def foreign_environment() -> dict[str, str]:
-    """The environment of Envoy and PostgreSQL, without any setting of this service."""
+    """What Envoy and PostgreSQL get of this process's environment.
+
+    They get no setting of this service and no variable of OpenTelemetry.
+    """
     own = {name.upper() for name in Settings.model_fields}
     return {
         name: value

@@ -1,4 +1,4 @@
-"""Waits until the demo workspace of a stack has completed a task."""
+"""Waits until the demo workspace of a stack is ready."""
 
 import asyncio
 
@@ -19,6 +19,9 @@ _TASK = "echo ready"
 
 async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None:
     """Waits until the demo workspace has completed a task in this run of the stack.
+
+    If its agent is not the scripted one, waits only until the workspace can take a task. If the
+    organization is on hold, waits only until the task is refused.
 
     Raises OperatorError.
     """
@@ -69,7 +72,10 @@ async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.A
 
 
 async def _task_problem(client: httpx.AsyncClient, path: str) -> str:
-    """Why the workspace has not completed a task. Raises httpx.HTTPError and ValueError."""
+    """Submits a task and awaits its end. Returns why the task is not completed; empty if it is.
+
+    Also empty if the organization is on hold. Raises httpx.HTTPError and ValueError.
+    """
     answer = await client.post(f"{path}/tasks", json={"description": _TASK})
     if answer.status_code == httpx.codes.CONFLICT:
         code = answer.json()["error"]["code"]

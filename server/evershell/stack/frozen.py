@@ -63,8 +63,9 @@ class Finding:
     reason: Reason
     # Whether the program is replaced.
     is_replaced: bool
-    # The time without a turn, and the processor time that was used in it.
+    # The time without a turn.
     seconds: float = 0.0
+    # The processor time that the program used without making a turn.
     processor_seconds: float = 0.0
 
 
@@ -76,8 +77,9 @@ class _Seen:
     # The processor time of the process at its last turn.
     processor_seconds: float
     turns: int = 0
-    # The time without a turn, and the turns of another program while this one was blocked.
+    # The time without a turn.
     silent_seconds: float = 0.0
+    # The turns of another program of its kind while this one was blocked.
     missed_turns: int = 0
     is_reported: bool = False
     # How many times in a row the process was stopped.

@@ -77,7 +77,7 @@ class LogFile:
             self._all.write(data)
             lines, _, rest = (rest + data).rpartition(b"\n")
             self._errors.write(_errors(lines))
-            # Cuts a line that is longer than this, but only in the file of the errors.
+            # Limits the memory for a long line. Its middle is left out of the file of the errors.
             rest = rest[:_CHUNK_BYTES]
             if len(data) < _CHUNK_BYTES:
                 time.sleep(_BATCH_SECONDS)

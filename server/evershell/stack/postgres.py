@@ -32,9 +32,9 @@ DATABASE = "evershell"
 STOP_SIGNAL = signal.SIGINT
 # How many connections the server accepts, in total from all processes of the stack.
 _MAX_CONNECTIONS = 200
-# The maximum length of a Unix socket's path (unix(7)), and the longest name that PostgreSQL adds to
-# the folder.
+# The maximum length of a Unix socket's path (unix(7)).
 _MAX_SOCKET_PATH_BYTES = 107
+# The longest name that PostgreSQL appends to the socket's folder.
 _SOCKET_NAME = "/.s.PGSQL.5432.lock"
 # Matches paths without characters that have a meaning in a URL or in PostgreSQL's list of socket
 # folders.
@@ -59,8 +59,8 @@ class Places:
 def places(state_dir: Path) -> Places:
     """The folders for the stack of this `state_dir`.
 
-    Creates missing folders, to which only the user has access. Raises OperatorError if one of the
-    folders belongs to another user.
+    Creates missing folders, to which only the user has access. Raises OperatorError if a folder
+    under /tmp or /var/tmp belongs to another user or is open to others.
     """
     state_dir = state_dir.resolve()
     home = state_dir / "pg" if _prefix() is not None else _private(Path("/var/tmp"), state_dir)  # noqa: S108
@@ -284,9 +284,9 @@ def _readable_installation() -> Path:
 
 
 def _private(parent: Path, owner: Path) -> Path:
-    """Creates a private folder, named after `owner`, in a parent that all users can write to.
+    """Creates a private folder for `owner`, unless it exists, in a parent that all can write to.
 
-    Raises OperatorError if another user created it first.
+    Raises OperatorError if the folder belongs to another user or is open to others.
     """
     name = hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
     folder = parent / f"evershell-{os.geteuid()}-{name}"

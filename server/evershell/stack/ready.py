@@ -52,7 +52,7 @@ class Demo(BaseModel):
 
 
 class Ready(BaseModel):
-    """The content of ready.json. Its names are stable."""
+    """The content of ready.json. The names of its fields are stable."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -22,8 +22,8 @@ log = structlog.get_logger()
 
 # How long a restarted program may take until it serves.
 _READY_SECONDS = 30.0
-# The new Envoy ends its predecessor. A predecessor that still runs after this time is ended by the
-# supervisor.
+# The new Envoy ends its predecessor. If the predecessor ends later than expected by more than this
+# time, the supervisor ends it.
 _OVERTIME_SECONDS = 2.0
 # The times at which the workers end the calls that wait or stream through the old Envoy, so that
 # their clients reconnect. They are in seconds after the new Envoy begins to serve. There are

@@ -261,7 +261,7 @@ class Supervisor:
 
     def _prepare(self, program: Program) -> None:
         """Runs in the child, before the program."""
-        # If the supervisor is killed, the kernel ends the program.
+        # If the supervisor is killed, the kernel sends the program its stop signal.
         _libc.prctl(_PR_SET_PDEATHSIG, program.stop_signal, 0, 0, 0)
         if self._memory_bytes is not None:
             # Sets only the soft limit, because an agent inherits it from the controller and must

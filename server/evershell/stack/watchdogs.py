@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 # How often the memory of each program is compared with its limit.
 _MEMORY_CHECK_SECONDS = 1.0
-# How often a program that counts no turns is asked whether it is live.
+# The pause before a program is asked again whether it is live.
 _ASK_SECONDS = 3.0
 
 # Asks a program whether it is live.
@@ -39,7 +39,10 @@ async def kill_if_over_memory(
 
 
 async def count_answers(is_live: IsLive | None, answered: Callable[[], None]) -> None:
-    """Asks the program regularly and reports each answer. Does nothing without `is_live`."""
+    """Asks the program regularly whether it is live. Calls `answered` each time that it is.
+
+    Does nothing without `is_live`.
+    """
     while is_live is not None:
         if await is_live():
             answered()

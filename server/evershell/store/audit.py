@@ -185,10 +185,10 @@ def add_partitions(connection: psycopg.Connection[Any], now: datetime) -> None:
 
 
 def prune(connection: psycopg.Connection[Any], before: datetime) -> int:
-    """Removes the entries of all months that ended before this time. Returns the number of months.
+    """Removes the entries of all months that ended before this time.
 
     Keeps all entries of the month that contains `before`. Also removes the records of workspaces
-    that were deleted before this time.
+    that were deleted before this time. Returns the number of partitions that were dropped.
     """
     connection.execute(SQL.prune_deleted_workspaces, {"before": before})
     dropped = 0

@@ -73,11 +73,11 @@ class Batch(Generic[Item, Result]):
       only this item fails. A caller gets the error of its item. After an UnavailableError, items
       that were `put` are handled again after `gather_seconds`, but not before 0.25 s have passed.
       After any other error they are dropped.
-    - Slow groups: if callers wait longer than 0.1 s, the oldest group no longer counts as in
-      flight, so the next one starts. There are at most three slow groups at a time.
+    - Slow groups: if callers wait 0.1 s longer than `gather_seconds`, the oldest group no longer
+      counts as in flight, so the next one starts. There are at most three slow groups at a time.
     - Cancellation: if a caller is cancelled while its item waits, the item is dropped. If the group
-      of the item is in flight by then, the item is handled nevertheless. If the item is handled
-      alone, the cancellation interrupts `handle`.
+      of the item is in flight by then, the item is handled nevertheless. If the caller's own
+      asyncio task handles the item, the cancellation interrupts `handle`.
     - End: `drained` handles everything that waits.
     """
 
@@ -91,7 +91,10 @@ class Batch(Generic[Item, Result]):
         capacity: int = _CAPACITY,
         dropped: Callable[[Item], None] = lambda item: None,
     ) -> None:
-        """`put` drops its item if `capacity` items wait. `dropped` gets each dropped item."""
+        """`put` drops its item if `capacity` items wait.
+
+        `dropped` is called with each item that was `put` and then dropped.
+        """
         self._handle = handle
         self._at_most = at_most
         self._at_once = at_once
@@ -116,8 +119,8 @@ class Batch(Generic[Item, Result]):
     async def __call__(self, item: Item) -> Result:
         """Handles the item and returns its result.
 
-        Raises the error of `handle`. Raises UnavailableError if there is no result within the
-        deadline of the caller. The item may nevertheless be handled.
+        Raises the error of `handle`, or UnavailableError if the item waits too long for its result
+        (_WAIT_SECONDS). The item may then nevertheless be handled.
         """
         if not self._gather_seconds and len(self._in_flight) < self._at_once:
             number = self._begin()

@@ -13,8 +13,9 @@ SELECT {result}, descendants
 FROM cancel_tree(json_populate_record(NULL::cancellation_request, %(request)s));
 
 -- name: match_tasks
--- Uses the index workspaces_with_task. The counts include all rows, not only the first ones. A filter
--- that is NULL matches every task. An API key has no user (NULL), and no creator matches NULL.
+-- Without ids, uses the index workspaces_with_task. The counts include the tasks beyond the limit.
+-- A filter that is NULL matches every task. An API key has no user (NULL), and no creator matches
+-- NULL.
 SELECT
     workspace_id, task_id, is_pending, count(*) OVER () AS matched,
     count(*) FILTER (WHERE is_pending) OVER () AS pending

@@ -28,10 +28,11 @@ SQL = statements("cancellations")
 # The fields of `cancellation_request`, by name.
 Request = dict[str, Any]
 
-# Larger groups make each request slower, and smaller groups cost more CPU. With fewer statements in
-# flight, the calls of four concurrent callers took longer. With more, the groups became smaller.
-# docs/decisions/0014-group-commit.md has the figures.
+# The most requests in a statement. Larger groups make each request slower, and smaller groups cost
+# more CPU (docs/decisions/0014-group-commit.md).
 _MAX_BATCH = 64
+# The most statements in flight. With one, the calls of four concurrent callers took longer. With
+# more than two, the groups became smaller.
 _AT_ONCE = 2
 
 

@@ -1,4 +1,4 @@
--- Records cancellations. functions/record_cancellation.sql has the transaction.
+-- Records cancellations. functions/record_cancellation.sql says how.
 
 -- part: result
 outcome, {(w).workspace}, {(t).task}, (w).watched_until

@@ -26,7 +26,8 @@ from evershell.store.statements import statements
 # How long to wait for the other hosts of the URL after a server that accepts writes has answered.
 # That server may be a former primary.
 _OTHERS_SECONDS = 0.5
-# How long a session outside the pool waits for an answer.
+# How long to wait for the server's answer to the checks of a new connection, and to a statement
+# outside the pool.
 ANSWER_SECONDS = 1.5
 # A part of the error with which PgBouncer refuses session settings.
 _REFUSED_SETTING = "unsupported startup parameter"

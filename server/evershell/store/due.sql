@@ -81,7 +81,7 @@ SELECT least(
     ), workspace_id, id
 FROM cancelled WHERE kind = 'overdue'
 UNION ALL
--- Reads the rows of all workspaces with a pod, because no index contains the leases.
+-- Reads the rows of all workspaces in these statuses, because no index contains the leases.
 SELECT lease_expires_at, id, NULL FROM workspaces
 WHERE kind = 'lease' AND lease_expires_at < %(now)s
     AND status IN ('provisioning', 'idle', 'busy', 'stopping')
@@ -128,7 +128,7 @@ WHERE kind = 'removal' AND status = 'deleting' AND run_id IS NULL
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true);
 
 -- name: due
--- Each kind has its own order and LIMIT. Each row has the number of open cancellations, so the
+-- The LIMIT applies to each kind separately. Each row has the number of open cancellations, so the
 -- query returns a row even if nothing is due. Reads all open tasks once, with the index
 -- tasks_one_open. An index of only the cancelled tasks would save less here than it would cost in
 -- the writes of each cancellation (docs/decisions/0015). The LATERAL queries look up each row by

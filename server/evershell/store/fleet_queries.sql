@@ -19,10 +19,10 @@ SELECT extract(epoch FROM lease_expires_at - %(now)s::timestamptz)::float8 AS se
 FROM workspaces WHERE id = %(workspace_id)s;
 
 -- name: worker_silences
--- The listener of a worker (notifications.py) executes a statement every second. `state_change` is
--- NULL if the server does not track activities, or does not show them to this role. Also lists the
--- sessions of calls whose commit waits for a disk or a standby. The listener and this statement
--- only read, so they may be fast although no call can commit.
+-- How long ago the listener of each worker (notifications.py) last did something: it executes a
+-- statement every second. `state_change` is NULL if the server does not track activities, or does
+-- not show them to this role. Also lists the sessions of calls whose commit waits for a disk or a
+-- standby, because the listener only reads, so it may be fast although no call can commit.
 SELECT coalesce(extract(epoch FROM clock_timestamp() - state_change), 0)::float8 AS seconds
 FROM pg_stat_activity
 WHERE datname = current_database() AND (

@@ -29,7 +29,7 @@ _log = structlog.get_logger()
 
 
 class PostgresKeys:
-    """The keys in the database. If it does not answer, each method raises UnavailableError."""
+    """The keys in the database. Async methods raise UnavailableError if it does not answer."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -50,7 +50,7 @@ class PostgresKeys:
                 raise ValueError(f"Another organization has the slug {slug}.")
 
     async def find_org_slug(self, org_id: str) -> str | None:
-        """The slug of the organization: the first part of its host name."""
+        """The slug in the organization's host name; None if there is no such organization."""
         row = await fetch_one(self._pool, SQL.find_org_slug, org_id=org_id)
         return None if row is None else row.slug
 

@@ -1,12 +1,13 @@
 """Publishes the changes of workspaces, and lets calls and the fleet controller subscribe to them.
 
 Subscribers in this process are told directly. Other processes are told with PostgreSQL's NOTIFY and
-LISTEN, if one of them has marked the workspace (watched_workspaces.py).
+LISTEN: workers if one of them has marked the workspace (watched_workspaces.py), and controllers if
+the leader must act.
 
 A background task sends the notification after the commit, not within the transaction. While a
 transaction with a notification commits, PostgreSQL locks the queue of notifications of the whole
-cluster, so all such commits would wait for each other. One notification carries the ids of all
-workspaces that changed while the previous notification was in flight.
+cluster, so all such commits would wait for each other. One notification carries the ids of many
+workspaces: those that changed while the previous notification was in flight.
 
 A notification is lost if its process dies between the commit and the notification. A listener also
 misses notifications while it reconnects. Subscribers therefore also poll.
@@ -54,7 +55,7 @@ class Channel(StrEnum):
 
 # PostgreSQL accepts payloads of less than 8000 bytes (NOTIFY).
 _MAX_PAYLOAD_BYTES = 7_900
-# The maximum number of workspaces in one batch of notifications.
+# The maximum number of changes in one batch of notifications.
 _MAX_BATCH = 1_000
 _RETRY_SECONDS = 0.25
 SQL = statements("notifications")
@@ -253,7 +254,10 @@ class WorkspaceSubscriptions(_Notifications):
         self._watched = WatchedWorkspaces(pool, self._receive, clock)
 
     def subscribe(self, workspace_id: str) -> WorkspaceSubscription:
-        """Subscribes. If the workspace is not marked, this takes one statement and up to 0.25 s."""
+        """A subscription, which begins when its context is entered.
+
+        If the workspace is not marked, this takes one statement and up to 0.25 s.
+        """
         return WorkspaceSubscription(self, workspace_id)
 
     async def add(self, subscription: WorkspaceSubscription) -> None:
@@ -284,7 +288,7 @@ class WorkspaceSubscriptions(_Notifications):
                 subscription.wake()
 
     def end_waits(self) -> None:
-        """Ends all current waits, so that their calls answer with the current state.
+        """Ends the waits of all current subscriptions, so that their calls answer now.
 
         Later subscriptions can wait as usual.
         """

@@ -22,13 +22,13 @@ from evershell.store.connections import (
     warn_of_missing_settings,
 )
 
-# How long a call waits for a connection, and then for the server's answers. It waits less if its
-# deadline is earlier.
+# How long a call waits for a connection, unless its deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
+# How long a call then waits for the server's answers, unless its deadline is earlier.
 ANSWER_TIMEOUT_SECONDS = 3.0
-# How long a call that lists waits for a place in the share for lists (see Lists), and how long it
-# then waits for the server's answers.
+# How long a call that lists waits for a place in the share for lists (see Lists).
 _LIST_WAIT_SECONDS = 0.5
+# How long a call that lists waits for the server's answers, unless its deadline is earlier.
 LIST_TIMEOUT_SECONDS = 1.0
 # The longest time for which the place of a list stays taken after the list has been read. It is
 # short, so that the next statement of the same call is not refused.
@@ -66,8 +66,9 @@ class Sizes(NamedTuple):
     bulk: int
     # Calls that use neither the pool itself nor `locks`.
     others: int
-    # Two parts of `others`: for lists, and for submissions into trees, which wait for tree locks.
+    # The part of `others` for lists.
     lists: int
+    # The part of `others` for submissions into trees, which wait for tree locks.
     trees: int
 
     @classmethod
@@ -88,9 +89,9 @@ class Pool(AsyncConnectionPool[Connection]):
     The caches of PostgreSQL's process and of the processor then still have what a statement needs.
     After a burst, psycopg's own order would use each connection of the burst in turn.
 
-    Cancellations that do not wait for a lock, reads of one task, holds and credentials use the pool
-    itself. Everything else that callers do uses a share. If the pool has at least four connections,
-    the shares together are smaller than the pool.
+    Cancellations that do not wait for a lock, reads of one task or of a deleted workspace, holds
+    and credentials use the pool itself. All other calls of callers use a share. If the pool has at
+    least four connections, the shares together are smaller than the pool.
     """
 
     # How long a call waits for the server's answers.

@@ -1,4 +1,4 @@
--- Marks of workspaces.
+-- The marks of workspaces: a process may have subscribers for a workspace until `watched_until`.
 
 -- name: set_marks
 -- Skips locked rows, so that the other rows of the batch do not wait for them and no deadlock is

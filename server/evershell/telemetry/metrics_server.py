@@ -15,9 +15,10 @@ _TIMEOUT_SECONDS = 5.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Has at most _MAX_CONNECTIONS. To accept another one, it closes the oldest silent connection.
+    """Serves about _MAX_CONNECTIONS connections at a time, and every request to its end.
 
-    Requests in progress are served to their end.
+    To accept another connection, it closes the oldest silent one. If none is silent, it waits until
+    a request ends, or for _TIMEOUT_SECONDS, and then accepts the connection anyway.
     """
 
     daemon_threads = True

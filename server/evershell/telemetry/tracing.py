@@ -32,8 +32,7 @@ from evershell.core import trace
 from evershell.core.errors import AgentUnreachableError, UnavailableError
 from evershell.core.trace import TraceContext
 
-# The time limit of each export of spans. A program waits at most this long for its last export
-# before it exits.
+# The time limit of each export of a batch of spans.
 _FLUSH_MILLISECONDS = 1_000
 Inner = TypeVar("Inner")
 _LOGGERS = (
@@ -78,7 +77,7 @@ class Tracing:
         return cast(Inner, _Traced(inner, self, prefix, kind))
 
     def close(self) -> None:
-        """Exports the remaining spans. Blocks for at most _FLUSH_MILLISECONDS."""
+        """Exports the remaining spans. Blocks for at most _FLUSH_MILLISECONDS for each batch."""
         self._provider.force_flush(_FLUSH_MILLISECONDS)
         self._provider.shutdown()
 

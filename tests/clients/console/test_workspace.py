@@ -57,7 +57,7 @@ def test_the_log_has_the_current_task_first(
     expect(log.locator(".entry .headline strong")).to_have_text(
         ["Iteration 1 completed", "Task started", "Task submitted", "Workspace provisioned"]
     )
-    # The running command, and its output so far, which scrolls to its end.
+    # The page shows the running command and its output so far, scrolled to the end.
     now = console.page.get_by_role("group", name="Now")
     expect(now).to_contain_text("Iteration 2: tool call")
     expect(now.locator("code")).to_contain_text('shell {"command": "echo going; seq 1 99;')

@@ -1,4 +1,4 @@
-"""The pages of docs/: their blocks of code can be run."""
+"""The blocks of code in docs/: each has a known language, and names only tests that exist."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.stack import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-# Languages of blocks that are neither run nor an output: parts of a program in another language.
+# Languages of blocks that are not run with their page. Each block names the test that uses it.
 OTHERS = ("go", "yaml", "promql")
 
 

@@ -15,9 +15,8 @@ from tests.contracts.agents import AgentCase, ClientCase, FakeCase, Fault, cance
 from tests.support import world
 from tests.support.waiting import eventually_async
 
-# Much longer than the limit of 2 s that Agents states, because the machine may be busy. Calls that
-# waited for each other would take still longer. tests/unit/fleet/test_agent_client.py tests the
-# limit itself.
+# Much longer than the limit of 2 s that Agents states, because the machine may be busy.
+# tests/unit/fleet/test_agent_client.py tests the limit itself.
 LIMIT_SECONDS = 10.0
 
 Call = Callable[[Agents, Workspace, Task], Awaitable[object]]

@@ -49,8 +49,9 @@ class Gates:
         self._surroundings = surroundings
         self._record = record
         self._iteration: Iteration | None = None
-        # What the open model call, or the open tool call, waits for; None without such a call.
+        # What the open model call waits for; None without such a call.
         self._reply: asyncio.Future[Reply] | None = None
+        # What the open tool call waits for; None without such a call.
         self._result: asyncio.Future[ToolResult] | None = None
 
     @property

@@ -148,7 +148,7 @@ def invariant_6_the_pod_lives(view: View) -> None:
 def invariant_7_not_lost(view: View) -> None:
     """If the agent is unreachable, callers learn what is recorded. A lost agent is fenced.
 
-    The tools of a lost agent end before its task does.
+    If the end of a task says that its work has stopped, none of its tools still runs.
     """
     for call in view.record.calls:
         if call.answer == "agent_unreachable":

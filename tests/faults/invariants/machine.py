@@ -13,9 +13,9 @@ from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.view import View
 from tests.faults.invariants.wire import Network
 
-# Weighted towards the states of the network in which a run progresses.
+# The network is good in a third of the cases, so that a run progresses.
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
-# An index into the live agents, mostly the index of the last one.
+# The index of the agent to which something happens: mostly the last one of those that qualify.
 WHICH = st.sampled_from([-1, -1, -1, -2])
 # An iteration has five tokens, which cost five nano-dollars. Each limit of duration is reached
 # between two scans of the controller.

@@ -77,7 +77,7 @@ class Pods:
 
 
 class Changes:
-    """Implements fleet.changes.Changes.
+    """Implements fleet.pods.Changes.
 
     A rule of the state machine can make the controller scan at once. Otherwise, the controller
     scans after its usual interval.

@@ -69,13 +69,15 @@ class Iteration:
     was_cancelled: bool
     # What the model has said so far.
     content: str = ""
-    # Whether the model gave a final reply, or failed.
+    # Whether the model gave a final reply.
     is_final: bool = False
+    # Whether the model failed.
     failed: bool = False
     # None if no tool was called. Empty while the tool call has no result.
     tool_output: str | None = None
-    # The call that was interrupted, and whether the interruption was allowed at that moment.
+    # The call that was interrupted; empty if none was.
     interrupted_call: str = ""
+    # Whether that interruption was allowed at its moment.
     may_interrupt: bool = True
 
 
@@ -113,8 +115,9 @@ class Record:
     wakes: set[str] = field(default_factory=set)
     # The current task at each call of StopWorkspace or DeleteWorkspace, by request id.
     stops: dict[str, str | None] = field(default_factory=dict)
-    # Each task as first seen after its end, and each intent as first seen.
+    # Each task as first seen after its end.
     ends: dict[str, Task] = field(default_factory=dict)
+    # Each task's intent as first seen.
     intents: dict[str, CancelIntent] = field(default_factory=dict)
     # The usage of each task, as last seen.
     usages: dict[str, Usage] = field(default_factory=dict)

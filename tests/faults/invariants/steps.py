@@ -14,9 +14,9 @@ from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# The minimum number of steps per fault, and per advance of the clock. With more faults, a run would
-# not progress.
+# The minimum number of steps of a run for each fault. With more faults, a run would not progress.
 _STEPS_A_TROUBLE = 5
+# The minimum number of steps of a run for each advance of the clock.
 _STEPS_A_PASSING = 4
 
 
@@ -37,12 +37,12 @@ class Steps(RuleBasedStateMachine):
 
     @property
     def may_be_trouble(self) -> bool:
-        """Whether enough steps have passed since the last fault to allow another one."""
+        """Whether the run has enough steps for one more fault."""
         return self._troubles * _STEPS_A_TROUBLE < self._steps
 
     @property
     def may_time_pass(self) -> bool:
-        """Whether enough steps have passed since the clock was last advanced."""
+        """Whether the run has enough steps for one more advance of the clock."""
         return self._passings * _STEPS_A_PASSING < self._steps
 
     @property

@@ -48,7 +48,7 @@ class Node:
     is_open: bool = True
     is_cancelled: bool = False
     is_removed: bool = False
-    # When the task ended, in seconds of the machine's own clock.
+    # When the task ended, in seconds of this test's own clock.
     ended_at: int = 0
 
     def is_below(self, other: "Node") -> bool:
@@ -145,7 +145,11 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(kept=st.integers(0, 2), limit=st.sampled_from([1, 2, 3, 100]))
     def remove_old(self, kept: int, limit: int) -> None:
-        """Removes, in batches, the tasks that have ended, except for the last `kept` of them."""
+        """Removes, in batches, all ended tasks but those that ended last, `kept` in number.
+
+        In each workspace, the removal stops at the first task that must stay: one that ended too
+        late, or whose tree has an open task.
+        """
         before = self._seconds - kept + 1
         for place, at in enumerate(self._workspaces):
             after_seq, count = 0, limit

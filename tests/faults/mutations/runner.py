@@ -63,7 +63,7 @@ def _outcome(rule: Rule, mutant: Edit, checkout: Path) -> Outcome:
 
 
 def _first_failure(tests: Sequence[str], checkout: Path) -> str:
-    """Returns the first test that fails; empty if all pass."""
+    """The first test that fails, or how pytest ended without one; empty if all pass."""
     if not tests:
         return ""
     done = subprocess.run(

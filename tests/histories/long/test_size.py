@@ -22,7 +22,7 @@ def test_a_hundred_thousand_calls_are_judged_within_a_minute(tmp_path: Path) -> 
 def _record(path: Path, count: int) -> None:
     """Records ten calls for each of many tasks in 20 workspaces.
 
-    One answer to CancelTask in 50 is lost.
+    For one task in 50, the answer to the first CancelTask is lost.
     """
     chance = random.Random(1)
     lines: list[tuple[float, dict[str, Any]]] = []

@@ -6,9 +6,9 @@ from typing import Any, Generic, TypeVar
 from tests.stack.long.load import Caller, Load, RecordedError, UndeliveredError
 from tests.support.service import ServiceWorkspace
 
-# Short iterations let many tasks be cancelled. Iterations of 3 s make it likely that a caller waits
-# for the end of a task when a worker ends.
+# Short iterations let many tasks be cancelled.
 SHORT = "\n".join(["sleep 0.1"] * 100)
+# Long iterations make it likely that a caller waits for the end of a task when a worker ends.
 LONG = "\n".join(["sleep 3"] * 100)
 
 
@@ -65,7 +65,10 @@ class Canceller(Generic[W]):
         )
 
     def assert_cancelled(self) -> None:
-        """Checks that the tasks that ended are exactly the tasks with a recorded cancellation."""
+        """Checks that the tasks that ended are exactly the tasks with a recorded cancellation.
+
+        Leaves out tasks that could not be delivered.
+        """
         log = self.workspace.log()
         asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
         ended = [

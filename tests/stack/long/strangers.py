@@ -88,8 +88,9 @@ class Connection:
         self._window = self._initial_window = 65_535
         self.max_streams = 0
         self._next = 1
-        # By stream, the flow-control window and the number of bytes sent.
+        # The flow-control window of each open stream, in bytes.
         self.windows: dict[int, int] = {}
+        # The number of bytes of the body that each stream has sent.
         self._sent: dict[int, int] = {}
         self._output, self._input = bytearray(_PREFACE + frame(_SETTINGS, 0, 0)), b""
         self.socket = socket.create_connection(address)
@@ -295,7 +296,7 @@ class Flood:
 def flooded(name: str, address: str, token: str = "") -> Iterator[Flood]:
     """Runs a flood while the context is open.
 
-    Without a token, the calls carry no credentials.
+    `token` is a valid credential. All floods except `bad_credentials` use it, if it is given.
     """
     command = [sys.executable, "-m", __name__, name, address, token]
     # The output is not buffered, because `select` does not see what is in a buffer.

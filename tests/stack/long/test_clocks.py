@@ -1,7 +1,7 @@
 """Wrong clocks of a worker, a controller, an agent and the database.
 
-Each clock is set wrong by an hour while the programs run. The clocks of several programs are wrong
-at once, in different directions, so that no two of them agree.
+Each clock is set wrong by an hour while the programs run. Several clocks are wrong at once, some
+ahead and some behind.
 """
 
 import os

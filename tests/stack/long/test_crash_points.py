@@ -125,7 +125,7 @@ def test_a_crash(
 
     end = faults.await_terminal(bed, task_id)
     faults.assert_story(bed, task_id, status=case.status, intent=case.intent == "whole")
-    # A task that is cancelled or fails must not start a second iteration.
+    # A task that is cancelled or fails must not have committed a second iteration.
     assert end["iterations"] <= 1 or case.status == "completed"
     counted = end["iterations"] + (case.point == "after_report_commit")
     if "report" in case.point:

@@ -19,10 +19,10 @@ from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Arguments of `sleep` that identify the processes that tools leave behind.
+# Arguments of `sleep` that identify the processes of tools among all processes of the machine.
 LEFT_BEHIND, STUBBORN = unique_seconds(), unique_seconds()
-# The time limit for an answer. The service waits for an agent for 2 s; without that limit, the call
-# would take 20 s.
+# The time limit for an answer. The service waits for an agent for less than 2 s; without that
+# limit, the call would take 20 s.
 ANSWER_SECONDS = 10.0
 POLLERS = 30
 
@@ -53,8 +53,8 @@ def test_an_agent_that_does_not_answer(
         return overtook
 
     with stack.frozen_process(stack.agent_pid(workspace.id)):
-        # Tries again: the cancellation takes 2 s, and on a busy machine it may end before the other
-        # calls are answered.
+        # Tries again: the cancellation takes less than 2 s, and on a busy machine it may end before
+        # the other calls are answered.
         eventually(others_are_answered_first)
         assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
     gate.open()

@@ -129,7 +129,7 @@ def test_a_database_that_is_away(
 
 
 def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
-    """Checks that a call over REST and a call over gRPC fail with `unavailable` in time.
+    """Checks that calls over REST and gRPC fail with `unavailable` in time.
 
     The answer has a retry delay only if the call names its task.
     """

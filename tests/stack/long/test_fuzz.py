@@ -1,7 +1,7 @@
 """Sends valid and invalid requests that are generated from the OpenAPI document.
 
 Each response must match the document or the error envelope. FUZZ_EXAMPLES sets the number of
-requests, and FUZZ_SEED sets the random seed.
+requests for each operation and mode, and FUZZ_SEED sets the random seed.
 """
 
 import json
@@ -23,9 +23,9 @@ from tests.support.stack import Stack, Workspace
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-# The operations that do no harm, in addition to the reads. The others run generated commands, start
-# agents, or stop everything, so the test sends them only for workspaces that do not exist or with
-# tokens that lack permission.
+# The operations that do no harm, in addition to the reads. The others could run generated commands,
+# start agents, or stop everything, so the test sends them only for workspaces that do not exist,
+# and with tokens that lack permission.
 HARMLESS = {"CancelTask", "CancelTaskByTaskId"}
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 OPERATIONS = list(operations())

@@ -41,9 +41,9 @@ async def each(numbers: Sequence[T], act: Callable[[T], Awaitable[None]]) -> Non
 
 
 async def tree_of(client: AsyncClient) -> list[tuple[str, str]]:
-    """Creates the tree, whose last level has one task.
+    """Creates the tree: a chain with LEVELS tasks, and further children of all but its last task.
 
-    Returns the workspace and the task of each node, the root first.
+    Returns the workspace id and the task id of each node, the root first.
     """
     workspace_ids: dict[int, str] = {}
     tasks: dict[int, str] = {}

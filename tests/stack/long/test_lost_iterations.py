@@ -50,8 +50,9 @@ async def agent(task: Task) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    # The package that must be installed, and the example to change. Both are empty for OWN.
+    # The package that must be installed; empty for OWN.
     package: str = ""
+    # The file of the example to change; empty for OWN.
     example: str = ""
     # Texts of the example and their replacements, which make its tool hang in a thread.
     changes: tuple[tuple[str, str], ...] = ()

@@ -1,6 +1,6 @@
 """Compares the answers of a real stack to every kind of cancellation with the answers of an oracle.
 
-The cells of the matrix combine each state with each credential, task and wire.
+The cells of the matrix combine each state with each credential, task and way to call.
 """
 
 from collections.abc import Iterator

@@ -10,7 +10,7 @@ from tests.support.stack import Stack
 from tests.support.wires import Failed, grpc_failure, rest_failure
 
 PER_SECOND, WORKERS = 4, 2
-# docs/calls.md
+# As docs/calls.md says, a burst is twice the rate.
 BURST = 2 * PER_SECOND
 RETRY_AFTER_SECONDS = 1
 

@@ -1,4 +1,4 @@
-"""The service without one of its two rooms, or without both.
+"""The service without one of its two rooms (webhooks and A2A), or without both.
 
 The tests use a copy of the checkout without the folders of these rooms and without their lines in
 the registry.

@@ -20,8 +20,9 @@ from tests.support.edge.clients import is_whole, parse
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# How long the floods may take to become complete, and how long they go on after that.
+# How long the floods may take to become complete.
 COMPLETE_SECONDS = 60.0
+# How long the floods go on after that.
 SECONDS = float(os.environ.get("FLOOD_SECONDS", "1"))
 PAUSE_SECONDS = 0.04
 # How many MiB a program's memory may grow. If a worker kept each message, it would grow by 1,200.

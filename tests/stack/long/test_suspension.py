@@ -63,10 +63,7 @@ def test_a_task_wakes_a_suspended_workspace_and_finds_its_files(suspended: Works
 
 
 def test_a_task_is_cancelled_before_the_agent_is_there(stack: Stack, suspended: Workspace) -> None:
-    """While no controller starts the agent, the task is cancelled.
-
-    The next controller ends the task and wakes the workspace.
-    """
+    """The task is cancelled while no controller runs. Later, it ends and the workspace wakes."""
     answers: list[httpx.Response] = []
 
     def submit() -> None:

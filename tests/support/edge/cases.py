@@ -1,7 +1,7 @@
 """The table of requests and expected answers. The workspace id tells the stub what to do.
 
-curl sends each row of CASES over HTTP/1.1 and over HTTP/2. RAW_CASES are requests that no client
-would send, as bytes of HTTP/1.1.
+curl sends each row of CASES over HTTP/1.1 and, unless the row is `http1_only`, over HTTP/2.
+RAW_CASES are sent as raw bytes, because curl cannot make most of them.
 """
 
 import json
@@ -434,8 +434,8 @@ UNAVAILABLE = [
 ]
 CASES = SUCCESSES + HEADS + SERVICE_ERRORS + BAD_BODIES + PATHS + TYPES + SIZES + CORS + UNAVAILABLE
 
-# Every raw request has a request id that the client has chosen. The answer must have a request id
-# that the edge has made.
+# Contains a request id that the client has chosen. The answer must have a request id that the edge
+# has made.
 HOST = "host: x\r\nx-request-id: chosen-by-the-client\r\n"
 CLOSE = "connection: close\r\n"
 CHUNKED = "transfer-encoding: chunked\r\n"

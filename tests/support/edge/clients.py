@@ -57,7 +57,8 @@ def _fields(lines: list[str]) -> list[tuple[str, str]]:
 def parse(received: bytes, *, to_head: bool = False) -> Answer:
     """Parses the first final answer in raw bytes of HTTP/1.1. Skips interim (1xx) answers.
 
-    Raises AssertionError or ValueError if the bytes are not a complete answer.
+    Raises AssertionError or ValueError if the bytes have no complete head, or end within a chunked
+    body. A body with a content-length may be incomplete.
     """
     while received.startswith(b"HTTP/1.1 1"):
         received = received.partition(b"\r\n\r\n")[2]

@@ -13,7 +13,7 @@ _WaitUntil = Callable[[int], Coroutine[Any, Any, None]]
 
 @asynccontextmanager
 async def waiting_sessions(url: str) -> AsyncIterator[_WaitUntil]:
-    """Yields a function that waits until `count` sessions wait for locks in the database."""
+    """Yields a function that waits until at least `count` sessions wait for locks."""
     async with await AsyncConnection.connect(url, autocommit=True) as observer:
 
         async def waiting(count: int) -> None:

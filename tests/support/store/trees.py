@@ -10,7 +10,7 @@ from tests.support.store.examples import ORG, USER, complete, permission, task, 
 async def submit(
     store: Store, parent: Task | None = None, *, user_id: str | None = USER, org_id: str = ORG
 ) -> Task:
-    """Submits a task in its own workspace."""
+    """Submits a task to a new workspace."""
     idle = workspace(user_id=user_id, org_id=org_id)
     await store.create_workspace(idle)
     return await submit_to(store, idle.id, parent)

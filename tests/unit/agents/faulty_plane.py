@@ -34,7 +34,7 @@ class ControlPlane(control_plane.ControlPlane):
         self.lease_seconds = self.lease_length_seconds = 60.0
         self.calls: list[str] = []
         self.heartbeats: list[HeartbeatRequest] = []
-        # Each event that the agent has sent, with the traceparent of its call.
+        # The type of each event that the agent has sent, with the traceparent of the call.
         self.traces: list[tuple[str, str]] = []
         # How many of the next commits take effect without an acknowledgement.
         self.lost_acknowledgements = 0

@@ -1,4 +1,4 @@
-"""Functions that the tests of the library run in other threads and processes."""
+"""Functions that the tests of in_thread and in_process run in other threads and processes."""
 
 import os
 import subprocess

@@ -140,7 +140,7 @@ async def test_a_report_is_bounded_and_has_no_key(
 ) -> None:
     monkeypatch.setitem(own_keys._names, KEY, "[name]")
     shell = ShellTool(tmp_path, "ws_1", 7)
-    # The reported output lacks the beginning, and ends with the first characters of a key.
+    # The output is too long for a report, and ends with the first characters of a key.
     call = shell_call(f"yes {KEY} | head -c 100000; printf {KEY[:6]}; touch printed; sleep 600")
 
     async def agent(task: Task) -> None:

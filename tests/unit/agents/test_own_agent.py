@@ -158,8 +158,8 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     assert expected in (end.reason if description == "raise" else end.result)
     told = f"{errors.decode()}{end}{iteration}"
     assert "secret" not in told
-    # Both calls and the process print the key twice. If the task fails, the key is also in the
-    # traceback.
+    # Each of the two calls prints the key once, and the process of `in_process` prints it twice: at
+    # its import and in `surroundings`. If the task fails, the key is also in the traceback.
     assert errors.decode().count(expected) >= 4 + (description == "raise")
 
 

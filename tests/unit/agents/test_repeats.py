@@ -34,7 +34,7 @@ from evershell.core.task import Phase, TaskStarted
 from evershell.pod.tokens import SECRET_BYTES, SLUG_TRAILER
 from tests.support.waiting import settle
 
-# Longer than any wait in these tests.
+# The time limit of a call. No call of a test that passes takes this long.
 LIMIT_SECONDS = 30
 
 Answer = Callable[[], Awaitable[None]]
@@ -131,7 +131,7 @@ def hedged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Records the longest possible pause before each attempt. The test does not wait for it."""
+    """Records the longest possible pause before each repeat, and makes each pause last 0 s."""
     noted: list[float] = []
 
     def uniform(_: float, longest: float) -> float:

@@ -59,7 +59,7 @@ class Side:
             await self.client.heartbeat(lambda: ("", Phase.NONE))
 
     async def fence(self) -> None:
-        """Begins a new epoch, as the fleet controller does when an agent is lost."""
+        """Begins a new epoch: the agent counts as lost, and the workspace is resumed."""
         now = self.world.clock()
         await self.world.change(
             self.workspace_id,
@@ -114,7 +114,7 @@ async def test_each_minute_has_a_token_of_its_own(side: Side) -> None:
         await side.beat()
         seen.add(runtime_token(side.tokens, side.workspace_id, 1, side.agent_clock.now))
     assert len(seen) == 3
-    # Each heartbeat needed only one attempt, so the clock was never corrected.
+    # The clock was never corrected, so no token was refused.
     assert side.clock() == side.agent_clock()
 
 

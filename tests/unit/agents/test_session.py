@@ -167,7 +167,7 @@ async def test_a_task_that_arrives_before_the_acknowledgement_of_an_end_is_kept(
     runs.tasks["a"].is_ending = True
     runs.session.start(Assignment(task_id="b"))
     assert runs.session.cancel("b", Cancellation())
-    # The reply to a heartbeat that was sent before task b arrived.
+    # This reply names no task, like a reply that was written before task b was assigned.
     runs.session.apply(Directive(), runs.session.mark())
     await settle()
     assert runs.started == ["a", "b"]

@@ -36,7 +36,7 @@ ALLOWED = {
     "_cython_3_2_8",
     "_distutils_hack",
 }
-# The packages of the service that an agent may load.
+# The packages and modules directly in `evershell` that an agent may load.
 ALLOWED_PACKAGES = {
     "agent",
     "agents",

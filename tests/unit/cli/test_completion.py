@@ -59,8 +59,8 @@ def test_commands_options_and_ids_are_completed(
         "cancel --fo": {"--force-after": None},
         # The newline is escaped, because it would begin another item.
         "cancel ws_1": {"ws_1": r"idle a\nb"},
-        # An id is offered instead of a name that selects no workspace, or that a shell would not
-        # take as one word.
+        # An id is offered instead of a name that several workspaces have, that a shell would not
+        # take as one word, or that looks like an option.
         "cancel a": {"api": "ws_2 idle", "ws_1": r"idle a\nb"},
         "cancel tw": {"ws_3": "unspecified twin", "ws_4": "unspecified twin"},
         "cancel $": {"ws_5": "unspecified $(reboot)"},

@@ -51,7 +51,10 @@ class Listed:
 
 
 class Service:
-    """A service in memory. Each call first calls `before`, which may make the call fail."""
+    """A service in memory.
+
+    Each call except ListWorkspaces and WatchEvents first calls `before`, which may make it fail.
+    """
 
     def __init__(
         self,

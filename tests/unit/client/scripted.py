@@ -10,7 +10,10 @@ from tests.unit.client.fake_channel import CODES, trailers
 
 
 class Scripted:
-    """Answers each call with the next of `script`: a reply, a Failure, or a stream's messages."""
+    """Answers each call with the next of `script`: a reply, a Failure, or a stream's messages.
+
+    If the answer, or a message of a stream, is "hang", the call waits until it is cancelled.
+    """
 
     def __init__(self) -> None:
         self.script: list[Any] = []
@@ -18,7 +21,7 @@ class Scripted:
         self.tokens: list[str] = []
         self.metadata: dict[str, str] = {}
         self.started = asyncio.Event()
-        # Set once a caller has ended a stream.
+        # Set once a caller has ended a stream that hangs.
         self.ended = asyncio.Event()
 
     def __getattr__(self, rpc: str) -> Any:

@@ -51,7 +51,7 @@ def submitted(**fields: Any) -> TaskFilter:
         (lambda client: client.cancel_tasks(filter=TaskFilter()), "filter"),
         (lambda client: client.cancel_tasks(filter=TaskFilter(task_ids=("t",)), all=True), "all"),
         (lambda client: next(client.cancel_all_tasks(filter=TaskFilter(task_ids=()))), "task_ids"),
-        # A generator counts as non-empty even if it yields nothing.
+        # An iterator is true in Python even if it yields nothing.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=iter(()))), "task_ids"),
         # The service could not tell that these fields were given: empty fields are not sent.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=())), "task_ids"),

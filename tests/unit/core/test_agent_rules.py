@@ -55,6 +55,7 @@ def with_task(**fields: Any) -> Locked:
         ("192.0.0.192:80", False, False),
         ("168.63.129.16:80", False, False),
         ("0.0.0.0:80", False, False),
+        # These are not the IP address and the port of one machine.
         ("224.0.0.1:80", False, False),
         ("localhost:80", False, False),
         ("unix:/run/docker.sock", False, False),

@@ -235,7 +235,7 @@ async def test_the_task_is_looked_up_before_the_status_is_checked(
 async def test_a_workspace_that_is_not_up_refuses_with_its_status(
     world: World, down: WorkspaceStatus, slug: str
 ) -> None:
-    """An open task stays unchanged. A provisioning workspace has no task."""
+    """An open task stays unchanged. The provisioning workspace of this test has no task."""
     busy, running = await world.add_busy()
     if is_provisioning := down is WorkspaceStatus.PROVISIONING:
         busy = await world.add(down)

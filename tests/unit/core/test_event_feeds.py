@@ -124,7 +124,7 @@ async def test_a_slow_watcher_reads_what_it_has_missed_and_delays_nobody(
 
 
 async def test_a_watcher_misses_nothing_while_its_opening_is_written(watched: Watched) -> None:
-    """While the opening is written, the feed sends more events than a watcher can keep."""
+    """While the opening is written, the feed sends two messages. A watcher can keep only one."""
     watching = watched.watch(opening=["opening"])
     assert await anext(watching) == "opening"
     for number in (1, 2):

@@ -132,7 +132,7 @@ async def test_with_own_a_caller_changes_only_their_webhooks(world: World) -> No
 
     for by in (
         caller(*own, actor_id="user_2"),
-        # Without the second scope, even the wide form of the first one is not enough.
+        # One of the two scopes is not enough, even in its form without `:own`.
         caller("webhooks:write"),
         caller("workspace:read"),
     ):

@@ -55,8 +55,9 @@ class FakeAgent(AgentServiceServicer):
         self.iteration: CurrentIteration | None = None
         self.reads = 0
         self.before_read: Callable[[int, Context], Awaitable[None]] = answer_at_once
-        # The peer of each stream, and the value of its `authorization` metadata.
+        # The peer of each stream.
         self.peers: list[str] = []
+        # The `authorization` metadata of each stream.
         self.opened: list[str] = []
         self.address = ""
         self._server: grpc.aio.Server | None = None

@@ -267,7 +267,7 @@ async def test_an_agent_that_does_not_answer_is_given_up(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     agent.before = never
-    # Ten times as long as the call should take.
+    # More than ten times as long as the call should take.
     async with asyncio.timeout(18):
         await unreachable(client, agent.address)
     # The next signal gets a new stream.

@@ -98,7 +98,7 @@ async def test_a_pod_that_ends_before_it_registers_fails_with_its_last_log_line(
 
 
 async def test_a_start_that_another_controller_did_not_finish_is_repeated(fleet: Fleet) -> None:
-    """The other controller died after it recorded the start, or before the agent had its spec."""
+    """The other controller recorded the start, and died before the agent ran."""
     made = await fleet.add(PROVISIONING)
     fleet.pods.kill(made)
     await fleet.scan()

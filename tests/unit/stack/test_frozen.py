@@ -16,7 +16,10 @@ VERY_LONG = 70
 
 @dataclass(frozen=True)
 class Second:
-    """What a program does in one second: its turns, its processor time and its state."""
+    """What a program does in one second.
+
+    `turns` counts the turns of its event loop. `state` is its state in proc_pid_stat(5).
+    """
 
     turns: int = 0
     processor_seconds: float = 0.0

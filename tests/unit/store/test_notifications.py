@@ -263,7 +263,7 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
 
 
 async def test_a_slow_statement_of_a_worker_is_no_silence(pool: Pool, database_url: str) -> None:
-    """Only a waiting commit counts as silence, as in tests/stack/long/test_silent_workers.py."""
+    """Among statements of calls, only a commit that waits for a disk or standby is a silence."""
     url = make_conninfo(database_url, application_name=CALLS_NAME)
     async with await AsyncConnection.connect(url, autocommit=True) as calls:
         answer = asyncio.create_task(calls.execute("SELECT pg_sleep(60)"))

@@ -72,7 +72,8 @@ async def test_no_cancellation_waits_for_lists(
     _, read_again = await store.get_workspace_with_task(busy.id, task.id)
     await submit(store)
     assert recorded.outcome == "accepted" and read_again is not None and read_again.cancel
-    # The first lists wait for the table, and are ended. The others are refused without a wait.
+    # The first lists wait for the table, and are ended. The others get no place in time, and are
+    # refused.
     ended = await asyncio.gather(*others, *first, return_exceptions=True)
     slugs = [each.slug if isinstance(each, Failure) else type(each) for each in ended]
     assert slugs == ["rate_limited"] * len(others) + [UnavailableError] * len(first)

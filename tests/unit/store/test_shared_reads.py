@@ -1,4 +1,4 @@
-"""Reads that concurrent callers share: which result each receives, limits, and failures."""
+"""Reads that concurrent callers share: which result each receives, even after a failure."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Makes calls at a running server, and compares what they do with the rules for access."""
+"""Makes calls to a running server, and compares what they do with the rules for access."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,9 +41,9 @@ class Checking:
     tasks: list[str] = field(default_factory=list)
     tokens: dict[Principal, str] = field(default_factory=dict)
     made: int = 0
-    # The ids of the requests that must have an audit entry, and the number of calls without a
-    # credential, which may have none.
+    # The ids of the requests that must have an audit entry.
     expected: set[str] = field(default_factory=set)
+    # The number of audited calls without a credential, whose entries may be lost.
     unauthenticated: int = 0
 
     async def add(self, org_id: str, creator: str | None) -> None:
@@ -145,7 +145,10 @@ class Checking:
         assert entry.outcome == _outcome(asked.method, seen)
 
     async def count(self) -> None:
-        """Checks that each call has left at most one entry, and that reads have left none."""
+        """Checks that the expected requests have entries, and that no others do.
+
+        Each audited call without a credential has an entry, or is counted as lost.
+        """
 
         async def recorded() -> list[AuditEntry]:
             return [each for each in await self._all() if each.outcome != "unauthenticated"]

@@ -67,5 +67,5 @@ ITERATION = {
     },
     "tool_call": TOOL_CALL,
 }
-# Several tool calls.
+# An iteration with several tool calls.
 PARALLEL = {**ITERATION, "tool_calls": [TOOL_CALL, {**TOOL_CALL, "id": "call_2"}]}

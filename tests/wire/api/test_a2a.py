@@ -1,4 +1,4 @@
-"""A2AService over gRPC, over a store in memory."""
+"""Calls of A2AService to a real server, with a store in memory."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ async def test_a_cancelled_task_works_until_its_end_is_committed(a2a: A2A) -> No
 
 
 async def test_a_cancellation_includes_the_descendants_if_asked(a2a: A2A) -> None:
-    """The descendants are cancelled even if the task itself has ended."""
+    """The second call cancels a descendant, although the task is already being cancelled."""
     world = a2a.world
 
     async def child() -> tuple[str, str]:

@@ -26,7 +26,7 @@ CHANGING = sorted(
 
 
 async def stored(world: World) -> list[AuditEntry]:
-    """The entries that were committed with a change or a check, oldest first."""
+    """The entries that the store committed as a part of the calls themselves, oldest first."""
     found = await world.store.list_audit_entries(permission(org_id=ORG), AuditFilter(), None, 100)
     return list(reversed(found))
 

@@ -160,7 +160,7 @@ async def test_a_wrong_value_is_refused_and_names_its_field(server: Running, met
 async def check(server: Running, cell: Cell) -> None:
     sent = messages.RestBody(http_body=HttpBody(data=cell.body.encode())).SerializeToString()
     if cell.method not in WITHOUT_ID:
-        # The path of the call.
+        # The id of the workspace or webhook, which the edge takes from the path.
         sent = b"\x0a\x04ws_1" + sent
     seen = await server.raw(
         f"/evershell.workspace.v1.WorkspaceService/{cell.method}",

@@ -130,5 +130,5 @@ async def test_a_text_in_a_header_is_one_value(
     (entry,) = await world.store.list_audit_entries(permission(), AuditFilter(), None, 9)
     assert (entry.request_id, entry.trace_id) == (text, "")
     assert (entry.org_id, entry.outcome) == (ORG, "no_active_task")
-    # The log has only the part after the last comma, which the edge adds.
+    # The entry has only the part after the last comma, which the edge adds.
     assert entry.client_address == text.rpartition(",")[2].strip()

@@ -17,7 +17,10 @@ Request = Any
 
 @pytest.fixture
 async def lists(server: Running, world: World) -> dict[str, tuple[Callable[..., Request], str]]:
-    """The request of each list by name, and the field with its items. Each list has two items."""
+    """The request of each list, and the field of the answer with the items, by the list's name.
+
+    Each list has at least two items.
+    """
     ids = []
     for _ in range(2):
         idle = await world.add()

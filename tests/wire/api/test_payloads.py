@@ -1,6 +1,6 @@
 """Payloads become the same messages as with ParseDict, whatever they contain.
 
-The payloads have no lone surrogates: PostgreSQL cannot store them, and ParseDict fails on some.
+The random texts have no lone surrogates: PostgreSQL cannot store them, and ParseDict fails on some.
 """
 
 from collections.abc import Mapping

@@ -57,7 +57,7 @@ async def server(world: World, limits: RateLimits) -> AsyncIterator[Running]:
 
 
 async def count_served(call: Callable[[], Coroutine[Any, Any, Any]], limit: int = 50) -> int:
-    """The number of calls that are served before the first one that is rate limited."""
+    """The number of calls before the first one that is rate limited; at most `limit`."""
     for count in range(limit):
         seen = await call()
         if isinstance(seen, Failed) and seen.slug == "rate_limited":

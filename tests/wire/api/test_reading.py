@@ -67,7 +67,7 @@ class Incomplete:
         self._ending.set()
 
     async def failure(self) -> Failed:
-        """The failure of the call while its stream is open."""
+        """The failure of the call, which may come while its stream is still open."""
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             async with asyncio.timeout(PROMPT_SECONDS):
                 await self.call

@@ -25,14 +25,15 @@ from tests.support.world import World, caller
 from tests.wire.api.running import READER, bearer, running
 
 FEW = Share(total=6, organization=4, credential=2)
-# A method of each kind of call. The kinds for bodies have no methods.
+# A method of WorkspaceService of each kind that has one. Kind.WAITS has only a method of
+# A2AService, and the kinds for bodies have no methods.
 METHODS = {
     Kind.FIRST: "GetTask",
     Kind.READS: "ListWorkspaces",
     Kind.STREAMS: "WatchEvents",
     Kind.OTHERS: "SubmitTask",
 }
-# The cluster and the priority of the edge's routes for each kind.
+# The cluster and the priority of the edge's routes for each kind that has methods.
 ROUTES = {
     Kind.FIRST: ("control_plane", "HIGH"),
     Kind.READS: ("control_plane", "DEFAULT"),

@@ -142,7 +142,7 @@ def test_a_header_that_is_not_printable_ascii_is_refused(
 
 
 def grpc_status(edge: RunningEdge, header: str, value: bytes) -> Any:
-    """The status of a call that has this header."""
+    """The gRPC status of a CancelTask call that has this header."""
     path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
     with closing(Connection(edge.grpc_address, path, ((header, value),))) as connection:
         connection.call(message(b""))

@@ -15,7 +15,7 @@ from tests.support.edge.stub import Stub
 from tests.support.metrics import read
 from tests.support.waiting import eventually
 
-# The limit on connections in envoy.yaml.
+# The limit on connections to the listener for metrics in envoy.yaml.
 CONNECTIONS = 64
 METRIC = re.compile(r"\benvoy_\w+(?=\{)")
 
@@ -50,7 +50,10 @@ def has_metrics(edge: RunningEdge) -> bool:
 def test_silent_connections_are_few_and_callers_cancel(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Silent connections count towards the limit on files only, not on connections or memory."""
+    """The limits on callers' connections and memory do not apply to the listener for metrics.
+
+    It has its own limit on connections, so that silent ones do not use up the file descriptors.
+    """
     soon = {'"idle_timeout": "10s"': '"idle_timeout": "2s"'}
     with (
         running_edge(

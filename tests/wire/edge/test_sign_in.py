@@ -1,4 +1,4 @@
-"""How the edge answers with an identity provider. The console's tests cover a whole sign-in."""
+"""How an edge that has an identity provider answers. The console's tests cover a whole sign-in."""
 
 import base64
 import json
@@ -133,7 +133,7 @@ def test_cookies_do_not_count_if_one_of_several_headers_names_another_site(
 ) -> None:
     with httpx.Client(base_url=provided.rest_url, trust_env=False) as client:
         headers = [("cookie", OLD_COOKIES), *(("sec-fetch-site", site) for site in sites)]
-        # The filter would refuse the old session, but the edge drops the cookies before the filter.
+        # Envoy's OAuth2 filter would refuse the old session, but it does not get the cookies.
         assert client.get("/v1/workspaces/ws_1", headers=headers).status_code == 200
 
 
@@ -170,7 +170,7 @@ def test_a_stranger_writes_nothing_into_the_log_of_the_edge(provided: RunningEdg
             answer = get(provided, f"/console/signed-in?{httpx.QueryParams(query)}", "cross-site")
             assert answer.status_code < 500
     path = provided.settings.admin_socket.parent / "envoy.log"
-    # Waits until the log has the line of a later call.
+    # Waits until the log has the line of the last call.
     eventually(lambda: answer.headers["x-request-id"] in path.read_text())
     log = path.read_text()
     assert "\x1b" not in log

@@ -2,9 +2,9 @@
 
 An iteration is a super-step of the graph. If the next super-step runs the model's tool calls, it
 belongs to the same iteration. A graph begins a super-step only when the adapter asks for the next
-event. LangChain's callbacks report when the calls of models and tools begin and end: the library
-awaits futures that the callbacks complete. An interrupted graph waits for its nodes, except for
-nodes that run in threads.
+event. LangChain's callbacks report when the calls of models and tools begin and end. For each call,
+`Step` awaits a future that the callbacks complete. An interrupted graph waits for its nodes, except
+for nodes that run in threads.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ def agent(
 ) -> AgentFunction:
     """Returns a function for `run` that gives each task to a compiled graph.
 
-    Each task continues from the state in which the workspace's previous task left the graph. The
-    graph's checkpointer keeps the state. Unless `conversation` is None, a graph without a
-    checkpointer gets one that stores the state in the file `conversation` in the workspace's files.
-    This checkpointer needs the package `langgraph-checkpoint-sqlite`.
+    With a checkpointer, each task continues from the state in which the workspace's previous task
+    left the graph. Unless `conversation` is None, a graph without a checkpointer gets one that
+    stores the state in the file `conversation` in the workspace's files. This checkpointer needs
+    the package `langgraph-checkpoint-sqlite`.
     """
 
     async def run(task: Task) -> str:
@@ -291,7 +291,7 @@ def _called(values: Any) -> list[Any]:
 
 
 def _last_text(values: Any) -> str:
-    """The last text of the model, or the whole state if the state has no messages."""
+    """The last text of the model, if any; the whole state if the state has no messages."""
     messages = _messages(values)
     texts = [each.text for each in messages if each.type == "ai" and each.text]
     return str(texts[-1]) if texts else "" if messages or values is None else str(values)

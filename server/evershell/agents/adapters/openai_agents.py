@@ -86,7 +86,7 @@ class _Run:
         return str(run.final_output)
 
     def _agent(self, own: Any) -> Any:
-        """A copy of the agent. The copies of its model, tools and handoffs call the library."""
+        """A copy of the agent that uses copies of its model, tools and handoffs."""
         from agents import Model
 
         if id(own) in self._copies:
@@ -142,7 +142,7 @@ class _Run:
         return copied
 
     def _tool(self, own: Any) -> Any:
-        """A copy of a function tool that calls the library.
+        """A copy of a function tool. The calls of the copy go through the library.
 
         Other tools are not copied: they run at the model's endpoint or inside the SDK.
         """

@@ -28,7 +28,7 @@ class Admission(Interceptor):
     """
 
     def __init__(self, delay: QueueingDelay, arrived: Callable[[], None] = lambda: None) -> None:
-        """`arrived` is called for each call of the public services and of RuntimeService."""
+        """`arrived` is called for each call to the public services and to RuntimeService."""
         self._delay = delay
         self._arrived = arrived
         # Whether the worker can serve public calls.

@@ -116,7 +116,7 @@ def _certificate_names(call: Call) -> list[bytes]:
 
 
 class _Rechecks:
-    """Checks a stream's credential again, and ends the stream if the credential is not valid now.
+    """Checks a stream's credential every RECHECK_SECONDS, and ends the stream if a check fails.
 
     There may be thousands of streams, which mostly wait. Each has a timer, and a task only while
     its credential is being checked. A call that waits for the end of a task is treated like a

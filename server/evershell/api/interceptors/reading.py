@@ -48,7 +48,8 @@ _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
 # Messages of agents that are larger than this are parsed and served one at a time: parsed, a
-# message with millions of empty tool calls takes 50 times its size in memory.
+# message with millions of empty tool calls takes 50 times its size in memory. A larger request of a
+# caller may keep its place until the call ends (`read_and_serve`).
 _LARGE_BYTES = 256 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0

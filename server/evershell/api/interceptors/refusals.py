@@ -43,7 +43,7 @@ async def _names_no_task(call: Call, method: Method) -> bool:
 
 
 async def _request(call: Call, method: Method) -> Any:
-    """The request; None if it does not arrive."""
+    """The request; None if it does not arrive in time or is malformed."""
     with suppress(TimeoutError, DecodeError):
         async with asyncio.timeout(_READ_SECONDS):
             message = await call.context.read()

@@ -21,8 +21,8 @@ log = structlog.get_logger()
 
 # Programs make these calls all the time, so successful ones are not logged.
 _UNLOGGED = (HEARTBEAT, HEALTH_CHECK)
-# The maximum number of lines per second for calls without a credential. The edge logs these calls
-# too.
+# The maximum number of lines per second for calls without a valid credential. The edge logs these
+# calls too.
 _LINES_OF_STRANGERS_PER_SECOND = 10
 _OWN_SERVICES = ("evershell.", "lf.a2a.")
 # The slugs of calls that the service refuses. All other slugs are failures of the service.
@@ -34,7 +34,8 @@ _REFUSALS = frozenset(
 class RequestLog(Interceptor):
     """Writes one line for each call, even when the call fails or its caller goes away.
 
-    Writes no line for heartbeats and health checks that succeed.
+    Writes no line for heartbeats and health checks that succeed, and none beyond the rate limits
+    (see `_write`).
 
     Counts and times calls by method and outcome. Only methods that exist are wrapped, so the number
     of counters is bounded.
@@ -78,10 +79,10 @@ class RequestLog(Interceptor):
         return logged
 
     def _write(self, path: str, call: Call, outcome: str, seconds: float) -> None:
-        """Writes the line.
+        """Writes the line, unless its rate limit is reached.
 
-        So that no caller can fill the disk, the lines for callers without a credential share one
-        rate limit, and the lines for refused calls have a rate limit for each outcome.
+        So that no caller can fill the disk, the lines for callers without a valid credential share
+        one rate limit, and the lines for refused calls have a rate limit for each outcome.
         """
         facts: dict[str, Any] = {}
         repeats: dict[str, int] | None = {}

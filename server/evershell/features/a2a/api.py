@@ -27,7 +27,7 @@ from evershell.features.a2a import decode, encode, push, use_cases
 from evershell.features.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.features.parts import TaskWebhooks
 
-# SendMessage waits for the end of the task, however long it takes.
+# How long SendMessage waits for the end of the task, if the call has no deadline.
 _FOREVER_SECONDS = 365 * 86_400.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -275,9 +275,9 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
 
 
 def _check_version() -> None:
-    """Checks the version of A2A that the caller speaks. Every method calls this first.
+    """Checks the version of A2A that the caller speaks. Raises Failure version_not_supported.
 
-    Raises Failure version_not_supported.
+    Every method calls this first. Only a read of a public card without a credential does not.
     """
     decode.check_version(current().metadata)
 

@@ -26,8 +26,9 @@ from evershell.features.a2a.states import statuses_in
 
 VERSION = "1.0"
 VERSION_HEADER = "a2a-version"
-# Without the header, the version is 0.3 (A2A, section 3.6.2). The patch version is ignored.
+# The version of a call without the header (A2A, section 3.6.2).
 _ABSENT_VERSION = "0.3"
+# The patch version is ignored.
 _SUPPORTED = re.compile(r"1\.0(\.\d+)?")
 TEXT = "text/plain"
 # The output modes that include text. A client that lists one of them accepts text.

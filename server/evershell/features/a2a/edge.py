@@ -42,7 +42,7 @@ _TRANSCODER = {
     },
     "max_response_body_size": 33_554_432,
 }
-# Sets the header `a2a-version` from the query, which may have the version (section 3.6.1).
+# If a request has no header `a2a-version`, sets it from the query (section 3.6.1).
 _VERSION = {
     "@type": f"{_FILTERS}.header_mutation.v3.HeaderMutationPerRoute",
     "mutations": {

@@ -30,7 +30,7 @@ def encode_list(
     page_size: int,
     request: a2a_pb2.ListTasksRequest,
 ) -> a2a_pb2.ListTasksResponse:
-    """The reply."""
+    """The reply to ListTasks."""
     history_length = request.history_length if request.HasField("history_length") else None
     return a2a_pb2.ListTasksResponse(
         tasks=[
@@ -82,7 +82,7 @@ def encode_task(
 
 
 def _task_facts(task: Task) -> dict[str, Any]:
-    """The task as REST shows it, without the fields that an A2A task has too."""
+    """The task as REST shows it, without the id and the texts that the A2A task contains."""
     facts = rest_fields(codec.encode_task(task))
     for name in ("id", "description", "result"):
         del facts[name]

@@ -10,7 +10,10 @@ from evershell.core.workspace import AgentCard, Workspace
 async def get_agent_card(
     caller: Caller, workspace_id: str, store: Workspaces
 ) -> tuple[Workspace, AgentCard]:
-    """The card of a workspace. Raises Failure: permission_denied, workspace_not_found."""
+    """The card of a workspace.
+
+    Raises Failure: validation_error, permission_denied, workspace_not_found.
+    """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:read")
     workspace, card = await store.get_agent_card(workspace_id, caller.org_id)
@@ -20,7 +23,7 @@ async def get_agent_card(
 async def get_public_card(workspace_id: str, store: Workspaces) -> tuple[Workspace, AgentCard]:
     """The card of a workspace, if the card is public.
 
-    Otherwise, raises Failure workspace_not_found.
+    Otherwise, raises Failure workspace_not_found, or validation_error if the id is not valid.
     """
     check_identifiers(workspace_id=workspace_id)
     workspace, card = await store.get_agent_card(workspace_id)

@@ -1,4 +1,4 @@
-"""A2A in a worker: its service."""
+"""What A2A adds to a worker: its service."""
 
 from a2a.types import a2a_pb2_grpc
 

@@ -33,7 +33,7 @@ from evershell.features.webhooks.rules import AttemptResult, ClaimedDelivery, De
 from evershell.features.webhooks.sender import ATTEMPT_SECONDS, Answer, Sender
 from evershell.store.batch import Batch
 
-# The maximum number of concurrent requests to a receiver.
+# The maximum number of concurrent requests of one process to a receiver.
 _AT_ONCE = 8
 # How often due deliveries (retries, for example) are claimed if nothing wakes the process.
 _POLL_SECONDS = 2.0
@@ -45,8 +45,8 @@ _BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
 # Each claim looks at only some of the receivers. At most this many claims follow each other without
 # a pause.
 _MAX_ROUNDS = 4
-# How often this process tries to record a result whose row is locked. After that, the delivery is
-# claimed and sent again.
+# How often this process tries to record a result, whose row may be locked. After that, it drops the
+# result, and the delivery is claimed and sent again.
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
@@ -96,7 +96,7 @@ class Deliverer:
         self._results: Batch[AttemptResult, None] = Batch(
             self._record, at_most=1_000, gather_seconds=_GATHER_SECONDS
         )
-        # For each result, how often its row was found locked.
+        # For each result that could not be recorded yet, the number of tries.
         self._tries: Counter[DeliveryKey] = Counter()
         self._counts: Counter[str] = Counter()
 

@@ -1,8 +1,9 @@
 """Claims the deliveries to webhooks that are due, and records their results.
 
-Every statement skips locked rows. So it never waits, does not delay events, and cannot take part in
-a deadlock. If a result cannot be recorded at once, it is recorded later. If it is not recorded
-before the lease ends, the delivery is claimed again, and its events are sent twice.
+Statements that lock deliveries skip locked rows. So they never wait for the commit of an event, and
+cannot take part in a deadlock with it. If a result cannot be recorded at once, it is recorded
+later. If it is not recorded before the lease ends, the delivery is claimed again, and its events
+are sent twice.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -29,8 +30,9 @@ from evershell.store.statements import statements
 
 # How long a claim lasts if no result is recorded.
 LEASE_SECONDS = 60.0
-# A claim has at most this many deliveries for one receiver, and this many events for one delivery.
+# A claim has at most this many deliveries for one receiver.
 MAX_OF_RECEIVER = 100
+# A claim has at most this many events for one delivery.
 _MAX_EVENTS = 4
 # Larger events are read one by one, because a claim may have thousands of events. Compressed events
 # are read one by one too, because their size is known only after decompression.
@@ -119,10 +121,10 @@ class WebhookDeliveries:
         return None if row is None else event_of(row)
 
     async def record(self, results: Sequence[AttemptResult]) -> Recorded:
-        """Records the results of claims of this process, and disables webhooks.
+        """Records the results of claims of this process.
 
-        Leaves out a result if the row of its delivery is locked, or if another process has claimed
-        the delivery since the lease ended.
+        Disables the webhooks of results that demand it. Leaves out a result if the row of its
+        delivery is locked, or if another process has claimed the delivery since the lease ended.
         """
         parameters = {
             "results": Json([_result_json(each) for each in results]),

@@ -1,4 +1,4 @@
-"""The bodies of the requests of webhooks."""
+"""The body of the request that sends an event to the receiver of a webhook."""
 
 import json
 

@@ -1,8 +1,8 @@
 """The process in which a worker sends the requests of webhooks.
 
 Sending a request takes more processor time than answering a call. A separate process with a lower
-priority sends the requests, so that calls are not delayed. It runs only while there are webhooks or
-deliveries.
+priority sends the requests, so that calls are not delayed. It is started once there are webhooks or
+deliveries, and runs until the worker ends.
 
 The worker writes a line to the process's standard input when something was committed. It closes
 this input to end the process; if the worker is killed, the kernel closes the input. The process
@@ -26,7 +26,8 @@ from evershell.core.errors import UnavailableError
 from evershell.features.webhooks.deliverer import Counts
 
 _COMMAND = (sys.executable, "-P", "-m", "evershell.commands.deliver")
-# How often the worker checks whether there are webhooks. When it creates one, it checks at once.
+# How often a worker without this process checks whether there are webhooks or deliveries. When the
+# worker creates a webhook, it checks at once.
 _LOOK_SECONDS = 5.0
 # Commits are gathered for this long, so that the events of several are delivered together.
 _GATHER_SECONDS = 0.1
@@ -45,7 +46,7 @@ _log = structlog.get_logger()
 
 
 class DeliveryProcess:
-    """Runs the delivery process while there are webhooks or deliveries."""
+    """Starts the delivery process once there are webhooks or deliveries. Restarts it if it ends."""
 
     def __init__(
         self, is_needed: Callable[[], Awaitable[bool]], counted: Callable[..., None]

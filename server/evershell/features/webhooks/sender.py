@@ -52,7 +52,7 @@ class Answer:
 
 
 class Sender:
-    """Sends requests while its context is entered, and keeps connections open for later ones.
+    """Sends requests inside its `async with` block, and keeps connections open for later ones.
 
     Every address is checked when its socket is opened, even an address that the URL contains
     itself, so only checked addresses are called.
@@ -120,7 +120,10 @@ class Sender:
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Reads the body, so that the connection can be used again. Closes it if the body is long."""
+    """Reads the beginning of the body. Closes the connection if that was not the whole body.
+
+    A connection can be used again only after the whole body was read.
+    """
     if await response.content.read(_MAX_BODY_BYTES) and not response.content.at_eof():
         response.close()
 
@@ -138,7 +141,7 @@ def _answer(response: aiohttp.ClientResponse) -> Answer:
 
 
 def _seconds(retry_after: str) -> float:
-    """The seconds in `retry-after`. 0 for a date, which is rare."""
+    """The seconds in `retry-after`, at most an hour. 0 for a date, which is rare."""
     if not (retry_after.isascii() and retry_after.isdigit()):
         return 0.0
     return float(min(int(retry_after[:9]), _MAX_RETRY_AFTER_SECONDS))

@@ -72,7 +72,7 @@ UPDATE webhooks SET disabled_at = NULL WHERE id = %(webhook_id)s AND org_id = %(
 RETURNING created_by;
 
 -- name: replay
--- Rows that a worker or an event has locked are left to the next call, because a call that waits
+-- Rows that another transaction has locked are left to the next call, because a call that waits
 -- could take part in a deadlock.
 UPDATE webhook_deliveries
 SET due_at = %(now)s, pending_since = %(now)s, attempts = 0, failed = false, settled_at = NULL

@@ -151,7 +151,7 @@ async def list_webhooks(
 ) -> Sequence[Webhook]:
     """The webhooks of the organization or of a task, newest first.
 
-    With `workspace:read:own`, only webhooks that the caller created. Raises Failure
+    With only `workspace:read:own`, the webhooks that the caller created. Raises Failure
     permission_denied.
     """
     permission = caller.permission(READ_SCOPE)

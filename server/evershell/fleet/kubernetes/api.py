@@ -89,8 +89,9 @@ class Api:
     async def list(self, kind: str, limit_seconds: float) -> tuple[list[Object], int]:
         """All objects of the kind (for example `pods`), and the version of the list.
 
-        The list includes all changes that were made before the call. Raises ApiError,
-        UnreachableError.
+        The list includes all changes that were made before the call. `limit_seconds` applies to
+        each page. Raises ApiError, UnreachableError; GoneError if the token of the next page has
+        expired.
         """
         objects: list[Object] = []
         params = {"labelSelector": self._labels, "limit": str(_PAGE_SIZE)}

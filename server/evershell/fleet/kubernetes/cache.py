@@ -15,8 +15,9 @@ from evershell.fleet.kubernetes.objects import Object
 
 log = structlog.get_logger()
 
-# The time limit of a list in the background, and the average pause after a failure.
+# The time limit of a list that `run` makes.
 _LIST_SECONDS = 30.0
+# The average pause of `run` after a failure.
 _RETRY_SECONDS = 1.0
 
 
@@ -43,9 +44,9 @@ class Cache:
         self._removed = removed
         self._refreshed = refreshed
         self._objects: dict[str, Object] = {}
-        # The watch has delivered all changes up to this version.
+        # All changes up to this version are known, from a list or from the watch.
         self._version = 0
-        # Whether a list has succeeded since the last call of `expect_changes`.
+        # Whether a list has succeeded since the last call to `expect_changes`.
         self.is_current = False
 
     def get(self, name: str) -> Object | None:

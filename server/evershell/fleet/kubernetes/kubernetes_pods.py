@@ -213,7 +213,7 @@ class KubernetesPods:
         return False
 
     async def _end_pod(self, workspace_id: str, name: str, grace_seconds: float) -> bool:
-        """Deletes the pod. Returns whether all its containers are known to have ended."""
+        """Deletes the pod. Returns whether it is gone or the end of its containers is reported."""
         grace = max(_SHORTEST_GRACE_SECONDS, math.ceil(grace_seconds))
         try:
             async with asyncio.timeout(grace + self._end_seconds):

@@ -92,7 +92,7 @@ class PodTemplate(BaseModel, frozen=True, extra="forbid"):
 
     @classmethod
     def read(cls, settings: PodSettings, command: Sequence[str]) -> Self:
-        """Reads the file. Raises OperatorError."""
+        """Reads POD_TEMPLATE_FILE; without it, gives the defaults. Raises OperatorError."""
         # Imported here, because only the extra for pods on Kubernetes installs this package.
         import yaml
 

@@ -18,7 +18,7 @@ import structlog
 from evershell.fleet.local.processes import ProcessId
 from evershell.pod.fork_server import JOINED, ROOM_VARIABLE, ForkRequest
 
-# How long bwrap may take to run the command. It normally takes a few milliseconds.
+# How long a sandbox may take to start its command. It normally takes a few milliseconds.
 _SANDBOX_SECONDS = 5.0
 # How long a fork may take. It normally takes 10 ms.
 _FORK_SECONDS = 5.0

@@ -81,8 +81,9 @@ class Isolation(Protocol):
     # Whether the agent is the init process of a PID namespace, so that everything in the pod ends
     # with it.
     agent_is_init: bool
-    # The path of bwrap, and the filter of tool_filter.py; empty without a sandbox.
+    # The path of bwrap; empty without a sandbox.
     bwrap: str
+    # The filter of tool_filter.py; empty without a sandbox.
     tool_filter: bytes
 
     def start(
@@ -316,7 +317,7 @@ def _remedy() -> str:
 
 
 def _read_child_pid(info: IO[bytes]) -> int | None:
-    """The id of the process that bwrap has forked; None if bwrap has not forked in time."""
+    """The id of the process that bwrap has forked; None if bwrap has ended or takes too long."""
     readable = select.poll()
     readable.register(info, select.POLLIN)
     written = b""

@@ -35,7 +35,10 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentRecord:
-    """The pod that was started last in a workspace. Only a hint, because tools can forge it."""
+    """The pod that was started last in a workspace.
+
+    Only a hint, because tools that run without a sandbox can forge it.
+    """
 
     epoch: int
     # The run of the stack. An epoch alone does not identify a pod, because a restored database, or
@@ -79,7 +82,7 @@ class PodRecords:
         return AgentRecord(int(epoch), run, process, is_init=init is not None)
 
     def write(self, workspace_id: str, record: AgentRecord) -> None:
-        """Replaces the record and the `pid` file. Raises OSError."""
+        """Replaces the record and, if it has a process, the `pid` file. Raises OSError."""
         process = record.process
         with pod_files.created(self._base, _FLEET, workspace_id) as folder:
             started = f" {process.pid} {process.started_at}" if process is not None else ""

@@ -77,7 +77,7 @@ class Collector:
         }
 
     def tracing(self) -> dict[str, Any]:
-        """The tracing of a listener. An edge span is the parent of the worker's span."""
+        """The configuration of a listener's spans. They are the parents of the workers' spans."""
         headers = [
             header(key, f"%ENVIRONMENT({_HEADER_VARIABLE}{index})%")
             for index, (key, _) in enumerate(self.headers)

@@ -91,8 +91,7 @@ class Provider:
         `filters` configures the HTTP filters of routes that Envoy answers itself.
         """
         configs = {
-            # A request from another site bypasses the filter. It is either the return from the
-            # provider, which lacks the Strict cookies, or a link, which must not begin a session.
+            # A link from another site bypasses the filter and does not begin a session.
             _SIGN_IN_PATH: self._config(passing={"exact": "cross-site"}),
             _CALLBACK_PATH: self._config(),
             # A link from another site, or from another host of this site, bypasses the filter and

@@ -1,6 +1,7 @@
 -- Records the intent to cancel a task, and its event, if cancellation_outcome accepts the request,
--- in one transaction and one round trip. Returns the outcome, and the workspace and the task as
--- they are under the lock.
+-- in one transaction and one round trip. If an intent is recorded already, only its force deadline
+-- can change, to an earlier one. Returns the outcome, and the workspace and the task as they are
+-- under the lock.
 --
 -- If another transaction has locked the workspace, the function waits for that transaction if
 -- p_wait is true. If p_wait is false, it records nothing and returns NULL for the outcome. A

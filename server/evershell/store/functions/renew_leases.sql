@@ -1,10 +1,11 @@
--- Renews the leases of agents that have sent a heartbeat. Returns each workspace with its current
--- task, in the order of p_ids. NULL stands for a workspace that does not exist.
+-- Renews the leases of agents that have sent a heartbeat, if less than the share p_below_share of
+-- the lease remains. Returns each workspace with its current task, in the order of p_ids. NULL
+-- stands for a workspace that does not exist.
 --
 -- Store.renew_lease in server/evershell/core/ports.py has the rules. No statement waits for a lock.
 -- A call therefore cannot take part in a deadlock, and a locked workspace does not delay the other
--- heartbeats of the call. Each heartbeat costs at most two reads by primary key, and one update if
--- the lease must be renewed.
+-- heartbeats of the call. Each heartbeat costs at most two reads by primary key. A renewal also
+-- costs a lock and an update of the workspace's row.
 CREATE OR REPLACE FUNCTION renew_leases(
     p_ids text[],
     p_epochs bigint[],

@@ -22,7 +22,8 @@ from evershell.core.task_filter import AllTasks, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.memory.state import State, covers
 
-# In these statuses a call records no intent, because the end of the workspace has recorded one.
+# In these statuses a call records no intent: there is no open task, or the end of the workspace has
+# recorded an intent for it.
 _ENDING = (
     WorkspaceStatus.STOPPING,
     WorkspaceStatus.STOPPED,

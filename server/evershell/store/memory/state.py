@@ -26,7 +26,7 @@ class State:
     """
 
     def __init__(self, clock: Clock, publish: Publish = publish_to_nobody) -> None:
-        """`clock` gives the time for leases. `publish` is called after each commit."""
+        """`clock` is for leases. `publish` tells watchers and controllers of commits."""
         self.clock = clock
         self.publish = publish
         self.workspaces: dict[str, Workspace] = {}
@@ -59,7 +59,10 @@ class State:
         return replace(workspace, lease_expires_at=max(workspace.lease_expires_at or until, until))
 
     def _commit(self, locked: Locked, change: Change) -> Change:
-        """Stores the change and publishes it. Returns the change with the new `last_seq`."""
+        """Stores the change. Publishes it if it has events or a new status of the workspace.
+
+        Returns the change with the new `last_seq` and lease.
+        """
         workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
         change = replace(
             change, workspace=replace(change.workspace, last_seq=seq + len(change.events))
@@ -118,7 +121,7 @@ def _stored(workspace_id: str, seq: int, new: NewEvent) -> Event:
 
 
 def page(found: Iterable[_Item], before_id: str | None, limit: int) -> Listed[_Item]:
-    """The items that are older than `before_id`, newest first."""
+    """Up to `limit` items, newest first: those older than `before_id`, or of all if it is None."""
     newest_first = sorted(found, key=lambda each: each.id, reverse=True)
     older = [each for each in newest_first if before_id is None or each.id < before_id]
     return Listed(older[:limit])

@@ -22,7 +22,7 @@ class MemorySubscription:
         return not self._draining.is_set()
 
     def wake(self) -> None:
-        """Ends the current wait."""
+        """Ends the current wait, or else the next one at once."""
         self._changed.set()
 
 

@@ -1,6 +1,4 @@
-"""An agent of Pydantic AI uses a workspace as a remote agent: it gives the workspace a task and
-cancels the task.
-"""
+"""An agent of Pydantic AI delegates a task to a workspace over A2A, and cancels the task."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""axe-core finds no problem on any page of the console, and every action works by keyboard."""
+"""axe-core finds no problem on the pages of the console. A task can be cancelled by keyboard."""
 
 import re
 from collections.abc import Iterator

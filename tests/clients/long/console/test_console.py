@@ -1,4 +1,4 @@
-"""The console at /console in a real browser: a list that is live, and a button that cancels."""
+"""The console at /console in a real browser: sign-in and sign-out, the live list, cancellations."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""The list with 5,000 workspaces, of which 500 change each second."""
+"""The list with 5,000 workspaces, of which up to 500 change each second."""
 
 import hashlib
 import secrets

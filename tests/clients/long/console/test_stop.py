@@ -139,7 +139,7 @@ def test_a_read_that_began_before_a_release_does_not_bring_the_hold_back(
     expect(banner).to_be_visible()
     late: list[tuple[Route, APIResponse]] = []
     page.route("**/v1/hold", lambda route: late.append((route, route.fetch())))
-    # Playwright runs the handler only during another call of Playwright, here page.title().
+    # Playwright runs the handler only during another call to Playwright, here page.title().
     eventually(lambda: page.title() and late, 30)
     banner.get_by_role("button", name="Release…").click()
     page.get_by_role("dialog").get_by_role("button", name="Release").click()

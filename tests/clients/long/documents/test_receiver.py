@@ -1,4 +1,4 @@
-"""Runs the receiver from the page about webhooks, unchanged, between the service and a channel."""
+"""Runs the receiver of docs/webhooks.md, unchanged: it posts ends of tasks to a chat channel."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
-"""A client with types from another project's generator walks through a stack.
+"""A client with types from another project's generator makes calls to a stack.
 
-It reads every error in full: the code, the message, the request id and the details.
+It reads each error in full: the code, the message, the request id and the details.
 """
 
 import json

@@ -24,8 +24,9 @@ class FakeSlack(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.failures = failures
-        # The answers to commands and buttons, and the posts to channels.
+        # The answers to commands and buttons.
         self.responses: list[dict[str, Any]] = []
+        # The posts to channels.
         self.posts: list[dict[str, Any]] = []
 
     def answer(self, path: str, body: str) -> dict[str, Any]:

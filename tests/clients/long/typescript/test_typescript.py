@@ -150,8 +150,8 @@ def test_a_cancellation_that_names_no_task_is_not_repeated(
     assert seen["outcome"] == "already_requested"
     tasks = workspace.rest.get(f"{workspace.path}/tasks")["tasks"]
     assert [each["id"] for each in tasks] == [seen["taskId"]]
-    # The first step submits twice and reads the task. The last one cancels twice and waits for the
-    # end.
+    # The first proxy gets the submission twice, and then reads of the task. The last one gets the
+    # cancellation twice, and then the wait for the end.
     assert requests[0] >= 3 and requests[1] == 1 and requests[2] >= 3
 
 

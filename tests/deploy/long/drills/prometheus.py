@@ -51,7 +51,7 @@ class Prometheus:
         self._ended_at = 0.0
 
     def alerts(self, *states: str) -> set[str]:
-        """The alerts that are `pending` or `firing`."""
+        """The names of the alerts in the given states, which are `pending` and `firing`."""
         answer = self._client.get("/api/v1/alerts")
         return {
             each["labels"]["alertname"]

@@ -98,7 +98,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @drill("HoldInForce", "WebhookDeliveryOld")
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
-    """Replaces the leader: a new leader counts these values at once, an old one once a minute."""
+    """Replaces the leader, because a new leader counts at once and an old one once a minute."""
     workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url

@@ -7,7 +7,8 @@ import pytest
 from evershell.cli.main import COMMANDS
 from tests.deploy.long.installation.installation import IMPORT, run
 
-# Runs the commands, each with its own list of arguments.
+# Runs each of its arguments as a command line of `evershell`. Prints the exit code and the output
+# on one line.
 COMMAND = """
 import shlex
 from click.testing import CliRunner

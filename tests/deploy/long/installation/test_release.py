@@ -45,7 +45,7 @@ def run(folder: Path, *command: str | Path) -> "subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the repository with a release cut from it."""
+    """A clone of the repository, in which a release has been cut."""
     folder = tmp_path_factory.mktemp("release") / "clone"
     run(ROOT, "git", "clone", "--quiet", ROOT, folder)
     cut = run(folder, sys.executable, folder / ".make" / "cut.py", VERSION)

@@ -155,7 +155,7 @@ CASES = {
         fires={WEBHOOK_OLDEST: "0x20 43300+15x100"},
         at="12m",
         not_yet="9m",
-        # A receiver was down for most of the day, and works again.
+        # A receiver was down for almost 12 hours, and works again.
         quiet={WEBHOOK_OLDEST: "42000+15x40 0x80"},
     ),
     "ClockOff": Case(

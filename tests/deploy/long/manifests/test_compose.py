@@ -1,4 +1,4 @@
-"""The Compose file: its schema, and its settings on a stack without containers."""
+"""The Compose file: its schema, its settings, and the folder in which the service keeps files."""
 
 from typing import Any
 

@@ -77,7 +77,10 @@ def test_the_objects_of_a_workspace_fit_the_schemas(tmp_path: Path) -> None:
 
 
 def assert_restricted(name: str, spec: dict[str, Any]) -> None:
-    """Checks the Pod Security Standard `restricted`, and that the root file system is read-only."""
+    """Checks the Pod Security Standard `restricted`.
+
+    Also checks that the root file system is read-only, and that memory has a limit.
+    """
     assert spec["securityContext"]["runAsNonRoot"] is True, name
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name

@@ -1,4 +1,4 @@
-"""The alerts of the objectives on docs/slo.md, evaluated by promtool over 8 hours."""
+"""The alerts of the objectives in docs/slo.md, evaluated by promtool over 8 hours."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_an_outage_fires_within_two_minutes_and_stops_soon_after_it(tmp_path: Pa
 
 def test_a_slow_burn_fires_by_the_long_windows(tmp_path: Path) -> None:
     # From 1 h on, 0.9 % of the calls fail: a burn rate of 9. The alert over 6 h and 30 min needs a
-    # rate above 6; the alert over 1 h and 5 min needs a rate above 14.4.
+    # burn rate above 6; the alert over 1 h and 5 min needs a burn rate above 14.4.
     burn = cancel_task_fails("0x60 0+9x420")
     fires(tmp_path, burn, "2h", set())
     fires(tmp_path, burn, "7h30m", FAILS)

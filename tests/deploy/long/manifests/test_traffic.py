@@ -38,7 +38,7 @@ def _passes(
 ) -> bool:
     """Whether a policy of the pod allows the traffic.
 
-    Also true if no policy of the pod limits this direction.
+    Also true if no policy of the pod limits this direction, or if the pod is not in NAMESPACE.
     """
     if not pod.name or pod.namespace != NAMESPACE:
         return True

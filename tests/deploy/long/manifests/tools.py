@@ -36,7 +36,7 @@ _OTHERS: dict[str, Any] = {
 }
 # The two blocks of YAML in deploy/README.md: values for production, and a kustomization.
 _SHOWN, KUSTOMIZATION = (e.text for e in blocks(README.read_text()) if e.language == "yaml")
-# Sets of values.
+# The values with which the tests render the chart, by name.
 SETS: dict[str, dict[str, Any]] = {
     "trial": yaml.safe_load((DEPLOY / "trial" / "values.yaml").read_text()),
     "production": yaml.safe_load(_SHOWN),

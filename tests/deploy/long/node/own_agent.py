@@ -1,6 +1,6 @@
 """The agent in the image `own-agent:1`: a graph that calls a tool in a loop.
 
-Each call waits for `open_gate`.
+Each call waits until the file `gate` exists, and removes it.
 """
 
 import asyncio

@@ -1,6 +1,4 @@
-"""Pods on a real node that end unexpectedly: the state and the reason of the workspace, and the end
-of the task.
-"""
+"""Pods on a real node end unexpectedly, and the workspace and its task show why."""
 
 import pytest
 
@@ -28,8 +26,9 @@ def test_an_agent_that_is_killed(workspace: NodeWorkspace) -> None:
 
 
 def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace) -> None:
-    """The files in /dev/shm count as memory of the pod, but not of any process of the tool. So the
-    kernel kills the largest process, which is the agent.
+    """The kernel kills the agent, because no process of the tool is larger.
+
+    The file in /dev/shm counts as memory of the pod, but not of any process.
     """
     task_id = workspace.submit(
         f"{GATE}; head -c 60M /dev/zero >/dev/shm/a; for i in $(seq 9); do "

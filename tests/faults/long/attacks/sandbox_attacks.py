@@ -72,7 +72,7 @@ def _syscall(name: str, call: str, refusal: str = _DENIED) -> Attack:
 def _fill(name: str, script: str) -> Attack:
     """An attack by a Perl `script`.
 
-    Each call of fill() in the script uses 60 MiB of memory. A tool may use 128 MiB.
+    Each call to fill() in the script uses 60 MiB of memory. A tool may use 128 MiB.
     """
     fill = "syscall(10, syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0), 60 << 20, 1)"
     command = f"perl -e 'sub fill {{ {fill} }} {script}; sleep 10; print \"{THROUGH}\"'"

@@ -54,9 +54,9 @@ _CHANNEL_OPTIONS = (
 )
 
 
-# The values of `slug` if the service gave no slug, in this order: there was no connection, or it
-# broke; the caller's own time limit passed; Envoy or the client library gave a gRPC status without
-# details.
+# The values of `slug` if the service gave no slug, in this order: over REST, there was no
+# connection, or it broke; the caller's own time limit passed; the answer was not in the service's
+# form. Over gRPC, a connection that is missing or broken is of the last kind.
 NO_CONNECTION, NO_ANSWER, BARE = "(no connection)", "(no answer)", "(bare status)"
 
 
@@ -73,7 +73,7 @@ class Wire(StrEnum):
 class Reply:
     """An answer, or what the caller got instead of an answer."""
 
-    # The HTTP status, or the name of the gRPC code.
+    # The HTTP status, or the name of the gRPC code; empty if there was none.
     status: str
     # Empty for a success.
     slug: str

@@ -1,4 +1,4 @@
-"""The load: callers submit, watch and cancel tasks, delete workspaces, and hold submissions."""
+"""The load: callers submit, watch and cancel tasks, delete workspaces, and set and end holds."""
 
 import asyncio
 import json
@@ -9,9 +9,10 @@ from typing import Any
 
 from tests.faults.long.chaos.callers import NO_ANSWER, Callers, Reply, Wire
 
-# The time limit of a call. No fault lasts longer than 20 s, so every call is answered by then. For
-# a cancellation, its `wait` is added; for a submission, the time to wake an agent.
+# The time limit of a call, without its `wait`. No fault lasts longer than 20 s, so every call is
+# answered by then.
 _ANSWER_SECONDS = 30.0
+# The time to wake an agent, which is added to the time limit of a submission.
 _WAKE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.15
 # How long a workspace must be idle before it is suspended.
@@ -23,13 +24,15 @@ _LIMITS: tuple[dict[str, Any], ...] = (
     {"max_duration": "0.5s", "force_after": "0.1s"},
     {"max_cost": {"currency_code": "USD", "nanos": 2 * TOKENS}},
 )
-# How long a watcher keeps one connection, and how many messages it reads from it at most.
+# The shortest and the longest time for which a watcher keeps one connection.
 _STAY_SECONDS = (0.5, 8.0)
+# The maximum number of messages that a watcher reads from one connection.
 _MESSAGES = 1_000
-# The time between two cancellations of all tasks of the organization.
+# The longest pause between two cancellations of all tasks of the organization.
 _BATCH_SECONDS = 5.0
-# The time between two holds of the organization, and the duration of a hold.
+# The shortest and the longest time between two holds of the organization.
 _UNHELD_SECONDS = (2.0, 12.0)
+# The shortest and the longest duration of a hold, until its first release.
 _HELD_SECONDS = (0.0, 0.5)
 # The pause between two attempts to release the hold. More attempts would make it slower to judge
 # the history, because each failed attempt may still take effect within a minute.
@@ -66,9 +69,9 @@ class Load:
         """`workspaces` maps the id of each workspace to its last `seq`."""
         self._callers = callers
         self._workspace_ids = list(workspaces)
-        # The last `seq` that a watcher has seen in each log, and the tasks whose end a watcher has
-        # seen.
+        # The last `seq` that a watcher has seen in each log.
         self._seqs = dict(workspaces)
+        # The tasks whose end a watcher has seen.
         self.ended = set[str]()
         self._seed = seed
         self._over = asyncio.Event()
@@ -146,7 +149,7 @@ class Load:
         return [line for line in await asyncio.gather(*ends) if line]
 
     async def _await_removal(self, workspace_id: str) -> None:
-        """Deletes the workspace, since earlier deletions may have failed, until it is removed."""
+        """Deletes the workspace, since its deletion may have failed, and waits for its removal."""
         fields = {"workspace_id": workspace_id}
         while (await self._call(Wire.REST, "DeleteWorkspace", **fields)).slug:
             await asyncio.sleep(_PAUSE_SECONDS)

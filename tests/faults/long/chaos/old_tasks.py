@@ -36,7 +36,7 @@ _LEFT = "SELECT count(*) FROM events WHERE task_id LIKE 'task\\_old\\_%'"
 def add(stack: Stack, workspace_ids: Sequence[str]) -> None:
     """Adds old tasks to idle workspaces.
 
-    Kills the leader, because a new leader begins to remove them at once.
+    Kills the controllers, because a new leader begins to remove old tasks at once.
     """
     with stack.database() as connection:
         for workspace_id in workspace_ids:

@@ -38,8 +38,8 @@ _CLOCKS = {
     Target.CLOCK_OF_CONTROLLERS: "fleet",
     Target.CLOCK_OF_DATABASE: "database",
 }
-# All faults of one machine, without the faults that need the embedded database, and with the faults
-# that only this place has.
+# The faults of plan.WEIGHTS, without those that need the embedded database, and with the faults
+# that only this module can inflict.
 WEIGHTS = {
     **{
         pair: weight

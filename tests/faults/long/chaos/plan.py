@@ -15,10 +15,11 @@ class Kind(StrEnum):
     RESTART = "restart"
     # The disk has no free space for a while.
     FILL = "fill"
-    # For a while, the network loses everything between two groups of hosts: in both directions,
-    # only from the first group to the second, or only from the second group to the first.
+    # For a while, the network loses everything between two groups of hosts.
     CUT = "cut"
+    # The same, but only from the first group to the second.
     CUT_THERE = "cut there"
+    # The same, but only from the second group to the first.
     CUT_BACK = "cut back"
     # A worker freezes, and meanwhile all tasks are cancelled with force through the other worker.
     FORCE = "freeze at a force"
@@ -126,8 +127,8 @@ _MEAN_SECONDS_BETWEEN_FAULTS = 0.9
 _HALVING_LOAD = 4
 # The time without faults at the start and at the end of the run.
 _CALM_SECONDS = 1.0
-# For each kind of fault, the ranges from which its duration is drawn. Some FORCE freezes are longer
-# than the supervisor waits for a program that does not answer.
+# For each kind of fault that `draw` can choose, the ranges from which its duration is drawn. Some
+# FORCE freezes are longer than the supervisor waits for a program that does not answer.
 _SECONDS = {
     Kind.FREEZE: ((0.2, 3.0),),
     Kind.FORCE: ((3.0, 10.0), (16.0, 20.0)),

@@ -236,7 +236,10 @@ def _judge_tasks(connection: "psycopg.Connection[Any]") -> Iterator[str]:
 def _left_of_deleted(
     stack: Stack, connection: psycopg.Connection[Any], deleted_ids: list[str]
 ) -> Iterator[str]:
-    """Yields a line for everything that deleted workspaces have left: rows, files and processes."""
+    """Yields a line for everything that deleted workspaces have left: rows, files and processes.
+
+    Also yields a line if no workspace was deleted.
+    """
     if not deleted_ids:
         yield "no workspace was deleted"
     for table in ("workspaces", "tasks", "events", "webhook_deliveries"):

@@ -8,7 +8,8 @@ from tests.faults import network
 from tests.faults.long.hosts.partitions import draw, run
 
 
-# Includes the time for the stack to start and to settle, which is longer on a busy machine.
+# The time limit includes the time for the stack to start and to settle, which is longer on a busy
+# machine.
 @pytest.mark.soak
 @pytest.mark.timeout(240)
 def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:

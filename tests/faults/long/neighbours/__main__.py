@@ -46,7 +46,7 @@ _PAIRS_AT_ONCE = 20
 def main(
     rows: tuple[str, ...], keys: tuple[int, ...], phases: int, pairs: int, mixed: float
 ) -> None:
-    """Starts a stack and prints a line for each row."""
+    """Starts a stack. Prints a line for each row and number of keys, or one line with `--mixed`."""
     with tempfile.TemporaryDirectory(prefix="neighbours-") as folder:
         stack = Stack(Path(folder) / "state", WORKERS="2", RATE_LIMIT="off")
         with stack.started():

@@ -93,7 +93,7 @@ def new_keys(stack: Stack, workspace_id: str, count: int) -> list[str]:
 async def filled(
     stack: Stack, name: str, keys: Sequence[str], workspace_ids: Sequence[str], workers: int
 ) -> AsyncIterator[Counter[str]]:
-    """Fills the organization's share inside the block, or its keys' shares if these are smaller.
+    """Fills the organization's share inside the block, or all keys' shares if their sum is smaller.
 
     The calls come from a separate process. Each key uses one of the workspaces, because two keys
     cannot wait for the same A2A message. Yields a counter of the slugs with which the filler's

@@ -14,7 +14,8 @@ from tests.faults.long.neighbours.fillers import slug_of
 from tests.support.stack import Stack, Workspace
 
 _DEADLINE_SECONDS = 5.0
-# The pause before each cancellation, which keeps the rate below the limit of a credential.
+# The pause of a single caller before each cancellation. It keeps the rate below the limit of a
+# credential; several callers pause for longer.
 _PAUSE_SECONDS = 0.02
 
 
@@ -22,8 +23,9 @@ _PAUSE_SECONDS = 0.02
 class Seen:
     """The calls of one phase."""
 
-    # In seconds.
+    # The durations of the cancellations, in seconds.
     cancels: list[float] = field(default_factory=list)
+    # The durations of the reads, in seconds.
     reads: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 

@@ -2,11 +2,13 @@
 
     python -m tests.faults.long.overload [--agents N] [--seconds N] [--checkout DIRECTORY]
 
+The goodput is the number of tasks per second that were cancelled in time and ended `cancelled`.
+
 Raises the rate of cancellations until one call in a hundred takes a second or fails. The last rate
-before that is the highest rate. Then the load runs at three times the highest rate, and at the
-highest rate again. Prints the figures of each phase. Exits 1 unless the goodput under overload was
-at least 80 % of the goodput at the highest rate, no program was replaced, no workspace has failed,
-and the service had recovered 10 s after the overload.
+before that is the highest rate. Then the load runs at the highest rate, at three times that rate,
+and at the highest rate again. Prints the figures of each phase. Exits 1 unless the goodput under
+overload was at least 80 % of the goodput at the highest rate, no program was replaced, no workspace
+has failed, and the service had recovered 10 s after the overload.
 """
 
 import os

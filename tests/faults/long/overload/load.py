@@ -28,7 +28,7 @@ _DEADLINE_SECONDS = 5
 _CONNECTIONS = 4
 # How often the state of the workspaces is read from the database.
 _READ_SECONDS = 0.25
-# The number of steps of a task after its first step.
+# The number of steps of a task after its first step. A step is an iteration that sleeps.
 _STEPS = 100
 # The maximum number of tasks to submit after each read.
 _SUBMITS_A_READ = 15
@@ -50,8 +50,9 @@ class Phase:
     seconds: float = 0.0
     # For each CancelTask call, the seconds from its due time to its answer; infinite if it failed.
     waits: list[float] = field(default_factory=list)
-    # The number of CancelTask and SubmitTask calls by gRPC status.
+    # The number of CancelTask calls, by gRPC status.
     cancels: Counter[int] = field(default_factory=Counter)
+    # The number of SubmitTask calls, by gRPC status.
     submits: Counter[int] = field(default_factory=Counter)
     # The tasks whose cancellation was answered `accepted` in time.
     accepted: set[str] = field(default_factory=set)
@@ -195,7 +196,7 @@ class Load:
         self._chance.shuffle(self._targets)
 
     def _submit(self, workspace: _Workspace, now: float, phase: Phase) -> None:
-        # The steps have different lengths, so the agents' steps do not end together.
+        # The first step has a random length, so the steps of the agents do not end together.
         lines = [f"sleep {self._chance.uniform(0, self._step_seconds):.1f}"]
         lines += [f"sleep {self._step_seconds}"] * _STEPS
         request = SubmitTaskRequest(workspace_id=workspace.id, description="\n".join(lines))

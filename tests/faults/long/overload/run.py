@@ -23,7 +23,7 @@ RECOVERY_SECONDS = 10.0
 # The load gets a lower processor priority than the service that it measures.
 _NICE = 10
 _GROWTH = 1.5
-# Agents work in steps of this length, so a cancelled task ends within one step.
+# The longest iteration of an agent. A cancelled task ends within this time.
 _STEP_SECONDS = 60
 _READY_SECONDS = 300.0
 # How long all agents together may take to begin their tasks, which they all do at once.

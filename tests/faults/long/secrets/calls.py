@@ -79,9 +79,9 @@ class Calls:
         self._grpc("CancelTask", tuple(own.items()), b"\xff" + self.key("in no message").encode())
 
     def in_texts(self, good: str) -> list[Secret]:
-        """Writes made-up credentials into texts that the service keeps.
+        """Writes made-up credentials into texts that the service keeps. Returns these credentials.
 
-        Returns these credentials.
+        Also sends made-up credentials as filters of the audit log. The service does not keep these.
         """
         rest, written = self.stack.rest(good), []
 

@@ -1,4 +1,4 @@
-"""`make leaks`: makes many mixed calls, and exits 1 if a program of the stack has grown too much.
+"""`make leaks`: makes many mixed calls, and exits 1 if a program has grown or an answer is wrong.
 
 It prints the open files and the memory of every program before and after the calls, and judges the
 history of the calls (evershell.histories).

@@ -1,4 +1,4 @@
-"""Mixed calls: every kind of RPC over every wire, valid and invalid, with changing connections."""
+"""Mixed calls over REST and gRPC, valid and invalid, with changing connections."""
 
 import asyncio
 import random
@@ -17,7 +17,8 @@ CALLERS = 8
 _CALLS_A_CONNECTION = 50
 _ANSWER_SECONDS = 20.0
 _PAUSE_SECONDS = 0.1
-# The slugs that a call may get because an agent is ending, or slow on a busy machine.
+# The slugs that a valid call may get: an empty one for a success, or one that depends on the state
+# of the workspace and its agent.
 _STATES = frozenset(
     {
         "",

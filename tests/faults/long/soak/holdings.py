@@ -15,11 +15,12 @@ from tests.support.stack import Stack
 _SETTLE_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _QUIET_POLLS = 4
-# How much memory in MiB, and how many open files, the largest process of a program may gain.
+# How much memory the largest process of a program may gain.
 MEMORY_MIB = 6.0
 # Envoy's heap does not return the memory of closed connections at once. Two runs of 20,000 calls
 # differed by 4 MiB.
 _MEMORY_MIB_OF = {"envoy": 12.0}
+# How many open files a program may gain, counted in its process with the most.
 OPEN_FILES = 8
 # PostgreSQL keeps files open after use, up to max_files_per_process (1000 by default).
 _OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}

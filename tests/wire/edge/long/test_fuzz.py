@@ -37,7 +37,7 @@ PREFACE = b"PRI *"
 
 
 def as_bytes(sent: Request | bytes) -> bytes:
-    """The bytes of a request from the tables, with `connection: close`."""
+    """A request from the tables as bytes, with `connection: close`. Bytes stay as they are."""
     if isinstance(sent, bytes):
         return sent
     body = sent.body or b""

@@ -1,6 +1,8 @@
-// Calls every operation with openapi-fetch and the types that openapi-typescript has generated.
+// Calls operations on workspaces, tasks and the audit log with openapi-fetch and the types that
+// openapi-typescript has generated.
 //
-// Reads `url`, `token` and `read_only` from its arguments. Prints what it has seen as JSON.
+// Its arguments are the URL, a token, and a token that may only read. Prints what it has seen as
+// JSON.
 import createClient from "openapi-fetch";
 import type { components, paths } from "./schema.d.ts";
 

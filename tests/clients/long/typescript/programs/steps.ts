@@ -29,7 +29,7 @@ async function failure(call: Promise<unknown>) {
   throw new Error("the call has succeeded");
 }
 
-/** Waits for the tool call. After an earlier cancellation, no iteration would begin. */
+/** Waits for the tool call. A task that is cancelled before its first iteration begins none. */
 async function toolCall(client: Client, workspaceId: string, taskId: string) {
   const end = performance.now() + 30_000;
   while ((await client.getTask({ workspaceId, taskId })).phase !== Task_Phase.tool_call) {
@@ -101,7 +101,7 @@ export const steps = {
     return seen;
   },
 
-  /** Aborts a watch while nothing happens. Returns the reason with which the watch ends. */
+  /** Aborts a watch after an event. Returns the reason with which the watch ends. */
   async abort({ url, token, workspaceId }: Service) {
     const stop = new AbortController();
     try {

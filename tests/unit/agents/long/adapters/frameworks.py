@@ -164,7 +164,7 @@ class OpenAIAgents(Framework):
 
 class LangGraph(Framework):
     package = "langgraph"
-    # By default, an exception of a tool also ends a graph with LangGraph's own ToolNode.
+    # By default, LangGraph's ToolNode does not catch an exception of a tool, so it ends the graph.
     fails_with_tool = True
     example = "langgraph_agent.py"
 

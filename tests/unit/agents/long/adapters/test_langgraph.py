@@ -1,4 +1,4 @@
-"""Graphs whose shape differs from the suite's graph."""
+"""Graphs of LangGraph whose shape differs from that of the graph in frameworks.py."""
 
 import asyncio
 import importlib.util

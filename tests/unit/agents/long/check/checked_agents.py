@@ -1,6 +1,6 @@
 """An agent that passes every case of the suite, and agents that each break one promise.
 
-The library normally prevents what the broken agents do, so they bypass it.
+The library normally prevents what most of the broken agents do, so they replace parts of it.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _commit = RuntimeClient.commit
 
 
 async def good(task: Task) -> str:
-    """Passes every case. The description of the task says what must fail in the case."""
+    """Passes every case. The task's description says which case it is: for example, what fails."""
     async for step in task.iterations():
         if task.description == "loop error":
             raise ValueError("the loop is broken")
