@@ -64,8 +64,8 @@ def test_the_javascript_client_walks(
             TOKEN=stack.tokens["owner"],
             QUICK=QUICK,
             LONG=LONG,
-            GATE=gate.path,
-            HOLD=gate.path.with_name("hold"),
+            GATE=str(gate.path),
+            HOLD=str(gate.path.with_name("hold")),
             PUSH=receiver.url,
             PUSH_TOKEN=PUSH_TOKEN,
         )
