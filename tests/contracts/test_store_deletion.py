@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.change import unchanged
@@ -35,6 +36,7 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
+from tests.support.store.locks import waiting_sessions
 from tests.support.store.published import Published
 from tests.support.store.trees import submit, submit_to
 
@@ -240,6 +242,29 @@ async def test_a_removal_that_is_cut_off_is_continued_by_another(bench: Bench) -
         await deletions.remove_workspace(at.id)
     assert await bench.rows(at.id) == before | {"events": before["events"] - 8}
     assert await bench.store.remove_workspace(at.id) is True
+    assert not any((await bench.rows(at.id)).values())
+
+
+async def test_no_event_is_left_if_retention_removes_events_at_the_same_time(
+    bench: Bench, database_url: str
+) -> None:
+    at, _ = await full(bench, tasks=5)
+    await deliver_all(bench)
+    deletions = Deletions(bench.pool, lambda: bench.now)
+    # After retention has removed three tasks, fewer deliveries and tasks than this are left.
+    deletions.removed_at_once = 6
+    async with (
+        await AsyncConnection.connect(database_url) as retention,
+        waiting_sessions(database_url) as waiting,
+    ):
+        # Removes all events that the first transaction of the removal would remove.
+        parameters = (at.id, NOW + timedelta(days=1), deletions.removed_at_once)
+        removed = await retention.execute("SELECT remove_old_tasks(%s, %s, 0, %s)", parameters)
+        assert await removed.fetchone()
+        removal = asyncio.create_task(deletions.remove_workspace(at.id))
+        await waiting(1)
+        await retention.commit()
+        assert await removal is True
     assert not any((await bench.rows(at.id)).values())
 
 

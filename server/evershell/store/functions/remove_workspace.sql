@@ -6,9 +6,10 @@
 --   waiting  if a delivery is pending and the workspace has changed after p_waits_since. Nothing is
 --            then removed.
 --
--- The function waits for the lock of the workspace, and for locks of rows of webhook_deliveries. A
--- transaction that has locked such a row does not wait for other locks, so the function cannot take
--- part in a deadlock.
+-- The function waits for the lock of the workspace, and for locks of rows of events and
+-- webhook_deliveries. remove_old_tasks may remove events at the same time; until its transaction has
+-- ended, the function goes no further than the events. A transaction that has locked a row of
+-- webhook_deliveries does not wait for other locks. So the function cannot take part in a deadlock.
 CREATE OR REPLACE FUNCTION remove_workspace(
     p_workspace_id text,
     p_limit integer,
@@ -18,7 +19,6 @@ CREATE OR REPLACE FUNCTION remove_workspace(
 DECLARE
     w workspaces;
     task_ids text[];
-    removed bigint;
 BEGIN
     SELECT * INTO w FROM workspaces WHERE id = p_workspace_id FOR UPDATE;
     IF NOT FOUND THEN
@@ -33,22 +33,20 @@ BEGIN
     DELETE FROM events
     WHERE workspace_id = w.id
         AND seq < (SELECT min(seq) FROM events WHERE workspace_id = w.id) + p_limit;
-    GET DIAGNOSTICS removed = ROW_COUNT;
-    IF removed = p_limit THEN
+    IF EXISTS (SELECT FROM events WHERE workspace_id = w.id) THEN
         RETURN 'more';
     END IF;
     DELETE FROM webhook_deliveries WHERE (workspace_id, task_id, webhook_id) IN (
         SELECT workspace_id, task_id, webhook_id FROM webhook_deliveries
         WHERE workspace_id = w.id LIMIT p_limit
     );
-    GET DIAGNOSTICS removed = ROW_COUNT;
-    IF removed = p_limit THEN
+    IF EXISTS (SELECT FROM webhook_deliveries WHERE workspace_id = w.id) THEN
         RETURN 'more';
     END IF;
     task_ids := ARRAY(SELECT id FROM tasks WHERE workspace_id = w.id ORDER BY id LIMIT p_limit);
     DELETE FROM webhooks WHERE task_id = ANY (task_ids);
     DELETE FROM tasks WHERE id = ANY (task_ids);
-    IF cardinality(task_ids) = p_limit THEN
+    IF EXISTS (SELECT FROM tasks WHERE workspace_id = w.id) THEN
         RETURN 'more';
     END IF;
     INSERT INTO deleted_workspaces (
