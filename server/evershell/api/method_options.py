@@ -40,7 +40,7 @@ _METHODS = {
     for method in service.methods
 }
 # Maps methods of A2A to the methods of WorkspaceService that do the same. The options of the latter
-# apply to both, except `repeat`: for A2A, no call counts as safe to repeat.
+# apply to both, except `repeat`.
 _SAME = {
     "CancelTask": "CancelTask",
     "GetTask": "GetTask",
@@ -121,7 +121,12 @@ _ADVICE = {
         "it could be repeated."
     ),
 }
-_RULES = {path: method.GetOptions().Extensions[edge].repeat for path, method in _METHODS.items()}
+# Calls of A2A can always be repeated: a cancellation names its task, and a message has an id.
+_RULES = {
+    path: options.repeat
+    for path, options in _OPTIONS.items()
+    if not path.startswith(f"/{A2A_SERVICE}/")
+}
 
 
 def may_name_task(path: str) -> bool:

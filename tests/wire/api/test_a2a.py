@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from typing import Any
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from evershell.api.call import LARGE_BODY_HEADER
 from evershell.api.interceptors import shares
 from evershell.core import tasks
+from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditFilter, Origin
 from evershell.core.task import TaskStarted
 from evershell.core.tasks import SubmitTask
@@ -88,6 +90,18 @@ async def test_a_cancellation_includes_the_descendants_if_asked(a2a: A2A) -> Non
     await world.end(*second)
     await a2a.cancel(include_descendants=True)
     assert (await world.task(*first)).cancel is not None
+
+
+@pytest.mark.parametrize("call", ["get", "cancel"])
+async def test_a_call_that_meets_an_outage_can_be_repeated(
+    a2a: A2A, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    for name in ("get_workspace_with_task", "record_cancellation"):
+        monkeypatch.setattr(a2a.world.store, name, AsyncMock(side_effect=UnavailableError))
+    refused = await a2a.running.fails(getattr(a2a, call)())
+    assert refused.code is grpc.StatusCode.UNAVAILABLE
+    assert "RetryInfo" in refused.details and "retry-after" in refused.trailers
+    assert "repeat" not in refused.message
 
 
 async def test_a_foreign_task_looks_like_none(a2a: A2A) -> None:
