@@ -167,7 +167,7 @@ def _to_message(result: Result) -> Message:
     descriptor = message.DESCRIPTOR
     for field in dataclasses.fields(result):  # type: ignore[arg-type]
         value = getattr(result, field.name)
-        if value is None or value == UNSPECIFIED:
+        if value is None or _is_unspecified(value):
             continue
         name = name_in_message(field)
         if name in descriptor.oneofs_by_name:
@@ -175,6 +175,11 @@ def _to_message(result: Result) -> Message:
         elif name in descriptor.fields_by_name:
             _put(message, descriptor.fields_by_name[name], value)
     return message
+
+
+def _is_unspecified(value: object) -> bool:
+    """Whether this is an enum's member for an unknown value. A text may be the same word."""
+    return isinstance(value, StrEnum) and value == UNSPECIFIED
 
 
 def _put(message: Message, field: Any, value: Any) -> None:
@@ -194,7 +199,7 @@ def _put(message: Message, field: Any, value: Any) -> None:
         getattr(message, field.name).extend(
             _to_message(each) if isinstance(each, Result) else each
             for each in value
-            if each != UNSPECIFIED
+            if not _is_unspecified(each)
         )
     elif isinstance(value, Mapping):
         getattr(message, field.name).update(value)

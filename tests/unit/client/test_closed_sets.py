@@ -190,6 +190,13 @@ def test_a_result_can_be_shown_as_the_rest_api_shows_it(
     assert json.loads(json.dumps(shown)) == expected
 
 
+def test_a_text_may_be_the_word_for_an_unknown_value() -> None:
+    message = task_pb2.Task()
+    message.CopyFrom(TASK)
+    message.description = "unspecified"
+    assert types.Task._from_message(message).to_dict()["description"] == "unspecified"
+
+
 def test_amounts_are_exact() -> None:
     read = types.Task._from_message(TASK)
     assert read.usage.cost == Decimal("0.000000001")
