@@ -135,19 +135,22 @@ def node(arguments: list[str | Path], folder: Path) -> None:
 
 def run(command: list[str | Path], folder: Path, seconds: int = _RUN_SECONDS) -> None:
     """Runs a program. Raises BuildError with its output if it fails."""
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={
-            **os.environ,
-            "PATH": f"{_NODE / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-            "NODE_DISABLE_COMPILE_CACHE": "1",
-        },
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={
+                **os.environ,
+                "PATH": f"{_NODE / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+                "NODE_DISABLE_COMPILE_CACHE": "1",
+            },
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"The console: {command[0]} took more than {seconds} s.") from error
     if done.returncode:
         raise BuildError(f"The console: {command[0]} failed.\n{done.stdout}{done.stderr}")
 
