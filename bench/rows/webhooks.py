@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import load, processes, windows
 from bench.figures import Figures, Row, at_least, at_most, percentile, ratio
 from bench.plan import Block, Measure, Setting, Window
+from bench.servers.agent import AGENTS
 from bench.side import Side
 from tests.support.waiting import eventually
 
@@ -87,7 +88,8 @@ def _with_webhook(measured: Measure) -> Measure:
         with _receiver(setting, side, "accept") as log:
             _warm_up(setting, side, log)
             figures = measured(setting, side)
-            _await(log, 1 + int(figures["calls"]) + windows.WARM_UP_CALLS)
+            # The window begins with one call for each agent.
+            _await(log, 1 + AGENTS + int(figures["calls"]))
         return figures
 
     return measure

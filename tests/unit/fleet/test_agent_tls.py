@@ -77,7 +77,7 @@ async def test_the_next_agent_on_an_address_is_reached(
     client: AgentClient, of: Certificates
 ) -> None:
     """The next agent has another certificate, so it needs another channel than the first agent."""
-    first, second = workspace_at(None).id, workspace_at(None).id
+    first, second = "ws_1", "ws_2"
     agent = FakeAgent()
     await agent.listen(tls=of.agent(first, EPOCH))
     assert await cancel(client, workspace_at(agent.address, first)) is True
