@@ -5,12 +5,12 @@ the alerts end once the cause is removed. The programs, the metrics and Promethe
 the times in the alerts are shortened.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import httpx
@@ -366,13 +366,15 @@ def _await_removal_of_deliveries(stage: Stage, webhook_id: str) -> None:
 
 
 def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Response:
-    caller = stage.stack.rest("owner")
-    response = caller.call(method, path, **arguments)
-    if "retry-after" in response.headers:
-        # A busy worker has refused the call, so the call has no effect.
-        time.sleep(float(response.headers["retry-after"]))
-        response = caller.call(method, path, **arguments)
-    assert response.status_code < 500, response.text
+    """Repeats a call that a busy stack does not answer. With its key, it has its effect once."""
+    caller, headers = stage.stack.rest("owner"), {"idempotency-key": uuid4().hex}
+
+    def answered() -> httpx.Response | None:
+        response = caller.call(method, path, headers=headers, **arguments)
+        return None if response.status_code == 503 else response
+
+    response = eventually(answered, _LIMIT_SECONDS)
+    assert response is not None and response.status_code < 500, response
     return response
 
 
