@@ -38,6 +38,7 @@ TEXTS = {
         "returns one and is called before\n            each call. Default:"
     ),
     "Client interceptors of grpc.aio": "gRPC client interceptors",
+    "`contextlib.aclosing`": "`contextlib.closing`",
     "Awaitable[Page[T]]": "Page[T]",
     "Coroutine[Any, Any, None]": "None",
     "Generator[Event, None]": "Generator[Event, None, None]",

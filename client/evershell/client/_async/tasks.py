@@ -160,7 +160,7 @@ class AsyncTaskCalls(AsyncPlainCalls):
                 given up after 45 to 60 s.
 
         Returns:
-            A generator. Closing it, for example with `contextlib.closing`, ends the stream.
+            A generator. Closing it, for example with `contextlib.aclosing`, ends the stream.
 
         Raises:
             WorkspaceNotFoundError: There is no such workspace.
