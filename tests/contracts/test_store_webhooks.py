@@ -10,7 +10,7 @@ import pytest
 
 from evershell.core import task_lifecycle
 from evershell.core.change import KeyTakenError
-from evershell.core.errors import Failure
+from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
 from evershell.core.task import TaskStarted
@@ -519,3 +519,20 @@ async def test_what_another_key_has_sealed_is_sealed_again(bench: Bench) -> None
         made.id: replace(made, sealed_secret=b"NEW-a", sealed_headers=b"NEW-b"),
         other.id: other,
     }
+
+
+async def test_all_webhooks_are_sealed_again_although_some_cannot_be_opened(bench: Bench) -> None:
+    """More webhooks than one statement reads."""
+    lost = [webhook(sealed_secret=b"LOST") for _ in range(101)]
+    made = [webhook(sealed_secret=b"OLD-") for _ in range(101)]
+    for each in (*lost, *made):
+        await bench.webhooks.create_webhook(each, 300)
+
+    def seal_again(sealed: bytes, owner: str) -> bytes:
+        if sealed == b"LOST":
+            raise UnavailableError
+        return b"NEW-"
+
+    await bench.worker().reseal(b"NEW-", seal_again)
+    sealed = {each.id: each.sealed_secret for each in await bench.webhooks.list_webhooks(ORG)}
+    assert sealed == {each.id: b"LOST" for each in lost} | {each.id: b"NEW-" for each in made}

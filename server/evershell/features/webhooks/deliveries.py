@@ -156,23 +156,25 @@ class WebhookDeliveries:
     async def reseal(self, key_id: bytes, seal_again: Callable[[bytes, str], bytes]) -> None:
         """Seals again, with `seal_again`, secrets that were sealed with keys other than `key_id`.
 
-        Each call handles up to 100 webhooks. Leaves out webhooks for which `seal_again` raises
-        UnavailableError.
+        Leaves out webhooks for which `seal_again` raises UnavailableError.
         """
+        parameters = {"key_id": key_id, "length": len(key_id), "after_id": ""}
         async with connected(self._pool) as connection:
-            parameters = {"key_id": key_id, "length": len(key_id)}
-            cursor = await connection.execute(SQL.list_sealed_with_others, parameters, binary=True)
-            for row in await cursor.fetchall():
-                old = row._asdict()
-                webhook_id = old.pop("id")
-                try:
-                    again = {
-                        f"new_{name}": each and seal_again(each, webhook_id)
-                        for name, each in old.items()
-                    }
-                except UnavailableError:
-                    continue
-                await connection.execute(SQL.reseal, {"webhook_id": webhook_id} | old | again)
+            while rows := await (
+                await connection.execute(SQL.list_sealed_with_others, parameters, binary=True)
+            ).fetchall():
+                parameters["after_id"] = rows[-1].id
+                for row in rows:
+                    old = row._asdict()
+                    webhook_id = old.pop("id")
+                    try:
+                        again = {
+                            f"new_{name}": each and seal_again(each, webhook_id)
+                            for name, each in old.items()
+                        }
+                    except UnavailableError:
+                        continue
+                    await connection.execute(SQL.reseal, {"webhook_id": webhook_id} | old | again)
 
 
 async def webhooks_exist(pool: Pool) -> bool:

@@ -148,9 +148,12 @@ DELETE FROM webhooks WHERE id IN (
 
 -- name: list_sealed_with_others
 SELECT id, sealed_secret, sealed_previous_secret, sealed_headers FROM webhooks
-WHERE substr(sealed_secret, 1, %(length)s) <> %(key_id)s
+WHERE id > %(after_id)s AND (
+    substr(sealed_secret, 1, %(length)s) <> %(key_id)s
     OR substr(sealed_previous_secret, 1, %(length)s) <> %(key_id)s
     OR substr(sealed_headers, 1, %(length)s) <> %(key_id)s
+)
+ORDER BY id
 LIMIT 100;
 
 -- name: reseal
