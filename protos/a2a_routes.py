@@ -42,7 +42,8 @@ _MESSAGE_BYTES, _OTHER_BYTES = 1_048_576, SMALL_METHOD_MAX_BYTES
 # SendMessage sends nothing until its task has ended. A stream has no heartbeats, so it sends
 # nothing during an iteration, which takes at most 12 minutes unless the agents' configuration
 # allows more.
-_LONG = LONG_ROUTE | {"timeout": STREAM_TIMEOUT, "idle_timeout": "3600s"}
+_SILENCE = {"idle_timeout": "3600s"}
+_LONG = LONG_ROUTE | _SILENCE | {"timeout": STREAM_TIMEOUT}
 _ROUTES = {
     "message": _LONG,
     "stream": _LONG,
@@ -75,7 +76,7 @@ def grpc_classes(first: frozenset[str]) -> dict[str, dict[str, Any]]:
     """
     return {
         **{
-            f"/{_SERVICE}/{method.name}": route
+            f"/{_SERVICE}/{method.name}": route | _SILENCE if route is LONG_ROUTE else route
             for method in a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].methods
             if (route := class_of(method, first)) is not SMALL_ROUTE
         },

@@ -5,6 +5,8 @@ import json
 import grpc
 import pytest
 from a2a.types import a2a_pb2, a2a_pb2_grpc
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from evershell.workspace.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
 from tests.support.edge.a2a_cases import (
     CARD,
@@ -22,8 +24,10 @@ from tests.support.edge.a2a_cases import (
 from tests.support.edge.answers import A2A_TYPE, Answer, check
 from tests.support.edge.cases import BARE_STATUSES, USUAL_BYTES
 from tests.support.edge.clients import Request, curl
-from tests.support.edge.running_edge import RunningEdge
+from tests.support.edge.fixtures import short_directory
+from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.edge.stub import AWKWARD, Stub
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
@@ -155,3 +159,25 @@ def check_error(answer: Answer, status: int | None, slug: str) -> None:
     assert status in (None, answer.status)
     assert answer.header("content-type") == A2A_TYPE
     assert error["code"] == slug
+
+
+def test_a_call_over_grpc_may_be_silent_for_an_hour(
+    stub: Stub, _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """SendMessage and the streams are silent during an iteration, for longer than other calls."""
+    soon = {"stream_idle_timeout: 300s": "stream_idle_timeout: 1s"}
+    with (
+        running_edge(
+            short_directory(tmp_path_factory), _stub_and_address[1], replacements=soon
+        ) as edge,
+        grpc.insecure_channel(edge.grpc_address) as channel,
+    ):
+        request = a2a_pb2.SendMessageRequest(tenant="waits")
+        sent = a2a_pb2_grpc.A2AServiceStub(channel).SendMessage.future(request, timeout=60)
+        eventually(lambda: stub.seen)
+        other = WorkspaceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as cut:
+            other.CancelTask(messages.CancelTaskRequest(workspace_id="waits"), timeout=60)
+        assert "did not answer in time" in str(cut.value.details())
+        stub.release.set()
+        assert sent.result().task.id == "task_1"
