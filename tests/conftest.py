@@ -121,7 +121,8 @@ def database_url(migrated_database_url: str) -> Iterator[str]:
         connection.execute(
             "DELETE FROM events; DELETE FROM tasks; DELETE FROM workspaces; DELETE FROM api_keys; "
             "DELETE FROM orgs; DELETE FROM audit_entries; DELETE FROM idempotency_keys; "
-            "DELETE FROM org_holds; DELETE FROM webhooks; DELETE FROM webhook_deliveries"
+            "DELETE FROM org_holds; DELETE FROM webhooks; DELETE FROM webhook_deliveries; "
+            "DELETE FROM deleted_workspaces"
         )
 
 

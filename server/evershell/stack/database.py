@@ -154,9 +154,9 @@ def _session_tokens(settings: Settings, kept: _KeptValues, now: int) -> dict[str
 
 async def _workspace(kept: _KeptValues, store: Store, clock: Clock) -> str:
     """Creates or resumes the demo workspace, so that it becomes idle, and returns its id."""
-    workspace_id: str = kept.get("workspace id") or kept.set(
-        "workspace id", ids.new_workspace_id(clock())
-    )
+    workspace_id: str | None = kept.get("workspace id")
+    if workspace_id is None or await _is_deleted(workspace_id, store):
+        workspace_id = str(kept.set("workspace id", ids.new_workspace_id(clock())))
     workspace = await store.get_workspace(workspace_id)
     if workspace is None:
         now = clock()
@@ -189,3 +189,11 @@ async def _workspace(kept: _KeptValues, store: Store, clock: Clock) -> str:
             workspace_id, lambda locked: workspace_lifecycle.resume(locked, clock())
         )
     return workspace_id
+
+
+async def _is_deleted(workspace_id: str, store: Store) -> bool:
+    """Whether the workspace is being deleted, or has been removed."""
+    workspace = await store.get_workspace(workspace_id)
+    if workspace is not None:
+        return workspace.status is WorkspaceStatus.DELETING
+    return await store.find_deleted_workspace(workspace_id, ORG_ID) is not None
