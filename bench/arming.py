@@ -219,7 +219,7 @@ def prepare_floor(database: psycopg.Connection[Any], count: int) -> list[str]:
 
 def create_log(database: psycopg.Connection[Any], events: int, agent_address: str) -> str:
     """Creates a workspace with a long log of iterations, and returns its id."""
-    armed = arm(database, 1, agent_address)
+    armed = arm(database, 1, [agent_address])
     workspace_id = armed.workspace_ids[0]
     with database.transaction():
         database.execute(

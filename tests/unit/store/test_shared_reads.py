@@ -44,6 +44,16 @@ async def test_a_caller_during_a_read_receives_the_next_one(log: Log) -> None:
     assert log.reads == ["ws_1", "ws_1"]
 
 
+async def test_reads_beyond_the_limit_wait(log: Log) -> None:
+    shared = SharedReads(log.read, at_once=2)
+    calls = [asyncio.create_task(shared(f"ws_{number}")) for number in range(3)]
+    await settle()
+    assert log.reads == ["ws_0", "ws_1"]
+    log.release.set()
+    await asyncio.gather(*calls)
+    assert log.reads == ["ws_0", "ws_1", "ws_2"]
+
+
 async def test_a_cancelled_caller_does_not_cancel_a_shared_read(log: Log) -> None:
     shared = SharedReads(log.read, at_once=1)
     first, second = asyncio.create_task(shared("ws_1")), asyncio.create_task(shared("ws_1"))
