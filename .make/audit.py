@@ -113,7 +113,7 @@ def _read_pip(lock: str, report: str) -> int:
 
 
 def _judge(audited: str, found: list[tuple[str, bool]]) -> int:
-    """Prints the vulnerabilities. Returns 1 if one of them has a fix, otherwise 0."""
+    """Prints the vulnerabilities. Returns 1 if any of them has a fix, otherwise 0."""
     print(f"{audited} audited, {len(found)} known vulnerabilities")
     for text, _ in found:
         print(f"  {text}")

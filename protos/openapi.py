@@ -85,8 +85,8 @@ class _Document:
         paths: dict[str, Any] = {}
         named: set[str] = set()
         bindings = self._protos.bindings()
-        # The operations have the order of the protos. The first binding of an RPC has the name of
-        # the RPC. Its other bindings also have a suffix.
+        # The operations are in the order of the protos. The first binding of an RPC is named after
+        # the RPC. Its other bindings have the same name with a suffix.
         order = [rpc.name for rpc in self._protos.service.methods]
         for binding in sorted(bindings, key=lambda binding: order.index(binding.rpc.name)):
             name = binding.rpc.name

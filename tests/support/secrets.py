@@ -29,7 +29,7 @@ _ANY = {
 }
 # The files of a state folder that may hold credentials. Only the owner can read them.
 HOLDERS = ("ready.json", "demo.env", "demo.json", "control-plane.jwk")
-# The folder of PostgreSQL is not searched, because it contains texts from callers.
+# The folder of PostgreSQL is not searched, because it contains text from callers.
 _DATABASE = "pg"
 _MAX_BYTES = 256 * 1024 * 1024
 

@@ -150,7 +150,7 @@ class ValidationError(CallError):
 class UnauthenticatedError(CallError):
     """The call has no valid credential.
 
-    Send a valid credential. A session token that has expired has to be renewed.
+    Send a valid credential. A session token that has expired must be renewed.
     """
 
     code = "unauthenticated"

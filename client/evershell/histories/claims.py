@@ -44,7 +44,7 @@ _REFUSALS = frozenset(
     }
 )
 _GONE = "workspace_not_found"
-# What a refusal with this error says about the workspace. `_refused` has the exceptions.
+# By error: what a refusal says about the workspace. `_refused` handles the special cases.
 _FACTS_OF_REFUSALS = {
     "org_on_hold": "held",
     "workspace_deleting": "deleted",

@@ -79,7 +79,7 @@ class Options:
     model_error: str = ""
     # Describes a task in which a tool raises an exception.
     tool_error: str = ""
-    # Describes a task in which the loop raises an exception.
+    # Describes a task in which the agent's own code raises an exception.
     loop_error: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     # The time limit of a task.

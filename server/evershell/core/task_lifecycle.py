@@ -135,7 +135,8 @@ def commit(
 
     Events have no effect if they are committed already, if their task has ended, or if the agent is
     fenced. The limits of the task are applied before each event and after the last one. Raises
-    Failure invalid_state for an iteration that is out of order, and BreachError.
+    Failure invalid_state for an iteration that is out of order. Raises BreachError if the agent
+    broke a rule.
     """
     change = unchanged(locked)
     for agent_event in (*events, None):

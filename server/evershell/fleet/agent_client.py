@@ -61,7 +61,8 @@ MAX_STREAMS = 500
 _OPTIONS = (
     # Agents are on the local network, so a proxy from the environment is not used.
     ("grpc.enable_http_proxy", 0),
-    # Enough for 16 calls with 12 KiB of text each. Acknowledgements are smaller.
+    # Enough for the largest answer to GetCurrentIteration: 16 running calls with 12 KiB of text
+    # each (pod/messages.py). Acknowledgements are smaller.
     ("grpc.max_receive_message_length", 256 * 1024),
     # Off, because a compressed message could grow a thousandfold before its size is checked.
     ("grpc.per_message_decompression", 0),

@@ -100,7 +100,8 @@ class PostgresKeys:
         await self._uses.drained()
 
     async def _store_uses(self, uses: Sequence[tuple[str, float]]) -> None:
-        # Sorted by id, so that two workers cannot wait for each other's row locks.
+        # Sorted by id, so that workers usually lock the rows in the same order. After a deadlock,
+        # the uses are stored again.
         uses = sorted(uses)
         parameters = {
             "ids": [key_id for key_id, _ in uses],

@@ -206,9 +206,9 @@ class ServiceClock:
         self._watch_machine()
 
     def _take(self, row: Any, sent: float, received: float) -> float:
-        """Follows an answer of the database.
+        """Adjusts this program's clock to an answer of the database, but at first ignores a step.
 
-        Returns the step of the database's clock if this program does not follow the step, else 0.
+        Returns the step of the database's clock in seconds if it was ignored, else 0.
         """
         middle = row.database_seconds - (sent + received) / 2
         is_first = self._base is None

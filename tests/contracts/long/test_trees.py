@@ -99,6 +99,7 @@ async def _round(store: Store, tree: list[Task], ids: list[str], number: int) ->
         await cancel(store, tree[0])
 
     calls = [submit_child(at) for at in range(CHILDREN)]
-    # The last call to reach the barrier continues first, so the position decides the order.
+    # The last call to reach the barrier continues first, and the others in order. So the index of
+    # the cancellation in `calls` decides how many submissions begin before it.
     calls.insert(number % (CHILDREN + 1), cancel_tree())
     return [child for child in await asyncio.gather(*calls) if child is not None]

@@ -1,4 +1,4 @@
-"""The named property, and no other, finds each mutation of a model."""
+"""Each mutation of a model is found by the property that it names, and by no other."""
 
 import pytest
 

@@ -20,7 +20,7 @@ from tests.support.edge.clients import is_whole, parse
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# How long the floods may take to become complete.
+# How long the floods may take to open enough streams.
 COMPLETE_SECONDS = 60.0
 # How long the floods go on after that.
 SECONDS = float(os.environ.get("FLOOD_SECONDS", "1"))
@@ -80,7 +80,7 @@ def test_resets_bad_credentials_and_half_messages(stack: Stack, workspace: Works
             load.repeat("cancel", partial(cancel, load, caller, fields))
 
         def is_over() -> bool:
-            """Whether the floods have gone on for SECONDS since all were complete.
+            """Whether SECONDS have passed since every flood had opened enough streams.
 
             Also measures the memory.
             """

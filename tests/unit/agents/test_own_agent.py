@@ -108,7 +108,7 @@ async def test_an_agent_that_cannot_be_loaded_says_why(
 
 
 KEY = 'sk-"very\\secret'
-# An agent that writes its key wherever it can, beginning with its import.
+# An agent that writes its key wherever it can, as early as when its module is imported.
 INDISCREET = """
 import os, subprocess, sys
 from evershell.agents import Task, in_process, keys

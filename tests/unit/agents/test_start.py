@@ -54,7 +54,7 @@ ALLOWED_CORE = {
     "evershell.core.task",
     "evershell.core.trace",
 }
-# Of these packages, only the package itself may be loaded, and none of its modules.
+# These packages themselves may be loaded, but none of their modules.
 HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
 
 

@@ -257,7 +257,7 @@ LIMIT_SECONDS = 10
 
 
 async def waiting(world: World, workspace_id: str, **fields: Any) -> "asyncio.Task[CancelResult]":
-    """Starts a cancellation. Returns once it is recorded and waits for the end of the task."""
+    """Starts a cancellation. Returns the call once it waits for the end of the task."""
     calling = asyncio.create_task(world.cancel(workspace_id, **fields))
     async with asyncio.timeout(LIMIT_SECONDS):
         while not world.subscriptions.has_subscribers(workspace_id):

@@ -2,7 +2,8 @@
 
 from tests.unit.protos.generator import printed
 
-# The release in this code lacks a call, a field, an event, an error and a setting.
+# This program makes up a last release without one of the current calls, fields, events, errors and
+# settings. It then prints the changelog.
 COMPARE = """
 from generate import DESCRIPTOR_SET, GEN
 from google.protobuf import descriptor_pb2

@@ -135,7 +135,7 @@ def health(edge: RunningEdge, client: httpx.Client) -> int:
 
 
 def preflights(edge: RunningEdge, client: httpx.Client) -> int:
-    """Calls on the path of a gRPC method that the edge itself answers with a success."""
+    """Makes CORS preflights for a gRPC method, which the edge itself answers."""
     headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
     path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
     for _ in range(200):

@@ -49,7 +49,7 @@ class AsyncPlainCalls(AsyncCaller):
         `watch` or `get_task`. A suspended workspace gets a new agent: the call waits for the agent,
         but not longer than its own deadline, and then answers with the current state of the task.
 
-        Errors: workspace_busy if the workspace already has a task. If the call fails with
+        Errors: workspace_busy if a task of the workspace has not ended. If the call fails with
         agent_unreachable, the task has ended `delivery_failed`. org_on_hold while the organization
         is on hold. idempotency_conflict if another request has already used the key.
 

@@ -207,11 +207,11 @@ class WorkspaceServiceServicer:
         Effect: the service records the task and delivers it to the agent. Follow the task with
         WatchEvents or GetTask. A suspended workspace gets a new agent: the call waits for the agent,
         but not longer than its own deadline, and then answers with the current state of the task.
-        Idempotency: by the header `idempotency-key` (1 to 255 printable ASCII characters, kept 24 hours for
-        the user or the API key). If an earlier call with the key had an effect, a repeat has no effect
-        and gets the answer of the earlier call. Without the header, every successful call creates a
-        task.
-        Errors: workspace_busy if the workspace already has a task. If the call fails with
+        Idempotency: by the header `idempotency-key` (1 to 255 printable ASCII characters, kept for 24
+        hours for the user or the API key). If an earlier call with the key had an effect, a repeat has
+        no effect and gets the answer of the earlier call. Without the header, every successful call
+        creates a task.
+        Errors: workspace_busy if a task of the workspace has not ended. If the call fails with
         agent_unreachable, the task has ended `delivery_failed`. org_on_hold while the organization is
         on hold. idempotency_conflict if another request has already used the key.
         Tree: with `parent_task_id`, the task is a child of that task. The call fails with

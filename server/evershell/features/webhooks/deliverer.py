@@ -50,7 +50,7 @@ _MAX_ROUNDS = 4
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
-# The largest exponent that is computed: with it, the pause already exceeds _MAX_RETRY_SECONDS.
+# Caps the exponent: at this value, the pause exceeds _MAX_RETRY_SECONDS.
 _MAX_EXPONENT = 7
 
 # The error of a delivery that was claimed but not sent.

@@ -99,8 +99,8 @@ async def test_tools_begin_after_their_iteration_is_reported(world: World) -> No
     async def look(call: str) -> None:
         task = world.plane.task
         if call == "CommitEvents" and task is not None and task.open_iteration is not None:
-            # Waits for many turns of the event loop: a tool that does not wait for the reply would
-            # begin by then.
+            # Waits for many turns of the event loop: a tool that does not wait for the reply
+            # would have begun by then.
             for _ in range(100):
                 await asyncio.sleep(0)
             reports.append(len(task.open_iteration.started_calls))
