@@ -514,7 +514,7 @@ async def test_what_another_key_has_sealed_is_sealed_again(bench: Bench) -> None
     other = webhook(sealed_secret=b"NEW-c")
     for each in (made, other):
         await bench.webhooks.create_webhook(each, 20)
-    await bench.worker().reseal(b"NEW-", lambda sealed, owner: b"NEW-" + sealed[4:])
+    await bench.worker().reseal(b"NEW-", lambda sealed, owner: b"NEW-" + sealed[4:], "")
     assert {each.id: each for each in await bench.webhooks.list_webhooks(ORG)} == {
         made.id: replace(made, sealed_secret=b"NEW-a", sealed_headers=b"NEW-b"),
         other.id: other,
@@ -522,7 +522,7 @@ async def test_what_another_key_has_sealed_is_sealed_again(bench: Bench) -> None
 
 
 async def test_all_webhooks_are_sealed_again_although_some_cannot_be_opened(bench: Bench) -> None:
-    """More webhooks than one statement reads."""
+    """More webhooks than one call handles."""
     lost = [webhook(sealed_secret=b"LOST") for _ in range(101)]
     made = [webhook(sealed_secret=b"OLD-") for _ in range(101)]
     for each in (*lost, *made):
@@ -533,6 +533,8 @@ async def test_all_webhooks_are_sealed_again_although_some_cannot_be_opened(benc
             raise UnavailableError
         return b"NEW-"
 
-    await bench.worker().reseal(b"NEW-", seal_again)
+    after_id: str | None = ""
+    while after_id is not None:
+        after_id = await bench.worker().reseal(b"NEW-", seal_again, after_id)
     sealed = {each.id: each.sealed_secret for each in await bench.webhooks.list_webhooks(ORG)}
     assert sealed == {each.id: b"LOST" for each in lost} | {each.id: b"NEW-" for each in made}

@@ -115,6 +115,8 @@ class Deliverer:
 
     async def _claim_all(self) -> None:
         maintained_at = -_MAINTENANCE_SECONDS
+        # Where the next call of `reseal` begins; None if all webhooks are sealed with the key.
+        after_id: str | None = None
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
@@ -128,9 +130,13 @@ class Deliverer:
                     asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.wake)
                 now = asyncio.get_running_loop().time()
                 if now - maintained_at >= _MAINTENANCE_SECONDS:
-                    maintained_at = now
+                    maintained_at, after_id = now, after_id or ""
                     await self._deliveries.prune()
-                    await self._deliveries.reseal(self._sealing.key_id, self._seal_again)
+                if after_id is not None:
+                    key_id = self._sealing.key_id
+                    after_id = await self._deliveries.reseal(key_id, self._seal_again, after_id)
+                if after_id is not None:
+                    self.wake()
             except UnavailableError as error:
                 _log.warning("webhooks_not_claimed", error=str(error).strip())
                 await asyncio.sleep(_POLL_SECONDS)

@@ -153,28 +153,31 @@ class WebhookDeliveries:
             await connection.execute(SQL.prune_settled, before)
             await connection.execute(SQL.prune_webhooks, before)
 
-    async def reseal(self, key_id: bytes, seal_again: Callable[[bytes, str], bytes]) -> None:
+    async def reseal(
+        self, key_id: bytes, seal_again: Callable[[bytes, str], bytes], after_id: str
+    ) -> str | None:
         """Seals again, with `seal_again`, secrets that were sealed with keys other than `key_id`.
 
-        Leaves out webhooks for which `seal_again` raises UnavailableError.
+        Each call handles up to 100 webhooks, in the order of their ids, from `after_id` on. Returns
+        the last of these ids; None if no webhook was left. Leaves out webhooks for which
+        `seal_again` raises UnavailableError.
         """
-        parameters = {"key_id": key_id, "length": len(key_id), "after_id": ""}
+        last_id: str | None = None
         async with connected(self._pool) as connection:
-            while rows := await (
-                await connection.execute(SQL.list_sealed_with_others, parameters, binary=True)
-            ).fetchall():
-                parameters["after_id"] = rows[-1].id
-                for row in rows:
-                    old = row._asdict()
-                    webhook_id = old.pop("id")
-                    try:
-                        again = {
-                            f"new_{name}": each and seal_again(each, webhook_id)
-                            for name, each in old.items()
-                        }
-                    except UnavailableError:
-                        continue
-                    await connection.execute(SQL.reseal, {"webhook_id": webhook_id} | old | again)
+            parameters = {"key_id": key_id, "length": len(key_id), "after_id": after_id}
+            cursor = await connection.execute(SQL.list_sealed_with_others, parameters, binary=True)
+            for row in await cursor.fetchall():
+                old = row._asdict()
+                last_id = webhook_id = old.pop("id")
+                try:
+                    again = {
+                        f"new_{name}": each and seal_again(each, webhook_id)
+                        for name, each in old.items()
+                    }
+                except UnavailableError:
+                    continue
+                await connection.execute(SQL.reseal, {"webhook_id": webhook_id} | old | again)
+        return last_id
 
 
 async def webhooks_exist(pool: Pool) -> bool:
