@@ -50,13 +50,13 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
         """Submits tasks until the hold refuses one. Returns the ids of the tasks."""
         barrier.wait(30)
         made: list[str] = []
-        attempt, is_repeat = 0, False
+        attempt, is_repeat, was_held = 0, False, False
         for _ in range(2_000):
-            was_held = held.is_set() and not is_repeat
+            was_held = was_held if is_repeat else held.is_set()
             try:
                 answer = client.call(
                     "SubmitTask",
-                    headers=(("idempotency-key", f"{number}-{attempt}"),),
+                    headers=(("idempotency-key", f"{ids[0]}-{number}-{attempt}"),),
                     workspace_id=ids[(number + attempt) % WORKSPACES],
                     description="sleep 0.05\ntrue",
                 )

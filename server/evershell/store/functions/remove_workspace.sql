@@ -9,7 +9,7 @@
 -- The function waits for the lock of the workspace, and for locks of rows of events and
 -- webhook_deliveries. remove_old_tasks may remove events at the same time; until its transaction has
 -- ended, the function goes no further than the events. A transaction that has locked a row of
--- webhook_deliveries does not wait for other locks. So the function cannot take part in a deadlock.
+-- webhook_deliveries does not wait for other locks.
 CREATE OR REPLACE FUNCTION remove_workspace(
     p_workspace_id text,
     p_limit integer,
@@ -33,20 +33,21 @@ BEGIN
     DELETE FROM events
     WHERE workspace_id = w.id
         AND seq < (SELECT min(seq) FROM events WHERE workspace_id = w.id) + p_limit;
-    IF EXISTS (SELECT FROM events WHERE workspace_id = w.id) THEN
+    -- min() uses the primary key, where EXISTS could scan the whole table.
+    IF (SELECT min(seq) FROM events WHERE workspace_id = w.id) IS NOT NULL THEN
         RETURN 'more';
     END IF;
     DELETE FROM webhook_deliveries WHERE (workspace_id, task_id, webhook_id) IN (
         SELECT workspace_id, task_id, webhook_id FROM webhook_deliveries
         WHERE workspace_id = w.id LIMIT p_limit
     );
-    IF EXISTS (SELECT FROM webhook_deliveries WHERE workspace_id = w.id) THEN
+    IF (SELECT min(task_id) FROM webhook_deliveries WHERE workspace_id = w.id) IS NOT NULL THEN
         RETURN 'more';
     END IF;
     task_ids := ARRAY(SELECT id FROM tasks WHERE workspace_id = w.id ORDER BY id LIMIT p_limit);
     DELETE FROM webhooks WHERE task_id = ANY (task_ids);
     DELETE FROM tasks WHERE id = ANY (task_ids);
-    IF EXISTS (SELECT FROM tasks WHERE workspace_id = w.id) THEN
+    IF cardinality(task_ids) = p_limit THEN
         RETURN 'more';
     END IF;
     INSERT INTO deleted_workspaces (
