@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from evershell.auth.sealing import SigningKeySealing
-from evershell.auth.signing_keys import new_key
+from evershell.auth.signing_keys import new_key, with_new_key
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
 from evershell.core.task import TaskStarted
@@ -32,7 +32,8 @@ from tests.support.store.examples import NOW, ORG, USER, complete, permission, w
 from tests.support.waiting import eventually_async
 from tests.support.world import iteration
 
-SEALING = SigningKeySealing(new_key())
+KEY = new_key()
+SEALING = SigningKeySealing(KEY)
 TYPES = [EventType.TASK_SUBMITTED, EventType.TASK_COMPLETED]
 LIMIT_SECONDS = 60.0
 
@@ -65,7 +66,7 @@ class Delivering:
             **fields,
         }
         webhook = Webhook(id=webhook_id, **facts)
-        await self.webhooks.create_webhook(webhook, 100)
+        await self.webhooks.create_webhook(webhook, 200)
         return webhook
 
     @asynccontextmanager
@@ -320,3 +321,18 @@ async def test_a_process_without_the_key_leaves_the_delivery_to_others(bench: De
     bench.now += timedelta(seconds=61)
     async with bench.delivering("with"):
         await eventually_async(lambda: receiver.requests, LIMIT_SECONDS)
+
+
+async def test_all_webhooks_are_sealed_with_a_new_key_at_once(bench: Delivering) -> None:
+    """There are more webhooks than one call handles. The next round of upkeep is a minute later."""
+    for _ in range(101):
+        await bench.webhook(url="http://127.0.0.1:1/")
+    sealing = SigningKeySealing(with_new_key(KEY))
+
+    async def are_sealed() -> bool:
+        found = await bench.webhooks.list_webhooks(ORG)
+        return all(each.sealed_secret.startswith(sealing.key_id) for each in found)
+
+    assert not await are_sealed()
+    async with bench.delivering(sealing=sealing):
+        await eventually_async(are_sealed, 40)

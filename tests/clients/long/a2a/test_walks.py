@@ -167,10 +167,8 @@ class _Walk:
 
     async def _cancel_twice(self, client: Client, task_id: str) -> None:
         self._gate.path.with_name("hold").touch()
-        reached = self._gate.reached()
-        await asyncio.to_thread(reached.__enter__)
         with contextlib.ExitStack() as stack:
-            stack.push(reached)
+            await asyncio.to_thread(stack.enter_context, self._gate.reached())
             for name in ("cancelled", "again"):
                 request = a2a_pb2.CancelTaskRequest(id=task_id)
                 task = await client.cancel_task(request, context=self._context)
