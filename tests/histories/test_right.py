@@ -178,6 +178,19 @@ RIGHT: dict[str, Sequence[Call]] = {
         submit("t1", during=(2.0, 3.0)),
         called("HoldOrg", {}, during=LONG),
     ],
+    "a hold cancels a task that was submitted during its call": [
+        submit("t1", during=(1.0, 4.0)),
+        called("HoldOrg", {"remaining": 0}, cancel_running=True, during=(1.5, 3.0)),
+        get("t1", "running", during=(2.0, 2.1)),
+        get("t1", "asked", during=(3.2, 3.3)),
+    ],
+    "a second hold, during which the first hold is released": [
+        called("HoldOrg", {}, during=(1.0, 2.0)),
+        called("HoldOrg", {}, during=(2.5, 5.0)),
+        called("ReleaseOrg", {}, during=(2.6, 3.0)),
+        called("GetHold", {"on_hold": True}, during=(3.5, 4.0)),
+        submit("t1", during=(0.1, 0.5)),
+    ],
     "a hold of another organization": [called("HoldOrg", {}, org="other"), submit("t1")],
     "CancelTasks": [
         submit("t1"),

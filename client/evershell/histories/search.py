@@ -103,21 +103,21 @@ class _Search:
         left = deque(pair for pair in self._pairs if not pair[1] & bit)
         if not left:
             return found
-        groups, optional = list(self._alike()), self._optional()
+        groups, facts, optional = list(self._alike()), sum(self._facts), self._optional()
         seen: defaultdict[State, list[int]] = defaultdict(list)
         for state, done in self._pairs:
             seen[state].append(done)
         while left:
             for pair in self._next(left.popleft(), groups):
                 state, done = pair
-                if any(_is_as_good(other, done, optional) for other in seen[state]):
+                if any(_is_as_good(other, done, facts, optional) for other in seen[state]):
                     continue
                 seen[state].append(done)
                 if done & bit:
                     found.add(pair)
                 else:
                     left.append(pair)
-        return self._best(found, optional)
+        return _best(found, facts, optional)
 
     def _next(self, pair: _Pair, groups: list[list[int]]) -> Iterator[_Pair]:
         state, done = pair
@@ -158,26 +158,31 @@ class _Search:
         """The bits of the optional effects that are open."""
         return sum(bit for bit, each in self._effects.items() if each.is_optional)
 
-    def _best(self, pairs: set[_Pair], optional: int) -> set[_Pair]:
-        """The pairs without those that another pair can replace."""
-        by_state: dict[State, list[int]] = {}
-        for state, done in pairs:
-            by_state.setdefault(state, []).append(done)
-        return {
-            (state, done)
-            for state, all_done in by_state.items()
-            for done in all_done
-            if not any(other != done and _is_as_good(other, done, optional) for other in all_done)
-        }
+
+def _best(pairs: set[_Pair], facts: int, optional: int) -> set[_Pair]:
+    """The pairs without those that another pair can replace."""
+    by_state: dict[State, list[int]] = {}
+    for state, done in pairs:
+        by_state.setdefault(state, []).append(done)
+    return {
+        (state, done)
+        for state, all_done in by_state.items()
+        for done in all_done
+        if not any(
+            other != done and _is_as_good(other, done, facts, optional) for other in all_done
+        )
+    }
 
 
-def _is_as_good(other: int, done: int, optional: int) -> bool:
+def _is_as_good(other: int, done: int, facts: int, optional: int) -> bool:
     """Whether a pair with the operations `other` can replace a pair with the operations `done`.
 
-    Both pairs have the same state. `other` must include all required operations of `done`, and no
-    optional operation that is not in `done`.
+    Both pairs have the same state. `other` must include all facts of `done`, no optional effect
+    that is not in `done`, and the same required effects. It must not have more required effects:
+    a stop that happened before the task began can no longer cancel the task.
     """
-    return not done & ~optional & ~other and not other & optional & ~done
+    required = ~facts & ~optional
+    return not ((done & facts & ~other) | (other & optional & ~done) | ((other ^ done) & required))
 
 
 def _tasks(operations: Iterable[Operation], known: Known) -> Tasks:
