@@ -21,8 +21,10 @@ SETTINGS = {
     # The locking of the store requires this isolation level.
     "default_transaction_isolation": "read committed",
     "statement_timeout": "5s",
-    # A session that hangs in a transaction may hold the lock of a workspace, so the server ends it.
-    "idle_in_transaction_session_timeout": "10s",
+    # A program that was frozen or cut off in a transaction may hold the lock of a workspace, so the
+    # server ends its session. This is shorter than other programs wait for the lock
+    # (pool.ANSWER_TIMEOUT_SECONDS).
+    "idle_in_transaction_session_timeout": "2500ms",
     # If a client closes its connection (hang_up_after), the server ends the session, even while the
     # session waits for a lock.
     "client_connection_check_interval": "500ms",

@@ -16,7 +16,7 @@ from evershell.core import deadline, task_lifecycle
 from evershell.core.change import unchanged
 from evershell.core.errors import UnavailableError
 from evershell.core.task import TaskStarted
-from evershell.store.connections import answered_within
+from evershell.store.connections import answered_within, conninfo
 from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -169,6 +169,20 @@ async def test_a_caller_that_goes_away_leaves_no_lock(database_url: str, pool: P
     assert (await store.record_cancellation(permission(), busy.id, submitted.id, intent())).recorded
     await store.create_workspace(workspace())
     assert await store.get_task(busy.id, task(busy.id).id) is None
+
+
+async def test_a_silent_client_does_not_keep_a_lock(database_url: str, pool: Pool) -> None:
+    """The client may be frozen or cut off. A repeated call of another client gets the lock."""
+    store = PostgresStore(pool, machine_clock)
+    busy, _ = await with_task(store)
+    silent = await AsyncConnection.connect(conninfo(database_url))
+    try:
+        await silent.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", (busy.id,))
+        with suppress(UnavailableError):
+            await store.transition(busy.id, unchanged)
+        await store.transition(busy.id, unchanged)
+    finally:
+        await silent.close()
 
 
 async def _end_sessions(url: str, which: str) -> None:
