@@ -177,7 +177,7 @@ class OpenAIModel:
             self._completion = await receive(response, self._reply)
 
     def _timeout_problem(self) -> str:
-        """Describes what is missing from a call that exceeded its time limit."""
+        """Describes what the endpoint had not done when the call exceeded its time limit."""
         limit = f"within {self._limit_seconds:g} seconds"
         if not self._statuses:
             return f"did not answer {limit}"

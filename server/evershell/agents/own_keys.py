@@ -9,7 +9,7 @@ from typing import TextIO
 keys: dict[str, str] = {}
 
 
-# The text that replaces each form of a key.
+# By form of a key, which is the key itself or the key with escapes: the text that replaces it.
 _names: dict[str, str] = {}
 
 
@@ -36,10 +36,10 @@ def redacted(text: str) -> str:
 
 
 def redacted_end(text: str, *, is_cut: bool = False) -> str:
-    """The end of a text that is still being written, without keys and parts of keys.
+    """The text, without keys and without parts of keys at its ends.
 
-    The last characters of the text may be the beginning of a key. With `is_cut`, the beginning of
-    the text is missing, so its first characters may be the end of a key.
+    The text is still being written, so its last characters may be the beginning of a key. With
+    `is_cut`, the beginning of the text is missing, so its first characters may be the end of a key.
     """
     text, _ = without_parts(redacted(text), "")
     return without_parts("", text)[1] if is_cut else text
@@ -66,7 +66,7 @@ def _without_beginning(text: str) -> str:
 
 
 def _common_end(form: str, text: str) -> int:
-    """The length of the longest proper suffix of the form with which the text begins."""
+    """The length of the longest prefix of `text` that is a proper suffix of `form`."""
     start = 0
     while text and (start := form.find(text[0], start + 1)) > 0:
         if text.startswith(form[start:]):
@@ -75,7 +75,7 @@ def _common_end(form: str, text: str) -> int:
 
 
 def _common_beginning(form: str, text: str) -> int:
-    """The length of the longest proper prefix of the form with which the text ends."""
+    """The length of the longest suffix of `text` that is a proper prefix of `form`."""
     end = len(form) - 1
     while text and (end := form.rfind(text[-1], 0, end)) >= 0:
         if text.endswith(form[: end + 1]):

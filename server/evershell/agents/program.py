@@ -160,7 +160,7 @@ def _host(spec: PodSpec) -> str:
 
 
 def _point_of(signal: Signal) -> str:
-    """The name of the crash point at which the agent acknowledges this signal."""
+    """The name of the crash point (pod/crash_points.py) where the agent acknowledges the signal."""
     return "ack" if signal.HasField("cancel_task") else "start_ack"
 
 

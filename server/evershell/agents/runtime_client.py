@@ -89,16 +89,16 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # All workers behind a name may be replaced within one lease. By default, gRPC asks for the
-    # addresses again after 30 s.
+    # All workers behind a DNS name may be replaced within one lease, so gRPC must soon resolve the
+    # name again. By default, it does so at most every 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-    # Behind a name, all calls go to one worker. If this worker is frozen or unreachable, a ping
-    # during a call detects it, and the agent connects to another worker. With the default lease,
-    # heartbeats are so frequent that a worker that answers is never pinged.
+    # All calls to a DNS name go to one of the workers behind it. If this worker is frozen or
+    # unreachable, a ping during a call detects it, and the agent connects to another worker. With
+    # the default lease, heartbeats are so frequent that a worker that answers is never pinged.
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
-    # Spreads the agents over the workers behind a name.
+    # Spreads the agents over the workers behind a DNS name.
     (
         "grpc.service_config",
         '{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}',
@@ -116,8 +116,8 @@ def connect(
 ) -> tuple[list[grpc.aio.Channel], dict[str, RuntimeStub]]:
     """Channels to the control plane workers at these addresses, and their stubs.
 
-    A single name may stand for several workers, so it gets two channels. The second channel
-    connects when it is first used.
+    There may be several workers behind a single DNS name, so it gets two channels. The second
+    channel connects when it is first used.
     """
     connector = Connector(tls)
     channels = {
@@ -336,7 +336,11 @@ class RuntimeClient:
     async def _until_acknowledged(
         self, attempt: Callable[[RuntimeStub], Awaitable[T]], cancel: CancelFlag | None = None
     ) -> T:
-        """Repeats the call. `cancel` is the flag of the task whose end depends on the call."""
+        """Repeats the call until it is answered.
+
+        `cancel` is the cancel flag of the call's task. While this task must be interrupted, the
+        waits between attempts are shorter.
+        """
         failures = 0
         while True:
             try:

@@ -19,8 +19,8 @@ from evershell.core.task import Phase, TaskEnded
 from evershell.core.trace import TraceContext
 from evershell.telemetry.logs import Log
 
-# The number of tasks that are remembered after their end or before their start. A late message
-# arrives within seconds, in which no agent runs this many tasks.
+# The number of tasks that are remembered after their end or before their start, for messages that
+# arrive late. These arrive within seconds, and no agent runs this many tasks in that time.
 _REMEMBERED_TASKS = 1_000
 
 # The time limit for ending the current task when the agent ends.

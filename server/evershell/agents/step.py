@@ -36,7 +36,8 @@ T = TypeVar("T")
 _GRACE_SECONDS = 5.0
 # The size limit of each recorded text, so that an iteration fits into one message.
 _MAX_TEXT_BYTES = 1024 * 1024
-# For started calls: the size limit of each id and of each name, and of all arguments together.
+# The size limits of the tool calls in a report: of each id and each name, and of all arguments
+# together.
 _MAX_ID_BYTES = 128
 _MAX_ARGUMENTS_BYTES = 24 * 1024
 # The size limit of all outputs of an iteration together. The record contains the first output
@@ -155,7 +156,7 @@ class Step:
         self._reporting = asyncio.Lock()
         # The ids of the tool calls that have been announced but have not begun.
         self._announced: list[str] = []
-        # By phase: when its calls reach the time limit that they share.
+        # By phase: when the calls of this phase reach the time limit that they share.
         self._ends_at: dict[Phase, float] = {}
 
     @property

@@ -346,7 +346,7 @@ class BoundedOutput:
         room = max(self._head_bytes - len(self._head), 0)
         self._head += encoded[:room]
         self._tail += encoded[room:]
-        # While nothing is cut, no notice is needed, and the tail may use its space.
+        # While nothing is cut, no notice is needed, and the tail may use the notice's space.
         excess = len(self._tail) - (self._tail_bytes + _NOTICE_BYTES)
         if excess > 0:
             del self._tail[:excess]

@@ -25,11 +25,11 @@ def interceptors(
     shares = Shares()
     ordered = [
         request_log,  # outermost: gives every call a request id and a log line, and measures it
-        admission,  # before anything that takes time; inside the log, which counts refusals
-        traced_calls,  # inside the log, which names the trace; around everything that takes time
-        auditing,  # around Errors, which sets the outcome that is recorded
-        Errors(),  # around everything that can fail; inside the log, which names the slug
-        authentication,  # before the request is read; servicers rely on it
+        admission,  # before anything that takes time; inside request_log, which counts refusals
+        traced_calls,  # inside request_log, which reads the trace; around all that takes time
+        auditing,  # around Errors, which sets the outcome that auditing records
+        Errors(),  # around everything that can fail; inside request_log, which logs the slug
+        authentication,  # before the request is read; servicers need the caller
         rate_limits,  # after authentication, because limits are per credential
         shares,  # after authentication, because shares are per credential and organization
         Reading(shares),  # innermost: a request is read only after all others have admitted it

@@ -86,7 +86,10 @@ def decode_list_filter(request: workspace_service_pb2.ListTasksRequest) -> OrgLi
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:
-    """Encodes the reply. Requester, time and reason come from the call that recorded the intent."""
+    """Encodes the reply.
+
+    The requester, the time and the reason come from the call that recorded the cancellation.
+    """
     task = result.task
     intent = task.cancel if task is not None else None
     return workspace_service_pb2.CancelTaskResponse(

@@ -107,8 +107,8 @@ def _has_effect(method: MethodDescriptor) -> bool:
     return pattern != "get" and not (pattern is None and method.server_streaming)
 
 
-# The edge sets this header for a REST call whose path names the task, because a call can fail
-# before its request is read.
+# The edge sets this header for a REST call whose path names the task. Without the header, a worker
+# would not know this about a call that fails before its request is read.
 _TASK_HEADER = "x-evershell-task"
 _ADVICE = {
     EdgeRule.repeat_unspecified: "The call may have had its effect: look before you repeat it.",

@@ -41,9 +41,9 @@ class Priority(IntEnum):
     LAST = 4
 
 
-# By priority: the longest wait, in seconds, at which calls are always served. After a longer wait,
-# they would be served too late: an agent gives up an attempt after 3 s, and gRPC resets a call that
-# has waited for 3 s.
+# By priority: calls are refused only while the wait is longer than this, in seconds. The limits are
+# below 3 s, because an agent gives up an attempt after 3 s, and gRPC resets a call that has waited
+# for 3 s.
 _LIMITS = {
     Priority.LEASES: math.inf,
     Priority.FIRST: 2.5,

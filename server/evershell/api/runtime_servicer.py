@@ -113,7 +113,8 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
 
     @asynccontextmanager
     async def _breaches_recorded(self) -> AsyncIterator[None]:
-        """Records a breach that is raised in the block, and refuses the call.
+        """Handles a BreachError of the block: records that the agent broke a rule, and refuses the
+        call.
 
         Raises Failure validation_error.
         """

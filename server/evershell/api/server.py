@@ -81,8 +81,8 @@ class Server:
     ) -> None:
         """`interceptors` comes from chain.py, and contains `request_log` and `admission`.
 
-        `drain_waits` makes every call that waits, now or later, answer at once. With
-        `agent_listener`, the server also listens there. `probe` measures how long calls wait.
+        `drain_waits` makes every call that waits, now or later, answer at once. The server also
+        listens at `agent_listener`, if it is given. `probe` measures how long calls wait.
         `services` are the gRPC services of the rooms (features/).
         """
         self._agent_listener = agent_listener

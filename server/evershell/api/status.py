@@ -114,7 +114,7 @@ def envelope_json(failure: Failure, request_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """The form of a service's errors."""
+    """How the errors of a service are encoded."""
 
     # `rich_status` makes the status, and `body` the body of a REST error. Both get the failure and
     # the request id.

@@ -15,12 +15,14 @@ from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry import logs
 
-# The number of database connections: few, because the process makes few statements.
+# The number of database connections: few, because the process executes few statements.
 _POOL_SIZE = 3
 
 
 async def deliver(settings: Settings) -> None:
-    """Runs until the worker that started this process ends. Each room itself detects this end.
+    """Runs until the worker that started this process ends.
+
+    Each room (features/) itself detects that the worker has ended.
 
     Raises OperatorError.
     """
@@ -32,7 +34,7 @@ async def deliver(settings: Settings) -> None:
 
 @asynccontextmanager
 async def _parts(settings: Settings) -> AsyncIterator[ProgramParts]:
-    """The parts that the rooms get, with open connections. Raises OperatorError."""
+    """The parts that the rooms (features/) get, with open connections. Raises OperatorError."""
     signing_keys = signing_keys_of(settings)
     async with AsyncExitStack() as stack:
         behind_pooler = bool(settings.database_session_url)

@@ -67,7 +67,7 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
 async def controller(
     settings: Settings, metrics: Metrics
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """A fleet controller. The yielded function runs it whenever this process leads.
+    """Yields a function that runs the fleet controller whenever this process is the leader.
 
     Raises OperatorError.
     """

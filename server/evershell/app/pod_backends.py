@@ -29,7 +29,8 @@ from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()
 
-# Keys are redacted in texts. A shorter key would also match unrelated text.
+# The minimum length of a key. Keys are redacted in texts, and a shorter key would also match
+# unrelated text.
 _MIN_KEY_CHARACTERS = 8
 # How long the controller waits, after the grace period of a pod, for the cluster to confirm that
 # the pod is gone.
@@ -37,7 +38,8 @@ _END_SECONDS = 20.0
 # In a sandbox, the maximum number of processes of a tool call. Only a tool that has gone wrong
 # comes close to it.
 TOOL_PROCESSES = 512
-# In a sandbox, the maximum size of each file that a tool writes, for the same purpose.
+# In a sandbox, the maximum size of each file that a tool writes. Only a tool that has gone wrong
+# reaches it.
 _TOOL_FILE_MB = 4096
 
 
@@ -82,7 +84,7 @@ def _fork_server(settings: Settings) -> ForkServer | None:
     """The fork server for the agents of this package; None for other agents."""
     if settings.agent_command:
         return None
-    # Uses -P, like the command that starts an agent.
+    # -P keeps the current directory out of sys.path, as in the command that starts an agent.
     command = [sys.executable, "-P", "-m", "evershell.agents.fork_server", settings.model]
     return ForkServer(command, {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"})
 

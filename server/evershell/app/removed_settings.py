@@ -31,9 +31,10 @@ _INSTEAD = {
 
 def refuse_removed_settings(environment: Mapping[str, str]) -> None:
     """Raises OperatorError if the environment has a setting that was removed."""
-    # With RUN_ID, `up` has started this program, and the environment has been checked already: by
-    # `up`, or by `restart` if `up` is of an earlier version. An earlier `up` also passes on
-    # settings that the operator has not set. A check here would refuse them.
+    # If RUN_ID is set, `up` has started this program, and the environment has been checked already:
+    # by `up`, or by `restart` if the version of `up` is earlier than the version of this program.
+    # An earlier `up` also passes on settings that the operator has not set, and a check here would
+    # refuse them.
     if "RUN_ID" in environment:
         return
     given = {name.upper() for name, value in environment.items() if value}

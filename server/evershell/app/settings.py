@@ -33,11 +33,11 @@ def _program_memory_mb() -> int:
 
 
 class ServerSettings(PodSettings):
-    """The settings, without the settings of rooms.
+    """The settings, without the settings of rooms (features/).
 
-    Each is read from the environment variable with its name in capitals. `make gen` copies its
-    docstring into docs/configuration.md. A setting that only one module of a lower layer uses is
-    declared in that module, like the fields of PodSettings.
+    Each setting is read from the environment variable with its name in capitals. `make gen` copies
+    its docstring into docs/configuration.md. A setting that only one module of a lower layer uses
+    is declared in that module, like the fields of PodSettings.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
@@ -216,7 +216,7 @@ class ServerSettings(PodSettings):
     @field_validator("agent_command")
     @classmethod
     def _as_a_shell_reads_it(cls, value: str) -> str:
-        # Raises ValueError.
+        # Raises ValueError if the quotes in the command do not match.
         shlex.split(value)
         return value
 

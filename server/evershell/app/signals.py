@@ -3,8 +3,9 @@
 import asyncio
 import signal
 
-# The signal that makes a worker answer waiting calls and close streams, so that clients reconnect
-# to the new Envoy. A program that does not handle SIGURG ignores it.
+# While an Envoy drains, the stack sends this signal to the workers. A worker then answers waiting
+# calls and closes streams, so that clients leave the draining Envoy. A program that does not handle
+# SIGURG ignores it.
 END_WAITS = signal.SIGURG
 
 

@@ -203,7 +203,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
 
 
 def _rooms(parts: WorkerParts) -> Iterator[WorkerRoom]:
-    """The rooms, in the order of the registry."""
+    """The rooms (features/), in the order of features/registry.py."""
     for in_worker in registry.in_worker():
         room = in_worker(parts)
         if room.task_webhooks is not None:
@@ -297,7 +297,10 @@ async def _follow_database(
 
 
 def _pooler(settings: Settings) -> AbstractAsyncContextManager["asyncio.Future[None]"]:
-    """Watches the pooler. If there is no pooler, the future is never done."""
+    """Yields a future that is done when the pooler closes its connection to this worker.
+
+    If there is no pooler, the future is never done.
+    """
     if settings.database_session_url:
         return pooler_watched(settings.database_url)
     return nullcontext(asyncio.get_running_loop().create_future())

@@ -51,8 +51,8 @@ class ApiKeys:
         self._known: TTLCache[bytes, tuple[ApiKey, Caller]] = TTLCache(
             maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS
         )
-        # Saves a query for each call with a bad key. Good keys are cached separately, so that bad
-        # keys cannot evict them.
+        # The SHA-256 of bad keys, so that repeated calls with a bad key need no query. Good keys
+        # are cached separately, so that bad keys cannot evict them.
         self._unknown: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
 
     async def authenticate(self, secret: str) -> Caller:

@@ -102,7 +102,7 @@ class PodTokens:
     def identify_bootstrapping(self, token: str) -> AgentIdentity:
         """The agent that the bootstrap token belongs to. Raises Failure unauthenticated.
 
-        Does not check whether the token was spent.
+        Does not check whether the agent has already registered, which makes the token invalid.
         """
         named = parse_bootstrap_token(token)
         if named is None:

@@ -41,7 +41,8 @@ _MAX_CACHED_TOKENS = 10_000
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
-# Prefixes of the ids of other actors: the service itself, API keys, and agents.
+# The subject of a session token must not begin with these prefixes. The ids of other actors begin
+# with them: of the service itself, of API keys, and of agents.
 _RESERVED_SUBJECTS = ("system:", "key_", "agent:")
 # The shortest interval between two reads of the JWK set. A token with an unknown `kid` causes a
 # read, and anyone can send such tokens.

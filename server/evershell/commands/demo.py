@@ -39,7 +39,8 @@ T = TypeVar("T")
 _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
-# Longer than the time after which the stack itself gives up, which is 180 s by default.
+# How long to wait until the stack is ready: longer than the stack itself waits before it gives up,
+# which is 180 s by default.
 _READY_SECONDS = 200.0
 
 
@@ -131,7 +132,7 @@ def _follow_and_cancel(
     answered_at = 0.0
     for event in _follow(client, workspace_id, task):
         if result is None and isinstance(event.payload, IterationCompleted):
-            # Cancels during an iteration, so that the agent has one to finish.
+            # Cancels during an iteration, so that the agent has an iteration to finish.
             _await_tool_call(client, workspace_id, task.task_id)
             result = client.cancel(workspace_id, task.task_id, reason=_REASON)
             answered_at = time.time()

@@ -29,7 +29,7 @@ _MAX_EXPIRY_SECONDS = 100 * 365 * 86_400
     "that runs on this machine.",
 )
 def keys() -> None:
-    """Has no options."""
+    """The group of the `keys` commands."""
 
 
 @keys.command(

@@ -21,7 +21,7 @@ SLUG_RULE = "must be 1 to 63 characters of a-z 0-9 -, with no - at either end"
     "machine.",
 )
 def orgs() -> None:
-    """Has no options."""
+    """The group of the `orgs` commands."""
 
 
 @orgs.command(help="Add an organization. Its id is printed to standard output.")

@@ -22,7 +22,7 @@ from evershell.stack.ready import write_private
     "agents are derived. The file is control-plane.jwk in STATE_DIR.",
 )
 def rotate() -> None:
-    """Has no options."""
+    """The group of the `rotate` commands."""
 
 
 @rotate.command(

@@ -50,9 +50,11 @@ from evershell.store.memory.subscriptions import MemorySubscriptions
 
 WORKSPACE_ID = "ws_check"
 _SIGNAL_SECONDS = 5.0
-# Longer than any case, so that no agent loses its lease because the machine stalls.
+# How long a lease lasts. This is longer than any case, so a machine that stalls costs no agent its
+# lease.
 LEASE_SECONDS = 600.0
-# The lease length that agents are told. They send about six heartbeats in this time.
+# The length of a lease that the replies to agents name. It is much shorter than the real length, so
+# that agents send heartbeats often: about six in this time.
 _BEATS_SECONDS = 3.0
 _CALLER = Caller("org_check", "check", CredentialKind.SESSION, frozenset({"workspace:write"}))
 
@@ -113,7 +115,7 @@ class _NoAgents:
 
 
 class ControlPlane:
-    """A control plane with one workspace and its agent. The suite and the tests set the faults."""
+    """A control plane with one workspace and its agent. The suite and the tests inject faults."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` is the clock with which tokens are made and checked."""
@@ -332,7 +334,7 @@ class ControlPlane:
         except Failure as failure:
             await self._refuse(name, call, failure)
         if name == "CommitEvents":
-            # The answer is lost if an outage began during the commit.
+            # If an outage began during the commit, the agent gets an error instead of the reply.
             await self.abort_in_outage(call)
         if name in ("Register", "Heartbeat", "CommitEvents"):
             reply.directive.lease_length_ms = int(self.lease_length_seconds * 1000)

@@ -58,7 +58,7 @@ class Run:
 
 
 class SuiteControlPlane(ControlPlane):
-    """A control plane with two workers. The suite sets the faults."""
+    """A control plane with two workers. The suite injects faults."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class SuiteControlPlane(ControlPlane):
         self.has_outage_after_iteration = False
         self.refused_calls = 0
         self.run = Run("")
-        # Whether any acknowledgement so far has had a phase.
+        # Whether the agent has ever acknowledged a signal with its phase.
         self._has_phase = False
 
     async def serve_all(self) -> None:
@@ -106,7 +106,10 @@ class SuiteControlPlane(ControlPlane):
         await super().abort_in_outage(call)
 
     async def reply_to(self, name: str, call: Call) -> Any:
-        """Cancels the task before or after the call, if the moment has come."""
+        """The reply of RuntimeService.
+
+        If the moment of the cancellation has come, cancels the task before or after the call.
+        """
         match name:
             case "Heartbeat":
                 await self._notice(call.request)
@@ -128,9 +131,10 @@ class SuiteControlPlane(ControlPlane):
             await self._cancel_run()
 
     async def _is_in(self, phase: Phase) -> bool:
-        """Whether the agent is still in the phase.
+        """Signals the agent. Returns whether it is still in the phase.
 
-        If no acknowledgement has ever had a phase, believes the agent's report and returns True.
+        Also returns True if the agent has never acknowledged a signal with a phase: then only its
+        heartbeats report the phase.
         """
         with suppress(NotAcknowledgedError):
             current = (await self.signal(Signal())).phase
@@ -152,7 +156,8 @@ class SuiteControlPlane(ControlPlane):
         here = Moment.BETWEEN if has_iteration else Moment.START
         if run.cancelled_after is None and not is_end and run.moment is here:
             await self._cancel_run()
-            # A repeated commit has no effect, and its reply carries the cancellation.
+            # Repeats the commit, to get a reply that carries the cancellation. The repeat has no
+            # other effect.
             reply = await super().reply_to("CommitEvents", call)
         if has_iteration and self.has_outage_after_iteration:
             self.has_outage_after_iteration = False

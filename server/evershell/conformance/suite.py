@@ -40,7 +40,7 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
-# The length of the lease in the case of an expired lease: long enough for an agent to end in time.
+# The length of the lease in the case that lets the lease expire. An agent has enough time to end.
 _SHORT_LEASE_SECONDS = 6.0
 # How many calls the simulated outage of the database refuses before it ends.
 _OUTAGE_CALLS = 3
@@ -214,15 +214,16 @@ class Suite:
         """Runs a task to its end.
 
         Returns the agent, and the processes that it had started before the task. Raises FailedError
-        if the agent's process ends, or if the task had to end in time but did not. If any other
-        task does not end in time, raises NotReachedError.
+        if the agent's process ends, or if the task does not end in time. If the task need not have
+        ended yet, and the run without a cancellation has not completed either, raises
+        NotReachedError instead.
         """
         agent = await self._running()
         before = agent.started()
         await self._plane.submit(run)
         limit = time.monotonic() + self._options.task_seconds
         plane = self._plane
-        # Polls often, because a forced cancellation may set a deadline during the wait.
+        # Polls often: if the task is cancelled with force during the wait, it gets a deadline.
         while not await plane.until(lambda: run.ended, _POLL_SECONDS):
             now = time.monotonic()
             if agent.exit_code is not None:
@@ -248,7 +249,7 @@ class Suite:
 
     @property
     def _has_completed(self) -> bool:
-        """Whether the task completes if it is not cancelled."""
+        """Whether the task has completed in the run without a cancellation."""
         ended = self._whole.ended
         return ended is not None and ended.status is TaskStatus.COMPLETED
 
@@ -375,11 +376,11 @@ class Suite:
             raise NotReachedError("the task has no iteration")
         check_whole(run)
         await self._check_idle(agent)
-        # The agent may repeat a commit that was not acknowledged. This is not a second end.
+        # The agent may repeat the commit of the end if the commit was not acknowledged.
         run.repeats = 0
 
     async def _expired_lease(self) -> None:
-        """Before its lease is over, the agent ends itself and all processes that it has started."""
+        """Checks that the agent, with all that it has started, ends before its lease is over."""
         plane = self._plane
         await self._discard_agent()
         plane.lease_seconds = _SHORT_LEASE_SECONDS

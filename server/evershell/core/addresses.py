@@ -51,7 +51,7 @@ def is_loopback(address: Address) -> bool:
 
 
 def is_host(address: Address) -> bool:
-    """Whether the address may belong to a pod or a receiver, in a private network or not.
+    """Whether the address may belong to a pod or to a receiver of webhooks. It may be private.
 
     False for loopback, link-local, multicast and unspecified addresses, for addresses at which a
     cloud serves credentials, and for IPv6 addresses that contain an IPv4 address.

@@ -28,7 +28,8 @@ MAX_EVENTS = 64
 # `max_iterations` allows.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10
-# The maximum size of the report of a running iteration. Every read of the task includes the report.
+# The maximum size of the report of a running iteration. It is small, because every read of the task
+# includes the report.
 OPEN_ITERATION_BYTES = 64 * 2**10
 # How fast a worker reads the calls of one agent. An agent that sends faster waits.
 BYTES_PER_SECOND = 4 * 2**20
@@ -36,8 +37,7 @@ BYTES_PER_SECOND = 4 * 2**20
 MAX_WAITING_CALLS = 16
 
 _MAX_PORT = 65_535
-# The largest valid duration in milliseconds, and the largest valid number of bytes cut from an
-# output.
+# The largest valid `duration_ms`, and the largest valid `truncated_bytes`.
 _MAX_COUNT = 2**53
 
 
@@ -48,8 +48,8 @@ class BreachError(Exception):
 def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
     """Checks that an agent may listen at this address. Raises BreachError.
 
-    With `on_loopback`, agents may run on the workers' machine. With `elsewhere`, agents may have
-    their own addresses.
+    `on_loopback` permits loopback addresses, for agents on the workers' machine. `elsewhere`
+    permits other addresses, for agents on other machines.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -98,7 +98,8 @@ def _check_iteration(iteration: IterationCompleted) -> None:
         raise BreachError(
             f"its agent committed more than {MAX_TOOL_CALLS} tool calls in one iteration"
         )
-    # Readers that do not know `tool_calls` read only `tool_call`, so it must be the first call.
+    # Clients that do not know `tool_calls` read only `tool_call`. So `tool_call` must be the first
+    # of the calls.
     if tool_calls and tool_calls[0] != iteration.payload.get("tool_call"):
         raise BreachError("its agent committed a tool_call that is not the first of its tool_calls")
     for tool_call in tool_calls:

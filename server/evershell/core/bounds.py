@@ -2,7 +2,7 @@
 
 A healthy agent keeps every bound while the control plane answers it. An agent that hangs, was
 stopped, or has lost its task does not. The fleet controller ends the pod of an overdue agent, and
-the task with it. Nothing inside a pod can therefore keep an accepted cancellation open.
+the task with it. Therefore nothing inside a pod can prevent the end of a cancelled task.
 
 While the control plane does not answer, a bound is postponed, but by at most one lease. Only what
 the control plane itself observes counts: nothing that an agent sends postpones a bound.
@@ -26,7 +26,7 @@ RECOVERY_MARGIN = timedelta(seconds=15)
 # Like RECOVERY_MARGIN, but for the end of a forced task: the agent waits only up to 1 s before it
 # retries.
 FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
-# How far behind its schedule a program may be because it was paused or is overloaded.
+# A program that is further behind its schedule than this was paused or is overloaded.
 LATE_SECONDS = 0.25
 # How often a worker gives a sign of life.
 SIGN_OF_LIFE_SECONDS = 1.0
@@ -56,7 +56,8 @@ class Bounds:
         lease = timedelta(seconds=self.lease_seconds)
 
         def is_over(bound: datetime, recovery: timedelta = RECOVERY_MARGIN) -> bool:
-            # An outage postpones a bound by at most a lease: no agent survives a longer outage.
+            # An outage postpones a bound by at most the length of a lease, because an agent ends
+            # when its lease expires.
             return now > max(bound, min(last_outage_at + recovery, bound + lease))
 
         if workspace.agent_breach is not None:

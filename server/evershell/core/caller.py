@@ -9,8 +9,8 @@ from typing import TypeGuard
 from evershell.core import errors
 from evershell.core.workspace import Workspace
 
-# OpenID Connect's limit for a subject. It also keeps the ids of organizations and creators short
-# enough for a PostgreSQL index.
+# The maximum length of a subject in OpenID Connect. The limit also keeps the ids of organizations
+# and creators short enough for a PostgreSQL index.
 MAX_NAME_BYTES = 255
 
 # The organization of the current call; empty outside of a call. It lets the connection pool limit
@@ -34,7 +34,7 @@ class CredentialKind(StrEnum):
 
     API_KEY = "api_key"
     SESSION = "session"
-    # An agent's token, as the credential of calls about children of its task (children.py).
+    # The token of an agent that makes a call about children of its task (children.py).
     AGENT = "agent"
     # The service itself, which has no credential.
     SYSTEM = "system"
@@ -81,7 +81,10 @@ class Caller:
         raise errors.permission_denied(message, required)
 
     def require(self, scope: str) -> None:
-        """Checks a scope that has no `:own` form. Raises Failure permission_denied."""
+        """Checks that the caller has this scope. Its `:own` form is not enough.
+
+        Raises Failure permission_denied.
+        """
         if scope not in self.scopes:
             message = f"This call needs the scope {scope}. Your credential does not have it."
             raise errors.permission_denied(message, [scope])
@@ -92,7 +95,8 @@ class Permission:
     """What a caller may do, in all workspaces of their organization or only in their own."""
 
     caller: Caller
-    # Each of these scopes grants the permission for all workspaces.
+    # Any one of these scopes grants the permission for all workspaces. The `:own` form of a scope
+    # grants it for the caller's own workspaces.
     scopes: tuple[str, ...]
     # Whether the permission is limited to workspaces that the caller created.
     own_only: bool

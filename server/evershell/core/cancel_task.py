@@ -134,7 +134,8 @@ async def cancel_task(
     """
     permission = caller.permission("workspace:write")
     record = store.cancel_tree if request.include_descendants else store.record_cancellation
-    # Checks and records in one transaction. If a check fails, no intent is recorded.
+    # Checks the request and records the intent in one transaction. If a check fails, no intent is
+    # recorded.
     recorded = await record(
         permission,
         request.workspace_id,

@@ -28,7 +28,7 @@ MAX_TASKS = 1_000
 # The maximum number of tasks in one transaction, which locks their workspaces for a few
 # milliseconds.
 MAX_BATCH = 250
-# The outcome of a dry run in the audit log.
+# The outcome that the audit log has for a dry run.
 DRY_RUN = "dry_run"
 
 
@@ -109,7 +109,7 @@ async def _look(
 ) -> CancelTasksResult:
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     if origin.audit is not None:
-        # Without task ids, cancel_tasks stores only the audit entry.
+        # This call names no tasks, so it stores only the audit entry.
         audit = replace(origin.audit, outcome=DRY_RUN)
         await store.cancel_tasks(permission, (), intent, origin.trace_id, audit)
     return CancelTasksResult(

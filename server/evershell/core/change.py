@@ -63,7 +63,10 @@ class KeyTakenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstCall:
-    """A caller's first call with an idempotency key. A key has only one within KEY_KEPT."""
+    """A caller's first call with an idempotency key.
+
+    Later calls with the key are repeats of this call until KEY_KEPT has passed.
+    """
 
     org_id: str
     # `<credential kind>:<actor id>`, a line break, and the key that the caller chose.
@@ -80,7 +83,10 @@ class FirstCall:
 
     @property
     def unowned_key(self) -> str:
-        """The key as the previous version stores it: without the caller, so for all callers."""
+        """The key as the previous version of the service stores it: without the caller.
+
+        There, all callers of the organization share the key.
+        """
         return self.key.partition("\n")[2]
 
     @property

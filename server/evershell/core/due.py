@@ -36,7 +36,8 @@ class Kind(StrEnum):
     SUSPENSION = "suspension"
     # The workspace is `deleting` and has no pod.
     REMOVAL = "removal"
-    # The workspace must be compared with its pod. Only the controller knows when this is due.
+    # The workspace must be compared with its pod. The database does not record when this is due:
+    # the controller decides (fleet/due.py).
     CHECK = "check"
 
 
@@ -55,13 +56,14 @@ def next_step(workspace: Workspace) -> Kind:
     return _OF_STATUS.get(workspace.status, Kind.CHECK)
 
 
-# The position of a row among the rows of its kind.
+# The position of a row among the rows of its kind: when it became due, and the id of its
+# task or workspace.
 Place = tuple[datetime, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A workspace that is due, and the task that makes it due, if there is one."""
+    """Work that is due: the workspace, and the task that needs the work, if there is one."""
 
     kind: Kind
     # When the workspace or the task became due. For a tree, when the root began (or else ended, or

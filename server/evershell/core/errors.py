@@ -61,7 +61,7 @@ def permission_denied(message: str, required: Sequence[str]) -> Failure:
 
 
 def created_by_other(thing: str, kind: str, scopes: Sequence[str]) -> Failure:
-    """Somebody else created the thing, and the caller has the scopes only in their `:own` forms."""
+    """Somebody else created `thing`, and the caller has the scopes only in their `:own` forms."""
     message = (
         f"{thing} was created by someone else, and your credential is limited to your own {kind}. "
         f"This call needs the scope {' or '.join(scopes)}."

@@ -68,7 +68,10 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditFilter:
-    """Which entries to list. An empty field matches every one. Raises Failure validation_error."""
+    """Which entries to list. A field that is empty or None matches every entry.
+
+    Raises Failure validation_error.
+    """
 
     workspace_id: str = ""
     task_id: str = ""

@@ -23,7 +23,8 @@ from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.ports import IdempotencyKeys, Transitions
 
-# After these failures, the first call is not looked up, because it cannot be their reason.
+# After one of these failures, the first call is not looked up, because the first call cannot have
+# caused the failure.
 _NO_ACCESS = frozenset({"permission_denied", "workspace_not_found"})
 
 

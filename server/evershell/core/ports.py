@@ -159,7 +159,7 @@ class Workspaces(Protocol):
     ) -> tuple[Workspace | None, Task | None]:
         """Like get_workspace, but also returns a task of the workspace, in the same round trip.
 
-        Reads both at the same moment. Returns None in place of one that does not exist.
+        Reads both at the same moment. If one of them does not exist, returns None in its place.
         """
 
     async def list_tasks(
@@ -171,8 +171,8 @@ class Workspaces(Protocol):
     ) -> Listed[Task]:
         """The matching tasks of the workspace that are older than `before_id`, newest first.
 
-        The list may end early, as Listed describes. It also ends early if its texts are long, but
-        then has at least one task more than fits into MAX_PAGE_CHARACTERS.
+        The list may end early, as Listed describes. It also ends early once its texts are longer
+        than MAX_PAGE_CHARACTERS. It then has at least one task more than a page can have.
         """
 
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
@@ -186,7 +186,7 @@ class Workspaces(Protocol):
     ) -> Listed[Task]:
         """The matching tasks of the organization that the permission covers.
 
-        The list is paged like list_tasks.
+        The list begins and ends like the list of list_tasks.
         """
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
@@ -426,7 +426,7 @@ class Fleet(Protocol):
         """
 
     async def oldest_end(self) -> datetime | None:
-        """Approximately when the first of the stored tasks ended; None if none has ended."""
+        """Approximately when the earliest end of a stored task was; None if no task has ended."""
 
 
 class Store(
@@ -443,10 +443,10 @@ class Sealing(Protocol):
         """Identifies the key that `seal` uses. Sealed bytes begin with this id."""
 
     def seal(self, plain: bytes, owner: str) -> bytes:
-        """The encrypted bytes. They can be opened only for the same owner."""
+        """Returns the encrypted bytes. Only `open` with the same owner can decrypt them."""
 
     def open(self, sealed: bytes, owner: str) -> bytes:
-        """The plain bytes.
+        """Returns the decrypted bytes.
 
         Raises UnavailableError if this process does not have the key, and ValueError if the bytes
         are not authentic.

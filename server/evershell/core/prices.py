@@ -44,7 +44,8 @@ class Prices:
 
     def cost(self, counts: Mapping[str, int]) -> int:
         """The cost of a call in nano-dollars, rounded half up."""
-        # A part without its own price is charged at the price of the count that includes it.
+        # The tokens of a part (TOKEN_PARTS) without its own price are charged at the price of the
+        # count that includes the part.
         left = dict(counts)
         for part, wholes in TOKEN_PARTS.items():
             if part in self.tokens:
@@ -63,7 +64,10 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and its prices, by period. The last prices that apply are used, or else the first."""
+    """A model and its prices, each for a period.
+
+    If several prices apply, the last of them is used. If none applies, the first price is used.
+    """
 
     # Matches the names of the model; see _matches.
     clause: Sequence[Any]
@@ -130,7 +134,10 @@ class PriceList:
 
 
 def _matches(clause: Sequence[Any], name: str) -> bool:
-    """Whether the clause matches the name. A clause is a pair: a kind, and a text or clauses."""
+    """Whether the clause matches the name.
+
+    A clause is a pair: its kind, and either a text or a list of other clauses.
+    """
     kind, wanted = clause
     match kind:
         case "equals":

@@ -72,8 +72,8 @@ class Runtime:
     async def begin_bootstrap(self, agent: AgentIdentity) -> None:
         """Checks that the agent has not registered yet and that its epoch is not over.
 
-        The registration uses up the bootstrap token. No tool runs in the agent's pod before that,
-        so no tool can use the token. Raises Failure unauthenticated.
+        After the registration, the bootstrap token is refused. No tool runs in the agent's pod
+        before the registration, so no tool can use the token. Raises Failure unauthenticated.
         """
         workspace = await self.store.get_workspace(agent.workspace_id)
         if (

@@ -280,7 +280,7 @@ class IterationCompleted:
 
     @property
     def tool_calls(self) -> Sequence[Mapping[str, Any]]:
-        """All tool calls. The payload may have a single call in `tool_call`, not `tool_calls`."""
+        """All tool calls. If there is only one, the payload may have it only in `tool_call`."""
         first = self.payload.get("tool_call")
         return self.payload.get("tool_calls") or ([] if first is None else [first])
 

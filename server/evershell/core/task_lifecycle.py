@@ -119,7 +119,8 @@ def apply_limits(locked: Locked, now: datetime) -> Change:
 
 def _cancel_at(locked: Locked, reached: task_limits.Reached) -> Change:
     change = request_cancel(locked, reached.intent)
-    # If the task was cancelled before, the limit can only make the force deadline earlier.
+    # Without events, the task was cancelled before. Then the limit is not the reason for the
+    # cancellation: it can only make the force deadline earlier.
     return replace(change, limit=reached.limit) if change.events else change
 
 

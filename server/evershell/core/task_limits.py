@@ -77,8 +77,8 @@ def approached(before: Task, after: Task) -> list[Budget]:
 def reached(task: Task, now: datetime) -> Reached | None:
     """The limit that the task has reached, if any."""
     limits = task.limits
-    # A root that ended before it started may still have descendants. The duration of the tree then
-    # counts from the end of the root.
+    # A root may get descendants before it starts. If it ends without having started, the duration
+    # of the tree counts from the end of the root.
     since = task.started_at or task.completed_at
     if limits.max_duration_seconds is not None and since is not None:
         due = since + timedelta(seconds=limits.max_duration_seconds)

@@ -69,7 +69,8 @@ class SubmitTask:
     parent_task_id: str | None = None
     origin: Origin
     key: IdempotencyKey | None = None
-    # The model that the agents use, if it has no price; otherwise empty.
+    # The model that the agents use, if it has no price; otherwise empty. Without a price, a limit
+    # on the cost cannot be checked and is refused.
     model_without_price: str = ""
 
     def __post_init__(self) -> None:
@@ -177,7 +178,7 @@ async def submit_task(
         raise errors.workspace_not_found(request.workspace_id)
     answer = call.answer if call is not None else ""
     if submitted.task is not None and submitted.task.id == task.id:
-        # The committed task has its ancestors, which `task` does not have.
+        # Only the committed task has its ancestors: they are read in the transaction.
         task = submitted.task
     if not answer:
         task, answer = await _deliver(
@@ -212,7 +213,9 @@ async def _deliver(
     subscriptions: Subscriptions,
     clock: Clock,
 ) -> tuple[Task, str]:
-    """Delivers the task unless it was delivered before. Returns its new state and the answer.
+    """Delivers the task unless it was delivered before.
+
+    Returns the task in its new state, and the answer to the call (FirstCall.answer).
 
     If the task cannot be delivered, it ends `delivery_failed`, unless the agent has started it and
     only the reply of the agent was lost.

@@ -63,7 +63,8 @@ async def watch_events(
                 for item in opening:
                     yield item
                 opening = ()
-                # While `opening` was sent, the watcher may have missed events.
+                # The watcher may have missed events while `opening` was sent, so this is checked
+                # first.
                 continue
             else:
                 received = await watcher.receive()

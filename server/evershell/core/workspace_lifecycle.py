@@ -15,7 +15,8 @@ from evershell.core.workspace import WorkspaceStatus
 # How long StopWorkspace and DeleteWorkspace let the current iteration continue.
 STOP_GRACE_SECONDS = 10
 _RUN_ENDED = "the stack was restarted"
-# The statuses in which the end of the workspace's pod finishes a stop or a part of a deletion.
+# The statuses in which the workspace waits for the end of its pod. When the pod ends, the workspace
+# has stopped or, if it is being deleted, can be removed.
 _ENDS_POD = (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING)
 
 
@@ -164,12 +165,11 @@ def lose_agent(
     of failed, so that the next task wakes it. A suspended workspace keeps its `run_id` until the
     pod is known to have ended.
 
-    For an overdue agent, `overdue` is the task as it was before the controller ended the pod: the
-    end of the task may be committed while the pod ends. Without `overdue`, the force deadline of
-    the current task decides between failed and suspended. A controller that repeats the step of
-    another controller therefore decides the same, although it cannot see who ended the pod. If the
-    deadline has passed, the workspace is also suspended when the agent ended by itself or its lease
-    ran out.
+    For an overdue agent, `overdue` is the task as it was before the controller ended the pod,
+    because the end of the task may be committed while the pod ends. Without `overdue`, the force
+    deadline of the current task counts: if it has passed, the workspace is suspended, even if the
+    agent ended by itself or its lease ran out. So a controller that repeats the step of another
+    controller decides the same, although it cannot know who ended the pod.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason

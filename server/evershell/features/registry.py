@@ -50,12 +50,12 @@ def settings() -> "Sequence[type[BaseSettings]]":
 
 
 def payloads() -> "Mapping[str, Payload]":
-    """The functions that make the bodies of webhook requests, by the form of the webhook."""
+    """Maps each form of bodies (Webhook.payload_form) to the function that makes such bodies."""
     return {module.FORM: module.payload for module in _modules("payload")}
 
 
 def in_edge() -> Mapping[str, Callable[[dict[str, Any], Callable[[str], Path]], dict[str, Any]]]:
-    """The functions that add filters to routes, by the routes' name: `with_filters` in `edge.py`.
+    """Maps the names of routes to the functions that add filters: `with_filters` in `edge.py`.
 
     A named route that is not in the result belongs to a removed room. The edge omits it.
     """

@@ -52,9 +52,9 @@ SIGNAL_BUDGET_SECONDS = 1.5
 # The minimum time for the attempts, even if recording the cancellation has used up the budget. A
 # fast agent can still answer in this time.
 _LEAST_SECONDS = 0.2
-# The time limit of each attempt until one has reached it. The next attempt then uses a new
-# connection, because the network may have silently dropped the old one, and gets the rest of the
-# budget, because the agent may just be slow.
+# The time limit of an attempt. After an attempt has reached this limit, the next one uses a new
+# connection, because the network may have silently dropped the old connection. It may take the rest
+# of the budget, because the agent may just be slow.
 _ATTEMPT_SECONDS = 0.5
 # Each stream needs a file descriptor, and many systems allow a process 1,024 by default.
 MAX_STREAMS = 500
@@ -128,7 +128,8 @@ class _Agent:
         """Closes the channel. Signals and reads in flight may use the rest of their budget."""
         if self._stream is not None:
             await self._stream.close(SIGNAL_BUDGET_SECONDS)
-        # Without a grace period, gRPC raises CancelledError in the callers of the reads.
+        # The grace period is necessary: without one, gRPC raises CancelledError in the callers of
+        # the reads.
         await self._channel.close(SIGNAL_BUDGET_SECONDS)
 
 
@@ -255,7 +256,7 @@ class AgentClient:
     async def _read(self, workspace: Workspace, key: Key, task_id: str) -> CurrentIteration | None:
         """Asks the agent once, and once more if the first answer is an error.
 
-        A read that fails leaves a channel open that is used for signals. Raises
+        If the read fails, closes the channel, unless the channel was also used for signals. Raises
         NotAcknowledgedError.
         """
 

@@ -15,8 +15,8 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent counts as silent after a read has failed.
 _SILENT_SECONDS = 3.0
-# At most this many reads of silent agents start per second. If there are many silent agents, each
-# counts as silent for longer.
+# If many agents are silent, each of them counts as silent for longer, so that at most about this
+# many reads per second are sent to agents that do not answer.
 _READS_A_SECOND = 50
 
 Agent = TypeVar("Agent", bound=Hashable)

@@ -125,8 +125,8 @@ class Controller:
         while (left_seconds := scan_at - time.monotonic()) > 0:
             changed = await changes.wait(left_seconds)
             if time.monotonic() - scan_at > LATE_SECONDS:
-                # This machine stood still or is overloaded. Only the wait is measured: the
-                # controller's own work between two waits may also take long, but it does not affect
+                # The wait ended late, so this machine was paused or is overloaded. The controller's
+                # own work between two waits is not measured: it may take long, but does not affect
                 # agents.
                 self._overdue.note_outage()
             await self._reconcile_ids(changed)
@@ -167,10 +167,10 @@ class Controller:
         return self._numbers[kind] < self._work[kind].room
 
     def _begin(self, due: Due) -> None:
-        """Begins the work, unless work with the same key is in hand.
+        """Begins the work, unless work with the same key already runs or waits for its turn.
 
-        A later scan then finds the work again if it is still due. Scans do not find checks, so for
-        a check, the id of the workspace is kept for the next scan.
+        A later scan finds work that was not begun, if it is still due. But nothing records that a
+        check is due, so for a check, the id of the workspace is kept for the next scan.
         """
         kind, key = due.kind, self._work[due.kind].key(due)
         if key in self._in_hand:

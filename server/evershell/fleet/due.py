@@ -99,7 +99,8 @@ class DueReader:
         wanted = {kind: self._places.get(kind) for kind in kinds}
         if not await self._may_leases_be_over():
             wanted.pop(Kind.LEASE, None)
-            # The round of leases is over, even if an earlier read ended with a full page.
+            # The next read of leases begins with the first row, even if the last read returned a
+            # full page.
             self._places.pop(Kind.LEASE, None)
         found = await self._page(wanted)
         for kind in wanted:

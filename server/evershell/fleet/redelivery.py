@@ -23,8 +23,8 @@ log = structlog.get_logger()
 # cancellation may still be sending the signal itself.
 FIRST_AFTER = timedelta(seconds=2)
 
-# The task id and the force deadline. If a later call records an earlier force deadline, this is a
-# new delivery.
+# The task id and the force deadline. If a later call records an earlier force deadline, a new
+# delivery tells the agent, even if the agent has acknowledged the cancellation.
 DeliveryKey = tuple[str, datetime | None]
 
 
@@ -58,7 +58,8 @@ class Redelivery:
     ) -> Iterator[Due]:
         """The cancellations that must be delivered now.
 
-        With `at_once`, new cancellations are due immediately, because some have not been signalled.
+        With `at_once`, new cancellations are due immediately, because the calls that recorded some
+        of them do not signal the agents.
         After the last page of all cancellations (`is_last`), forgets deliveries that no page had.
         The caller must read the iterator to its end.
         """

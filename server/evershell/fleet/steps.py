@@ -226,7 +226,7 @@ class Steps:
         log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
 
     async def _is_overdue(self, workspace: Workspace, task: Task) -> bool:
-        """Whether the task is overdue, and the workers still answer."""
+        """Whether the task is overdue, also after the state of the workers was read again."""
         if not self._overdue.violation(workspace, task):
             return False
         await self._reader.read_workers()

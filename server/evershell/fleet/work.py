@@ -9,13 +9,14 @@ from evershell.fleet.limits import Limits
 from evershell.fleet.redelivery import Redelivery, delivery_key
 from evershell.fleet.steps import Steps
 
-# How many pieces of each of these kinds of work run at once: applying limits, ending unstarted
-# tasks, and removing workspaces.
+# How many pieces of work of one kind run at once, for these kinds: applying limits, ending
+# unstarted tasks, and removing workspaces.
 FEW = 4
-# How many agents are signalled at once. A signal to an agent that does not answer takes 1.5 s.
+# How many agents are signalled at once. The number is high, because a signal to an agent that does
+# not answer takes 1.5 s.
 SIGNALS = 200
-# How many steps of a kind run at once. Steps spend most of their time waiting for pods: the end of
-# a pod on a lost node takes 21 s, and many nodes may be lost at once.
+# How many steps of a kind run at once. The number is high, because steps spend most of their time
+# waiting for pods: the end of a pod on a lost node takes 21 s, and many nodes may be lost at once.
 STEPS = 4 * PAGE_SIZE
 
 

@@ -33,14 +33,14 @@ class CrashPoints:
     def reach(self, point: str) -> None:
         """Kills this process if the point is armed.
 
-        If several processes reach the point at the same time, one of them is killed.
+        If several processes reach the point at the same time, only one of them is killed.
         """
         try:
             (self._folder / point).unlink()
         except FileNotFoundError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
-        # The init process of a PID namespace ignores a SIGKILL from within.
+        # The init process of a PID namespace ignores a SIGKILL from itself.
         os._exit(128 + signal.SIGKILL)
 
     def around(
@@ -58,7 +58,8 @@ class CrashPoints:
             try:
                 result = await call(*args, **kwargs)
             except asyncio.CancelledError:
-                # The agent cancels a commit whose effect it learns from the reply to a heartbeat.
+                # The commit may have taken effect: the agent cancels the call if the reply to a
+                # heartbeat shows that the task has ended.
                 self.reach(f"after_{point}")
                 raise
             self.reach(f"after_{point}")
@@ -84,7 +85,7 @@ class CrashPoints:
         return until_replied
 
     def armed(self, target: T, **names: str | Callable[..., str]) -> T:
-        """A proxy of the target. `names` maps each method to wrap to the name of its points."""
+        """A proxy of the target. `names` maps each wrapped method to the name of its points."""
         return replaced(
             target,
             **{

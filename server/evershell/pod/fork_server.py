@@ -22,8 +22,8 @@ from evershell.pod.sandbox import FILES
 
 # The agent sends this once it is in its sandbox. Anything else is the text of an error.
 JOINED = b"joined"
-# A variable of the fork server. Its long value reserves memory for the environment of an agent,
-# which is written over it (_show).
+# An environment variable of the fork server. Its long value only reserves memory: each agent writes
+# its own environment over it (_show).
 ROOM_VARIABLE = "EVERSHELL_ROOM"
 
 _MAX_BYTES = 65536
@@ -50,7 +50,7 @@ class ForkRequest:
     environment: Mapping[str, str]
 
     def send(self, server: socket.socket, descriptors: Sequence[int]) -> None:
-        """Raises OSError."""
+        """Sends this message, with the descriptors, to the fork server. Raises OSError."""
         socket.send_fds(server, [json.dumps(asdict(self)).encode()], descriptors)
 
 
@@ -99,7 +99,7 @@ def _fork_agent(
 
 
 def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> None:
-    """Gives the process the state of a new program. Returns when the controller lets it run."""
+    """Makes the forked process look like a new program. Returns when the controller lets it run."""
     # The agent does not get its own session: the kernel may divide processor time among sessions,
     # and many agents would then get nearly all of it.
     os.setpgid(0, 0)

@@ -93,8 +93,9 @@ def agent_command(
     inner_files = files
     prefix: list[str] = []
     if uid is not None:
-        # Root only builds the view: some folders are private to their owner, and root mounts them
-        # where the agent's user can reach them. The rest is the same as for any other caller.
+        # An outer bwrap runs as root and only builds the view: some folders are private to their
+        # owner, and root mounts them where the agent's user can reach them. The inner bwrap
+        # runs as the agent's user, and does the same as for any other caller.
         prefix = [bwrap, *view, "--bind", "/proc", "/proc", "--bind", files, FILES, "--cap-drop"]
         prefix += ["ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         prefix += ["--cap-add", "CAP_SETPCAP", "--", "setpriv", f"--reuid={uid}", f"--regid={uid}"]
@@ -144,8 +145,8 @@ class ToolSandbox:
         if limits.has_network:
             own += ["--share-net", "--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
         own += ["--proc", "/proc", "--dev", "/dev", "--hostname", "workspace"]
-        # /dev/full also yields zeros, but cannot be mapped. A shared mapping of /dev/zero would not
-        # count toward any limit.
+        # A shared mapping of /dev/zero would be memory that counts toward no limit. /dev/full takes
+        # its place, because it also yields zeros, but cannot be mapped.
         own += ["--dev-bind", "/dev/full", "/dev/zero"]
         for folder in ("/tmp", "/dev/shm"):  # noqa: S108
             own += ["--perms", "1777", "--size", scratch, "--tmpfs", folder]

@@ -102,8 +102,8 @@ class SignalStream:
         try:
             async for acknowledgement in self._call:
                 received += 1
-                # gRPC yields None for bytes that cannot be parsed. An agent that sends more
-                # acknowledgements than it has received signals could keep this process busy.
+                # gRPC yields None for bytes that cannot be parsed. An agent must not send more
+                # acknowledgements than it has received signals, or it could keep this process busy.
                 if not isinstance(acknowledgement, Acknowledgement) or received > self._sent:
                     self._end = NotAcknowledgedError("it does not follow the protocol")
                     break

@@ -46,7 +46,8 @@ class PodSpec:
     # empty, the environment variable POD_IP has the host. Port 0 stands for any free port.
     listen_host: str = "127.0.0.1"
     listen_port: int = 0
-    # If set, this spec has no secrets: for this token, RuntimeService.Bootstrap sends a whole spec.
+    # If set, this spec has no secrets. RuntimeService.Bootstrap returns the complete spec in
+    # exchange for this token.
     bootstrap_token: str = field(default="", repr=False)
     # For tests: the folder that arms crash points (crash_points.py). If empty, there are none.
     crash_points_dir: str = ""

@@ -28,13 +28,13 @@ SLUG_TRAILER = "x-evershell-slug"
 _SECONDS_PER_MINUTE = 60
 # The tolerated difference between the clocks of the two hosts, including the time in transit.
 _CLOCK_SKEW_MINUTES = 1
-# Workspace, epoch, minute, code.
+# Workspace, epoch, minute, HMAC.
 _RUNTIME_TOKEN = re.compile(
     r"([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,18})\.([0-9]{1,12})\.[0-9a-f]{64}"
 )
 
 
-# Workspace, epoch, code.
+# Workspace, epoch, HMAC.
 _BOOTSTRAP_TOKEN = re.compile(
     r"bootstrap\.([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,18})\.[0-9a-f]{64}"
 )

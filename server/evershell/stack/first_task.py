@@ -55,8 +55,9 @@ async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.A
         assert workspace is not None
         if workspace.status is WorkspaceStatus.FAILED:
             raise OperatorError(f"The demo workspace has failed: {workspace.status_reason}.")
-        # A workspace that was idle in an earlier run stays idle until the controller places it.
-        # Pods on Kubernetes belong to no run of the stack.
+        # A workspace that was idle in an earlier run is still shown as idle, although it has no
+        # agent, until the controller assigns it to this run. Pods on Kubernetes are not tied to a
+        # run of the stack.
         is_placed = workspace.run_id == settings.run_id or settings.pod_backend == "kubernetes"
         is_idle = workspace.status is WorkspaceStatus.IDLE and is_placed
         # The task wakes a suspended workspace.

@@ -13,7 +13,7 @@ from evershell.telemetry.turns import TURN_SECONDS
 
 # The interval between samples.
 SAMPLE_SECONDS = 1.0
-# A program that is stopped this many times in a row is frozen.
+# A program that is stopped in this many samples in a row is frozen.
 _STOPPED_SAMPLES = 2
 # A program is silent if it makes no turn while it uses this much processor time, or while another
 # program makes as many turns as an idle event loop makes in this time. Some calls of libraries
@@ -79,10 +79,10 @@ class _Seen:
     turns: int = 0
     # The time without a turn.
     silent_seconds: float = 0.0
-    # The turns of another program of its kind while this one was blocked.
+    # The turns that another program of its kind made while this one was blocked.
     missed_turns: int = 0
     is_reported: bool = False
-    # How many times in a row the process was stopped.
+    # In how many samples in a row the process was stopped.
     stopped_samples: int = 0
 
 

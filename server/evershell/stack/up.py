@@ -138,8 +138,8 @@ async def _start(
             await _start_programs(settings, supervisor, edge)
             _print("Starting the demo workspace's agent …")
             await await_first_task(settings, demo, store)
-            # The standby starts last: the first controller leads by now, and nothing waits for the
-            # standby.
+            # The standby starts last, because nothing waits for it. The first controller leads by
+            # now.
             await _start_controller(settings, supervisor, 1)
     except UnavailableError as error:
         raise OperatorError(f"The database cannot be used: {error}.") from error

@@ -4,5 +4,6 @@
 outcome, {(w).workspace}, {(t).task}, (w).watched_until
 
 -- name: record_cancellations
--- Has its name at the beginning, because pg_stat_activity shows only the first 1,024 bytes.
+-- The comment with the name of the statement is at its beginning, because pg_stat_activity shows
+-- only the first 1,024 bytes of a statement.
 SELECT /* record_cancellations */ {result} FROM record_cancellations(%(requests)s, %(wait)s);

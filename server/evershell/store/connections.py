@@ -36,7 +36,8 @@ SQL = statements("connections")
 # The name of the sessions of commands. Such a session ends a little later than its command, so
 # fence.py must be able to tell it from the sessions of workers and controllers.
 COMMAND_NAME = "evershell command"
-# The name of the session in which a worker listens. The controller finds the workers by this name.
+# The name of the session in which a worker listens for notifications. The controller finds the
+# workers by this name.
 WORKER_NAME = "evershell worker"
 # The name of the sessions in which a worker serves calls.
 CALLS_NAME = "evershell calls"

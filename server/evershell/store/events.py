@@ -12,8 +12,8 @@ from evershell.store.rows import (
 from evershell.store.shared_reads import SharedReads
 from evershell.store.statements import statements
 
-# A batch ends once it has this size, because it stays in memory for as long as its watcher does not
-# read. Its last event may have up to 4 MiB.
+# A batch ends once it has this size, because it stays in memory until its watcher reads it. The
+# last event of a batch may have up to 4 MiB.
 MAX_BATCH_BYTES = 256 * 2**10
 SQL = statements("events", max_batch_bytes=MAX_BATCH_BYTES)
 

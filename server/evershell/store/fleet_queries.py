@@ -13,7 +13,7 @@ SQL = statements("fleet_queries")
 
 
 class FleetQueries(Part):
-    """Implements what core.ports.Fleet lists and counts."""
+    """Implements the methods of core.ports.Fleet that list and count."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         rows = await fetch_all(self._pool, SQL.list_wanted_pods, after_id=after_id, limit=limit)

@@ -24,8 +24,8 @@ WHERE stored.called_at <= %(expires_before)s
 RETURNING true;
 
 -- name: prune_keys
--- Each call with a key removes up to two expired keys, so the number of expired keys shrinks. A
--- call does not wait for another call that removes the same keys.
+-- Each call with a key stores one key and removes up to two expired keys, so expired keys do not
+-- accumulate. A call does not wait for another call that removes the same keys.
 DELETE FROM idempotency_keys WHERE (org_id, key) IN (
     SELECT org_id, key FROM idempotency_keys
     WHERE called_at <= %(expires_before)s

@@ -21,7 +21,8 @@ _MAX_BATCH = 500
 # The pause after a query for several keys. It limits a worker to a hundred such queries a second,
 # which take about 3 % of the worker's time.
 _PAUSE_SECONDS = 0.01
-# How long the times of use are gathered in memory before they are stored, and for how many keys.
+# How long the times at which keys were used stay in memory before they are stored, and for how many
+# keys at most.
 _USE_SECONDS, _MAX_USED = 60.0, 100_000
 SQL = statements("keys", **vars(service_clock.SQL))
 

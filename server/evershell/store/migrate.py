@@ -29,8 +29,9 @@ _FIRST_MIGRATION = "0001_initial"
 # must end at the end of a line.
 _NOT_TRANSACTIONAL = "-- transactional: false\n"
 _NAMED_TABLES = 3
-# Version 0.1.0 keeps its records with the library yoyo, which has given the tables their names and
-# finds a migration by the hash of its name. That version starts if the database has both tables.
+# Version 0.1.0 keeps its records with the library yoyo. The names of the tables come from yoyo,
+# which finds a migration by the hash of its name. Version 0.1.0 can start on a database that has
+# both tables.
 _CREATE_RECORDS = """
 CREATE TABLE _yoyo_migration (
     migration_hash varchar(64) PRIMARY KEY, migration_id varchar(255), applied_at_utc timestamp

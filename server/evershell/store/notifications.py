@@ -47,7 +47,7 @@ from evershell.store.watched_workspaces import WatchedWorkspaces
 class Channel(StrEnum):
     """The channels of NOTIFY."""
 
-    # Changes of workspaces in which some process has subscribers. Workers listen.
+    # Changes of workspaces for which some process has subscribers. Workers listen.
     CHANGES = "evershell_changes"
     # Changes on which the fleet controller must act without delay. Controllers listen.
     FLEET = "evershell_fleet"
@@ -196,7 +196,7 @@ class WorkspaceSubscription:
 
     async def __aenter__(self) -> Self:
         await self._owner.add(self)
-        # The subscriber sees earlier changes in its first read.
+        # The subscriber sees earlier changes in its first read, so they do not end its first wait.
         self._has_changed = False
         return self
 

@@ -19,7 +19,7 @@ class Part:
         committed: Callable[[Change], None] = lambda change: None,
         cancelled: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """`publish` is called after each commit for which others may be waiting.
+        """`publish` is called after each commit for which subscribers may be waiting.
 
         `committed` is called after each transition. `cancelled` is called with the number of
         intents that cancel_tasks, or cancel_tree for descendants, has recorded.

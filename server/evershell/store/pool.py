@@ -152,9 +152,9 @@ class Lists(Share):
     """The share for lists. No organization can take all of its places.
 
     The lists of one organization take at most half of the places, but at least one. Further lists
-    of this organization wait until it frees a place. Therefore at most that many lists of each
-    other organization can be ahead of a list. A list that waits has no connection. It waits for a
-    shorter time than other calls, because its caller can safely repeat it.
+    of this organization first wait for one of these places, and do not yet compete with the lists
+    of other organizations. A list that waits has no connection. It waits for a shorter time than
+    other calls, because its caller can safely repeat it.
 
     After a list has been read, its place stays taken for as long as the list took, up to a limit.
     Therefore short lists, however many, use the database for at most about half of the time.
@@ -168,7 +168,7 @@ class Lists(Share):
         self._waiting = 0
         # The places of each organization that is reading lists.
         self._of_orgs: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        # For each connection in use: when it was taken, and what frees its places.
+        # For each connection in use: when a list took it, and what frees the places of the list.
         self._taken: dict[Connection, tuple[float, ExitStack]] = {}
 
     async def getconn(self, timeout: float) -> Connection:
@@ -183,7 +183,8 @@ class Lists(Share):
                         places.callback(each.release)
             except TimeoutError as error:
                 if self._waiting:
-                    # Other calls use the connections, or the database cannot be reached.
+                    # Lists have places, but get no connections: other calls use all connections,
+                    # or the database cannot be reached.
                     raise PoolTimeout(_ALL_USED) from error
                 raise errors.rate_limited("Too many lists are being read.", 1) from error
             self._waiting += 1

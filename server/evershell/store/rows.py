@@ -87,7 +87,8 @@ def workspace_columns(of: str = "") -> str:
 def task_columns(of: str = "", *, started_calls: bool = False) -> str:
     """The columns to select for `task_of`, each with the prefix `of`, for example `t.`.
 
-    Only a transaction that changes the task reads the started calls, of up to 64 KiB.
+    `started_calls` says whether to read the started calls of the open iteration, which may have
+    64 KiB. Only a transaction that changes the task needs them.
     """
     columns = {column: f"{of}{column}" for column in TASK_COLUMNS}
     if not started_calls:

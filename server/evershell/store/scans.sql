@@ -10,9 +10,9 @@
 -- id then has the order that the query needs.
 
 -- part: scanned
--- The SELECT hides the limit from PostgreSQL, which then plans for a tenth of the rows of the
--- query. If PostgreSQL expected few rows, it could read and sort all rows of the key, however many
--- there are.
+-- The SELECT hides the limit from the planner, which then assumes that a tenth of the rows of the
+-- query is read. With a constant limit, if the planner expected few rows of the key, PostgreSQL
+-- could read and sort all of them, however many there are.
 (SELECT {max_rows})
 
 -- part: page

@@ -4,11 +4,11 @@ A program asks the database for the time every second, and counts from the answe
 clock. Its own wall clock may be wrong, or be set at any time.
 
 The clock of the database may be set too, and a fail-over may lead to a host whose clock differs.
-Deadlines that were recorded before must then keep their distance. The programs therefore ignore the
-step at first. The leading fleet controller records the difference as a correction. From then on,
-all programs add it to the clock of the database, even those that start later. The leader reduces
-the correction by RETURN_SHARE of the elapsed time. The service thus returns to the clock of the
-database, and no duration is wrong by more than this share.
+Such a step must not move the deadlines that were recorded before it. The programs therefore ignore
+the step at first. The leading fleet controller records the difference as a correction. From then
+on, all programs add it to the clock of the database, even those that start later. The leader
+reduces the correction by RETURN_SHARE of the elapsed time. The service thus returns to the clock of
+the database, and no duration is wrong by more than this share.
 
 A program that starts has no earlier time to compare with. The leader therefore regularly records
 the time of the service. A program that starts later checks with a clock of its machine whether the
@@ -111,9 +111,10 @@ class ServiceClock:
         # UTC minus the monotonic clock.
         self._utc_base = 0.0
         # When the median of the clocks first differed from this program's UTC by more than
-        # STEP_SECONDS; None while it does not.
+        # STEP_SECONDS; None while they agree.
         self._utc_stepped_at: float | None = None
-        # The last record of the service's time before the first answer; None without a record.
+        # The recorded time of the service in the first answer of the database; None if there was no
+        # record.
         self._first_seen: float | None = None
         # The base according to the machine's clock, if this clock contradicted the database at the
         # first answer. When this program begins to lead, it uses the earlier of `_base` and this
@@ -224,7 +225,8 @@ class ServiceClock:
             self._earlier_base = self._contradicting(row, received)
             self._is_known.set()
         elif row.seen_seconds != self._first_seen:
-            # Another program has led since the first answer, and agrees with the database.
+            # The record has changed since the first answer, so another program has led. Its
+            # correction counts, and not the clock of this machine.
             self._earlier_base = None
         self._take_utc(middle, is_first)
         earliest: float = row.database_seconds - received + row.correction_seconds

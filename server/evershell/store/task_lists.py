@@ -60,7 +60,7 @@ class TaskLists(Part):
 
 
 def _query_of(wanted: OrgListFilter) -> str:
-    """The query for the filter. If several would do, the one that reads the fewest rows."""
+    """The query for the filter. If several queries fit, the one that reads the fewest rows."""
     query: str
     if wanted.active:
         query = SQL.list_active_of_workspace if wanted.workspace_id else SQL.list_active

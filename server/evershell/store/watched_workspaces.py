@@ -22,7 +22,7 @@ MARK_SECONDS = 60.0
 RENEW_SECONDS = 20.0
 # How often this process looks for marks that it must renew.
 _CHECK_SECONDS = 1.0
-# A batch holds the locks of its rows for about a millisecond.
+# The most workspaces in a batch. A batch of this size locks its rows for about a millisecond.
 _MAX_BATCH = 100
 # The longest time for which a subscriber waits for its mark, for example because a transaction has
 # locked the row. It then reads without the mark, and reads again once the workspace is marked.
@@ -46,7 +46,8 @@ class _Mark:
         self.is_watched = True
         # When the last statement that set or found the mark began.
         self.set_at = -math.inf
-        # None unless subscribers wait for the mark. Most find that the mark is in force already.
+        # None unless subscribers wait for the mark. Most subscribers need not wait, because the
+        # mark is in force already.
         self.is_set: asyncio.Event | None = None
         # The number of attempts in a row that did not set the mark.
         self.failures = 0

@@ -16,7 +16,8 @@ class Backlog(Collector):
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
-        # Each of the next four is None if it is not known yet, or if this controller does not lead.
+        # Each of the next four fields is None as long as its value is not known, and while this
+        # controller does not lead.
         #
         # The number of open cancellations, and when the oldest of them was recorded.
         self._open: tuple[int, datetime | None] | None = None

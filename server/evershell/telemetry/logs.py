@@ -280,7 +280,11 @@ def _timestamp() -> str:
 
 
 def _traceback(exc_info: Any) -> str:
-    """Formats an exception: `exc_info` itself, the one in its tuple, or else the current one."""
+    """Formats an exception.
+
+    `exc_info` is the exception, or a tuple with it. Any other value stands for the exception that
+    is being handled.
+    """
     if isinstance(exc_info, BaseException):
         error: BaseException | None = exc_info
     else:

@@ -61,7 +61,7 @@ class Tracing:
         span = self._tracer.start_span(name, _parent(trace.current()), kind, attributes)
         created = span.get_span_context()
         context = trace.current()
-        # With OTEL_SDK_DISABLED, the span has no valid context, and the current one stays.
+        # With OTEL_SDK_DISABLED, the span has no valid context, so the current context stays.
         if created.is_valid:
             context = TraceContext(
                 f"{created.trace_id:032x}", f"{created.span_id:016x}", f"{created.trace_flags:02x}"

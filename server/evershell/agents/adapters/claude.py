@@ -66,11 +66,11 @@ class _Program:
         # The calls of tools and their results, by the id of the call.
         self._calls: dict[str, Any] = {}
         self._results: dict[str, ToolResult] = {}
-        # The tool calls that may begin.
+        # The ids of the tool calls that are announced to the control plane, so they may begin.
         self._may_begin: set[str] = set()
         # Whether the program waits in the hook.
         self._is_waiting = False
-        # Completed with the answer of the hook.
+        # The hook waits for this future. Its result is the answer of the hook.
         self._permission: asyncio.Future[dict[str, Any]] | None = None
         # The program's last message, or the error with which the program ended.
         self._end: Any = None
@@ -173,7 +173,7 @@ class _Program:
     async def _after_tools(self, given: Any, *_: Any) -> Any:
         """The hook that the program calls before it gives the results of tools to the model."""
         if "agent_id" in given:
-            # The call comes from a subagent, which a tool runs.
+            # The tools belong to a subagent, which runs inside a tool call of this iteration.
             return {}
         assert self._permission is not None
         self._is_waiting = True
@@ -231,7 +231,7 @@ class _Program:
         reply = step.reply
         if event["type"] == "message_start":
             reply.model, reply.content = event["message"]["model"], ""
-            # `message_delta` reports all output tokens at the end.
+            # Does not count output tokens yet: `message_delta` reports all of them at the end.
             reply.add_tokens(event["message"]["usage"] | {"output_tokens": 0})
         elif event["type"] == "content_block_delta":
             reply.add(event["delta"].get("text", ""))

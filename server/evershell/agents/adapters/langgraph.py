@@ -132,7 +132,7 @@ class _Run:
                     running.add(event["id"])
         await self._calls.settle()
         if self._calls.step is not None and not self._calls.step.has_calls:
-            # Without a call, the last iteration would not be recorded.
+            # An iteration without calls would not be recorded, so this makes an empty model call.
             await self._calls.step.model_call(asyncio.sleep(0))
 
     def _new_unanswered(self) -> list[str]:

@@ -111,7 +111,7 @@ async def abort(call: Call, failure: Failure, method: Method) -> None:
         if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
             trailers.append(("x-should-retry", "false"))
     if method.service == RUNTIME_SERVICE:
-        # Agents do not have the package that decodes the details.
+        # Agents do not have the package that decodes the details, so they get the slug separately.
         trailers.append((SLUG_TRAILER, failure.slug))
     if failure.slug == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))

@@ -36,7 +36,8 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # requests of agents except CommitEvents and the calls about children.
 _COMMON_BYTES = 4096
 # The size limit of the calls of agents about children of their tasks. These calls may wait for
-# another agent, so they have separate turns, and commits and heartbeats do not wait for them.
+# another agent. Only calls with the same size limit take turns with each other, so heartbeats, and
+# commits of at most _LARGE_BYTES, do not wait for these calls.
 _CHILD_BYTES = 1024 * 1024
 _OF_AGENTS = {
     "CommitEvents": MAX_MESSAGE_BYTES,
@@ -47,13 +48,14 @@ _OF_AGENTS = {
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
-# Messages of agents that are larger than this are parsed and served one at a time: parsed, a
-# message with millions of empty tool calls takes 50 times its size in memory. A larger request of a
-# caller may keep its place until the call ends (`read_and_serve`).
+# Messages of agents that are larger than this are parsed and served one at a time: once parsed, a
+# message with millions of empty tool calls takes 50 times its size in memory. If the request of a
+# caller is larger than this, it may keep its place (shares.py) until the call ends.
 _LARGE_BYTES = 256 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
-# A request that has not arrived after this time is slow, and needs a place for slow bodies.
+# A request that has not arrived after this time is slow, and needs a place for large or slow bodies
+# (shares.py).
 _QUICK_SECONDS = 0.1
 # How long an agent's request may take to arrive while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
@@ -63,17 +65,17 @@ _AGENTS_BYTES = 64 * 1024 * 1024
 
 
 class Reading(Interceptor):
-    """Reads and parses the request. Runs innermost, so that its errors are reported like others."""
+    """Reads and parses the request. Runs innermost, so all other interceptors see its errors."""
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._limits = request_limits()
         # These methods are served as soon as one message has arrived. A second read would show
-        # whether the request ends there, but would take a large part of the time of a short call.
+        # whether more messages follow, but would take a large part of the time of a short call.
         self._reads = {*public_methods(with_effect=False), HEARTBEAT}
         # These methods refuse unknown fields. Otherwise they would do only a part of what the
-        # caller asks for. A2A requires servers to ignore unknown fields, and the edge reads the
-        # bodies of A2A.
+        # caller asks for. No method of A2A is among them, because A2A requires servers to ignore
+        # unknown fields.
         self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
         # The turns that all agents share, by size limit.
         self._by_limit: dict[int, _Turns] = {}
@@ -119,9 +121,9 @@ class Reading(Interceptor):
                     raise body.failure or _not_in_time() from error
                 if body.is_large and (has_place_of_edge or len(message) > _LARGE_BYTES):
                     # A request that the edge announces as large keeps its place until the call ends
-                    # if the edge also keeps a place for it, or if it takes much memory. The edge
-                    # does not keep places for urgent calls, for streams, or for calls that wait for
-                    # the end of a task.
+                    # in two cases: if the call counts against the edge's own limit for large calls,
+                    # or if the request takes much memory. Urgent calls, streams, and calls that
+                    # wait for the end of a task do not count against the edge's limit.
                     return await serve(call, message)
             return await serve(call, message)
 
@@ -174,8 +176,8 @@ class _Body:
     """The place that a large or slow request holds while it arrives.
 
     Over REST, some large requests also keep the place while they are served (`read_and_serve`).
-    Unless the edge announces it as large, a request that arrives quickly needs no place, so callers
-    who send small requests at once are never refused.
+    Unless the edge announces it as large, a request that arrives quickly needs no place, so small
+    requests that arrive quickly are never refused for lack of a place.
     """
 
     __slots__ = (
@@ -200,7 +202,8 @@ class _Body:
         self._taken: tuple[str, str, str] | None = None
         # Whether the edge announces a large body.
         self.is_large = LARGE_BODY_HEADER in call.metadata
-        # Ends the reading if the request is too slow or does not get a place.
+        # The time limit of the reading. If the request does not get a place, the limit is set to
+        # the current time, which ends the reading.
         self.arrival = asyncio.timeout(None)
         # Why the request did not get a place.
         self.failure: Failure | None = None
@@ -234,7 +237,7 @@ class _Body:
 
 
 class _Turns:
-    """Lets a bounded number of requests be read at a time; the others wait."""
+    """Bounds how many requests are read and served at a time: a request waits for its turn."""
 
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
@@ -269,10 +272,11 @@ class _Turns:
 
 
 async def _message(read: Callable[[], Awaitable[bytes]], *turns: _Turns) -> bytes:
-    """Takes all turns and reads the message. The caller releases the turns, except after an error.
+    """Takes a turn from each of `turns`, and reads the message.
 
-    The time limit is shortened only once the request has its turns, because the reading begins only
-    then. Raises Failure deadline_exceeded, validation_error.
+    After an error, the turns are released here; otherwise, the caller must release them. The time
+    limit is shortened only once the request has its turns, because the reading begins only then.
+    Raises Failure deadline_exceeded, validation_error.
     """
     taken: list[_Turns] = []
     try:

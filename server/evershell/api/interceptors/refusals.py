@@ -23,14 +23,14 @@ _READ_SECONDS = 0.1
 
 
 async def unavailable(call: Call, method: Method, problem: str) -> Failure:
-    """The service cannot serve the call now."""
+    """Returns the failure of a call that the service cannot serve now."""
     return errors.refused(problem, names_no_task=await _names_no_task(call, method))
 
 
 async def rate_limited(
     call: Call, method: Method, problem: str, retry_after_seconds: int, **facts: Any
 ) -> Failure:
-    """The caller has made too many calls."""
+    """Returns the failure of a call whose caller makes too many calls."""
     if await _names_no_task(call, method):
         return errors.rate_limited(problem, None, **facts)
     return errors.rate_limited(problem, retry_after_seconds, **facts)

@@ -1,8 +1,9 @@
-"""Limits how many of the shared places one credential and one organization may hold.
+"""Limits how many calls of one credential and of one organization a worker serves at a time.
 
-Each kind of call has its own places, so other kinds cannot use up the places of cancellations. A
-call holds its place until it ends, and a call beyond a share is refused at once. Each worker counts
-separately. docs/shares.md lists these shares and all others.
+A worker has a fixed number of places for each kind of call, so other kinds cannot use up the places
+of cancellations. A call holds one place until it ends. If the credential or the organization
+already holds its share of the places, or no place is free, the call is refused at once. Each worker
+counts separately. docs/shares.md lists these shares and all others.
 """
 
 from collections.abc import Mapping
@@ -52,10 +53,10 @@ SHARES: Mapping[Kind, Share] = {
     Kind.WAITS: Share(1_000, 200, 100),
     Kind.OTHERS: Share(2_048, 512, 256),
     Kind.FIRST_BODIES: Share(1_024, 256, 128),
-    # A body has up to 1 MiB. The edge has 256 places for all workers together (envoy.yaml).
+    # A body has up to 1 MiB. The edge allows 256 large calls to all workers together (envoy.yaml).
     Kind.BODIES: Share(256, 64, 32),
 }
-# Counts as a list: it asks the agent, and many callers poll it.
+# This method counts as a list, because each call asks the agent and many callers poll the method.
 _POLL = "GetCurrentIteration"
 # Calls without a credential (reads of public A2A cards) count as one organization and credential.
 _STRANGERS = ("\n", "\n\n")

@@ -1,4 +1,4 @@
 """A2A (https://a2a-protocol.org, version 1.0): A2AService, on top of the use cases of the core.
 
-docs/a2a.md has the mapping. Push notifications are webhooks of one task.
+docs/a2a.md says how A2A maps to these use cases. Webhooks of one task send the push notifications.
 """

@@ -1,7 +1,7 @@
 """A2AService (https://a2a-protocol.org, version 1.0).
 
-Each method decodes, calls the core and encodes. The tenant is the workspace. docs/a2a.md describes
-the mapping, and says what is refused.
+Each method decodes its request, calls the core and encodes the result. The `tenant` of a request is
+the id of a workspace. docs/a2a.md says how A2A maps to the core, and what is refused.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -58,7 +58,8 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     ) -> a2a_pb2.Task:
         _check_version()
         decode.check_ids(tenant=request.tenant, id=request.id)
-        # The audit entry is made from this request, as for WorkspaceService.CancelTask.
+        # The audit entry is made from `current().request`, with the fields that the requests of
+        # WorkspaceService have.
         current().request = native = decode.decode_cancel(request)
         result = await cancel_task(
             caller(),
@@ -200,7 +201,10 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         return empty_pb2.Empty()
 
     def _webhooks(self) -> TaskWebhooks:
-        """The webhooks of tasks. Without them, raises Failure push_notification_not_supported."""
+        """The webhooks of tasks.
+
+        Raises Failure push_notification_not_supported if the service has no webhooks.
+        """
         if self.task_webhooks is None:
             raise Failure(
                 "push_notification_not_supported",
@@ -277,7 +281,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
 def _check_version() -> None:
     """Checks the version of A2A that the caller speaks. Raises Failure version_not_supported.
 
-    Every method calls this first. Only a read of a public card without a credential does not.
+    Every method calls this first, except for a read of a public card without a credential.
     """
     decode.check_version(current().metadata)
 
@@ -287,7 +291,7 @@ def _history_length(request: Any) -> int | None:
 
 
 def _cancelling(result: CancelResult) -> Task:
-    """The task of a cancellation.
+    """The task that the call was to cancel.
 
     Raises Failure task_not_cancelable if the task had already ended, and no descendant was
     cancelled.

@@ -99,7 +99,7 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
 
 
 def message_key(request: a2a_pb2.SendMessageRequest, method: str, caller: Caller) -> IdempotencyKey:
-    """The idempotency key of a message, made of its id, the credential, workspace and method.
+    """The idempotency key of a message, made of caller, workspace, method and message id.
 
     Two requests count as equal if they have the same message and metadata. The other fields only
     say how to answer.
@@ -201,7 +201,10 @@ def _texts(message: a2a_pb2.Message) -> dict[str, str]:
 
 
 def _with_options(native: _Request, metadata: Struct, names: Sequence[str]) -> _Request:
-    """Sets the fields in `names` from the metadata, whose values are WorkspaceService's JSON."""
+    """Sets the fields in `names` from the metadata.
+
+    The metadata has the values in the form that they have in the JSON of WorkspaceService.
+    """
     found = [name for name in names if name in metadata]
     try:
         ParseDict({name: _plain(metadata[name]) for name in found}, native)

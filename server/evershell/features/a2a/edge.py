@@ -10,7 +10,10 @@ _FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 
 
 def with_filters(route: dict[str, Any], edge_file: Callable[[str], Path]) -> dict[str, Any]:
-    """The generated route with the filters of A2A. `edge_file` finds a file of the edge."""
+    """Returns the generated route with the filters of A2A.
+
+    `edge_file` returns the path of a file of the edge by its name.
+    """
     filters: dict[str, Any] = {
         "envoy.filters.http.lua": {
             "@type": f"{_FILTERS}.lua.v3.LuaPerRoute",

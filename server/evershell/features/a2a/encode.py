@@ -170,7 +170,7 @@ def _artifacts(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
 
 def _status(event: Event, state: a2a_pb2.TaskState) -> a2a_pb2.StreamResponse:
     facts = rest_fields(encode_event(event).event)
-    # The artifact already contains the result.
+    # The status has no result, because the artifact already contains it.
     if event.type is EventType.TASK_COMPLETED:
         del facts[event.type]["result"]
     update = a2a_pb2.TaskStatusUpdateEvent(

@@ -25,7 +25,8 @@ def decode_push(
 ) -> TaskWebhook:
     """The webhook of a configuration. Raises Failure validation_error.
 
-    If the configuration has no id, an id is derived from its URL, so that a repeat replaces it.
+    If the configuration has no id, an id is derived from its URL, so that a repeat of the request
+    replaces the configuration.
     """
     fields = Fields()
     auth = config.authentication

@@ -40,7 +40,8 @@ _POLL_SECONDS = 2.0
 _MAINTENANCE_SECONDS = 60.0
 # Results are gathered for this long, so that many are recorded by one statement.
 _GATHER_SECONDS = 0.1
-# How long after a claim an attempt may begin, so that it ends within the lease.
+# How long after a claim an attempt may begin, so that the attempt ends within the lease of the
+# claim.
 _BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
 # Each claim looks at only some of the receivers. At most this many claims follow each other without
 # a pause.
@@ -115,7 +116,8 @@ class Deliverer:
 
     async def _claim_all(self) -> None:
         maintained_at = -_MAINTENANCE_SECONDS
-        # Where the next call of `reseal` begins; None if all webhooks are sealed with the key.
+        # The id after which the next call of `reseal` begins; None if there is no further call
+        # until the next maintenance.
         after_id: str | None = None
         while True:
             with suppress(TimeoutError):

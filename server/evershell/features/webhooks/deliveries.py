@@ -34,8 +34,9 @@ LEASE_SECONDS = 60.0
 MAX_OF_RECEIVER = 100
 # A claim has at most this many events for one delivery.
 _MAX_EVENTS = 4
-# Larger events are read one by one, because a claim may have thousands of events. Compressed events
-# are read one by one too, because their size is known only after decompression.
+# The maximum size of an event that is read with its claim: a claim may have thousands of events.
+# Larger events are read one by one when they are sent. So are compressed events, because their size
+# is known only after decompression.
 _MAX_PAYLOAD_BYTES = 8_192
 # A claim looks at up to _MAX_RECEIVERS receivers with pending deliveries. For each organization, it
 # claims deliveries to at most MAX_RECEIVERS_OF_ORG of these receivers.
@@ -63,7 +64,7 @@ class Claimed:
     """The result of a claim."""
 
     deliveries: Sequence[ClaimedDelivery]
-    # Whether the claim has reached the last receiver. The next claim begins with the first one.
+    # Whether the claim has reached the last receiver. If so, the next claim begins with the first.
     has_wrapped: bool
     # Whether deliveries of deleted webhooks were removed instead of claimed. If so, more deliveries
     # may be due.

@@ -76,8 +76,9 @@ LEFT JOIN LATERAL (
 ORDER BY c.workspace_id, c.task_id, c.webhook_id, e.seq;
 
 -- name: record
--- A delivery with further events is due at once, unless the last attempt failed. An event that was
--- committed while the row was claimed has changed only `last_seq`, because `due_at` was not null.
+-- A delivery with further events is due at once, unless the attempt failed. An event that was
+-- committed while the row was claimed has not made the delivery due: the trigger leaves `due_at` as
+-- it is unless it is null, and only sets `last_seq`.
 WITH results AS (
     SELECT * FROM json_to_recordset(%(results)s) AS r(
         workspace_id text, task_id text, webhook_id text, delivered_seq bigint, attempts integer,

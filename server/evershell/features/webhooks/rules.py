@@ -20,7 +20,7 @@ MAX_DESCRIPTION_CHARACTERS = field_limits.CREATE_WEBHOOK_DESCRIPTION_MAX
 # How many webhooks an organization may have, and how many a task may have.
 MAX_WEBHOOKS = 20
 MAX_TASK_WEBHOOKS = 10
-# A webhook sends what a caller with this scope may read.
+# A webhook sends what a caller with this scope may read, so its creator must have the scope.
 READ_SCOPE = "workspace:read"
 _PORTS = {"http": 80, "https": 443}
 # The form of the bodies that an organization's webhooks send: the event, as REST shows it.

@@ -10,7 +10,7 @@ from evershell.core.addresses import Network
 
 
 def _networks(text: str) -> Sequence[Network]:
-    """Raises ValueError."""
+    """Parses the networks, which are separated by commas. Raises ValueError."""
     return [ip_network(each.strip()) for each in text.split(",") if each.strip()]
 
 

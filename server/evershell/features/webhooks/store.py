@@ -180,7 +180,11 @@ class PostgresWebhooks:
     async def _change(
         self, query: str, parameters: Any, permission: Permission, audit: AuditEntry | None
     ) -> Webhook | None:
-        """Makes the change, or undoes it if the permission does not include the webhook."""
+        """Makes the change.
+
+        Raises Failure permission_denied, which undoes the change, if the permission does not
+        include the webhook.
+        """
         async with connected(self._pool) as connection, connection.transaction():
             cursor = await connection.execute(query, parameters, binary=True)
             row = await cursor.fetchone()

@@ -10,8 +10,8 @@ WHERE org_id = %(org_id)s AND task_id IS NOT DISTINCT FROM %(task_id)s
     AND (name = %(name)s) IS NOT TRUE;
 
 -- name: lock_workspace
--- The task's events are committed only under this lock. So no event is missed between the last
--- statement of the creation and the first trigger that sees the webhook.
+-- The task's events are committed only under this lock. So every event is committed either before
+-- the earlier events are recorded, or after the webhook, and its trigger then sees the webhook.
 SELECT FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
 -- name: find_task

@@ -104,7 +104,6 @@ def _new(
         id=webhook_id,
         org_id=caller.org_id,
         url=request.url,
-        # Sorted, without duplicates.
         event_types=sorted(set(request.event_types)),
         description=request.description,
         created_by=caller.actor_id,

@@ -60,8 +60,8 @@ class Cache:
         """Follows the API server until it is cancelled, even through outages."""
         while True:
             try:
-                # With 0, the next list applies even if the cluster was restored to an earlier
-                # version.
+                # The version 0 makes `refresh` accept any list. If the cluster was restored from a
+                # backup, its versions are lower than before.
                 self._version = 0
                 await self.refresh(_LIST_SECONDS)
                 while True:

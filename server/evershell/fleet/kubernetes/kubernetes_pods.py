@@ -1,8 +1,8 @@
 """Pods on Kubernetes: one pod for each epoch of a workspace, and a volume for its files.
 
-Two watches maintain copies of the pods and the claims. The synchronous methods read these copies.
-The claim records which pod was started last, so every controller knows this even if the pod is
-gone.
+Two watches maintain copies of the pods and of the volume claims. The synchronous methods read these
+copies. The claim of a workspace records which pod was started last, so every controller knows this
+even if the pod is gone.
 """
 
 import asyncio
@@ -140,8 +140,8 @@ class KubernetesPods:
         return objects.started(workspace) in map(objects.started_of, filter(None, records))
 
     def has_never_run(self, workspace_id: str) -> bool:
-        # This controller may not have seen all pods. Callers then use `end`, which asks the
-        # cluster.
+        # Never certain, because this controller may not have seen all pods. Callers therefore call
+        # `end`, which asks the cluster.
         return False
 
     async def start(self, workspace: Workspace) -> None:

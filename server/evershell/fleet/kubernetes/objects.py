@@ -45,7 +45,8 @@ _OWN_FIELDS = {
     "terminationGracePeriodSeconds",
     "volumes",
 }
-# The grace period of the agent if somebody else deletes the pod.
+# The grace period of the agent if a deletion of the pod names none. The controller always names a
+# grace period.
 _GRACE_SECONDS = 10
 
 
@@ -107,7 +108,10 @@ class PodTemplate(BaseModel, frozen=True, extra="forbid"):
 
 
 def _merged(defaults: Object, given: Object) -> Object:
-    """`given`, with the fields of `defaults` that it lacks. A null removes a field."""
+    """`given`, with the fields of `defaults` that `given` lacks.
+
+    A null in `given` removes the field.
+    """
     merged = {**defaults, **given}
     for name, default in defaults.items():
         if isinstance(default, dict) and isinstance(merged[name], dict):

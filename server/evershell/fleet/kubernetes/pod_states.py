@@ -107,7 +107,7 @@ def _explain_disruption(pod: Object) -> str:
 def _explain_end(pod: Object) -> str:
     for ended in _terminated(pod):
         # Once a tool has run out of memory, containerd reports OOMKilled for any later end of the
-        # agent.
+        # agent. So the exit code must also say that SIGKILL ended the agent.
         if ended.get("reason") == "OOMKilled" and ended.get("exitCode", _KILLED) == _KILLED:
             return f"its agent ran out of memory{_memory_limit(pod)}"
         if ended.get("reason") in ("ContainerCannotRun", "StartError"):

@@ -308,7 +308,10 @@ def _version(bwrap: str) -> list[int]:
 
 
 def _remedy() -> str:
-    """The command that allows user namespaces; empty if no known setting forbids them."""
+    """The end of a message, with the command that allows user namespaces.
+
+    Empty if no known setting forbids them.
+    """
     for name, (forbids, allows) in _FORBID_USER_NAMESPACES.items():
         with suppress(OSError):
             if (_SYSCTL / name.replace(".", "/")).read_text().strip() == forbids:

@@ -4,7 +4,7 @@ Pods outlive the controller that started them: pod_records.py stores what anothe
 to take over. A record is only a hint, because tools without a sandbox (isolation.py) run as the
 controller's user and can forge it. So a record is compared with the kernel's data: a process counts
 as the agent only if its start time, and the environment with which it was started, match the
-record. A controller keeps the agents that it has started itself in memory.
+record. A controller also remembers the agents that it has started itself.
 """
 
 import asyncio

@@ -79,8 +79,8 @@ def lower_priority(pid: int, child_pid: int) -> None:
     Many busy agents on one machine would otherwise delay every call, including their own
     heartbeats. The kernel may first divide processor time among sessions (sched(7), "The autogroup
     feature"). All forked agents are in the session of the fork server, so together they get the
-    share of one program. An agent that was executed has its own session. Its leader is the agent or
-    `child_pid`, the child that was started for the agent.
+    share of one program. An agent that was not forked but executed has its own session. The leader
+    of this session is the agent or `child_pid`, the child that was started for the agent.
     """
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
     with suppress(OSError):

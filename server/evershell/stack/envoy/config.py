@@ -173,7 +173,7 @@ def render(edge: Edge, config_path: Path) -> None:
 
 
 def _with_rooms(routes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Adds the filters of rooms to their routes. Omits the routes of rooms that were removed."""
+    """Adds the filters of rooms (features/) to their routes. Omits the routes of removed rooms."""
     filters = registry.in_edge()
     for route in routes:
         if "name" not in route:

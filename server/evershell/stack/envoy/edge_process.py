@@ -67,7 +67,7 @@ class EdgeProcess:
         Path(f"/dev/shm/envoy_shared_memory_{self._base_id * 10}").unlink(missing_ok=True)  # noqa: S108 - Envoy's own name
 
     async def is_live(self) -> bool:
-        """Whether the process of the last command serves, and so has taken over."""
+        """Whether the process that runs the last command serves, and so has taken over."""
         try:
             info = json.loads(await self._ask("GET", "/server_info"))
         except (httpx.TransportError, ValueError):

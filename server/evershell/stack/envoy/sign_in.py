@@ -129,6 +129,7 @@ class Provider:
                 _unless("cookie", cookie),
                 _unless("sec-fetch-site", {"exact": "same-origin"}),
                 # If the request has several values of the header, one matching value is enough.
+                # These two therefore also match a request with `same-origin` and another value.
                 {"name": "sec-fetch-site", "string_match": {"suffix": "-site"}},
                 {"name": "sec-fetch-site", "string_match": {"exact": "none"}},
             ],

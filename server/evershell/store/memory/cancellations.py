@@ -22,8 +22,8 @@ from evershell.core.task_filter import AllTasks, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.memory.state import State, covers
 
-# In these statuses a call records no intent: there is no open task, or the end of the workspace has
-# recorded an intent for it.
+# In these statuses of a workspace a call records no intent: either there is no open task, or the
+# change to the status has already recorded an intent for the open task.
 _ENDING = (
     WorkspaceStatus.STOPPING,
     WorkspaceStatus.STOPPED,

@@ -16,7 +16,7 @@ from evershell.store.memory.state import State
 
 
 class Fleet(State):
-    """Answers the fleet controller, and removes workspaces and old tasks."""
+    """Answers the queries of the fleet controller, and removes workspaces and old tasks."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         return [each for each in self._wanted() if each.id > after_id][:limit]

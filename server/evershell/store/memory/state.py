@@ -30,7 +30,7 @@ class State:
         self.clock = clock
         self.publish = publish
         self.workspaces: dict[str, Workspace] = {}
-        # The removed workspaces, as last stored.
+        # The removed workspaces, as they were before their removal.
         self.deleted: dict[str, Workspace] = {}
         self.cards: dict[str, AgentCard] = {}
         self.tasks: dict[str, Task] = {}
@@ -121,7 +121,7 @@ def _stored(workspace_id: str, seq: int, new: NewEvent) -> Event:
 
 
 def page(found: Iterable[_Item], before_id: str | None, limit: int) -> Listed[_Item]:
-    """Up to `limit` items, newest first: those older than `before_id`, or of all if it is None."""
+    """Up to `limit` items, newest first. If `before_id` is given, only items with a lower id."""
     newest_first = sorted(found, key=lambda each: each.id, reverse=True)
     older = [each for each in newest_first if before_id is None or each.id < before_id]
     return Listed(older[:limit])
