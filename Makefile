@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Touched when the environment was set up, with the tools and tests. If the lock file or pyproject.toml
-# is newer, it is set up again.
+# A file that is touched after .venv was set up with the tools and the packages of the tests. If the
+# lock file or pyproject.toml is newer than this file, .venv is set up again.
 READY := $(VENV)/.ready
-# The same for the service alone. If the tools are there too, that environment is used.
+# The same for a .venv with only the packages of the service. If .venv has the tools too, it is used as
+# it is.
 RUN_READY := $(or $(wildcard $(READY)),$(VENV)/.run-ready)
 # The same for requirements-bench.txt, which adds the peers of the bench.
 BENCH_READY := $(VENV)/.bench-ready
@@ -47,11 +48,12 @@ check: $(READY) ## check format, lint, types, imports, protos, generated files a
 	$(BIN)/python .make/chart.py --check --without-manifests
 	$(BIN)/python -m tests.wire.edge.validate
 
-# Each process has files of its own, in alphabetical order. The short tests wait about half of their time,
-# so three processes keep two cores busy. In CI, the tests of a node run beside the long ones.
+# Each pytest process runs whole test files, in alphabetical order. The short tests wait about half of
+# their time, so three processes keep two cores busy. In CI, the tests of a node run beside the long ones.
 SHARED_OUT = --dist loadfile --no-loadscope-reorder
 SHORT = --ignore-glob='*/long'
-# pytest rewrites the assertions of all files. Without its cache that takes 6 s of each process.
+# pytest rewrites the assertions of all files, which takes 6 s in each process. It caches the result
+# only if PYTHONDONTWRITEBYTECODE is empty.
 PYTEST = env PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 test: $(READY) ## run the tests on real PostgreSQL, Envoy and agents, in about 4 minutes
@@ -62,7 +64,8 @@ test-fast: $(READY) ## run a fast part of the tests, in about 20 seconds
 		tests/clients/documents $(addprefix --ignore=tests/unit/agents/test_,exit.py \
 		openai_failures.py openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
 
-# The tests that take long. Those marked `soak` run at length.
+# The folders of the long tests. `make soak` runs the ones with the mark `soak`, `make test-exhaustive`
+# the others.
 LONG = $(sort $(shell find tests -type d -name long))
 
 test-exhaustive: $(READY) $(DOCS_READY) $(ADAPTERS_READY) $(DEPLOY_READY) ## run the long tests: faults, attacks, crash points, fuzzers, manifests, pages
@@ -124,7 +127,7 @@ lock: $(READY) ## compile the lock files requirements*.txt from pyproject.toml
 		--constraints requirements-docs.txt -o requirements-adapters.txt
 	$(COMPILE_ONLY) --group deploy -o requirements-deploy.txt
 
-# Not part of the environment, which has only what the service and its tests need.
+# pip-audit is not installed in .venv, which has only what the service and its tests need.
 AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
 
 audit: $(READY) ## look for known vulnerabilities in the locked packages; passes without a network
@@ -147,8 +150,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Sets up the environment from a lock file. pip installs the locked uv, and uv, which is faster,
-# installs the other packages. Both check every hash. uv does not compile Python, so what the programs
-# import is compiled last: with PYTHONDONTWRITEBYTECODE, each start of a program would do it again.
+# installs the other packages. Both check every hash. uv does not compile Python, so the last step
+# compiles the modules that the programs import. Otherwise, with PYTHONDONTWRITEBYTECODE, a program would
+# compile them again at each start.
 PROGRAMS := evershell.cli.main, evershell.commands.demo, evershell.app.worker, evershell.app.fleet, evershell.stack.up
 define set_up
 	@command -v $(PYTHON) >/dev/null || \

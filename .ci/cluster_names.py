@@ -72,7 +72,8 @@ def _ready(endpoints: dict[str, Any]) -> list[str]:
 def main(path: Path, pid: int, cache_seconds: float) -> None:
     """Runs until dnsmasq, or the parent of this process, has ended."""
     published: Names = {}
-    # Each reading with its time, oldest first. A DNS cache may still hold the first reading.
+    # Each result of `read` with its time, oldest first. A result is deleted once no DNS cache can
+    # still hold it.
     history: list[tuple[float, Names]] = []
     parent = os.getppid()
     with connect() as api:

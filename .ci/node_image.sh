@@ -13,18 +13,20 @@ if [[ -z ${OWN_MOUNTS:-} ]]; then
   OWN_MOUNTS=1 exec unshare --mount --propagation private "$(realpath "$0")" "$archive"
 fi
 cd "$(dirname "$0")/.."
-# If both versions of cgroups were mounted, Podman would use the controllers of both.
+# Unmounts version 2 of cgroups if both versions are mounted: Podman would use the controllers of
+# both.
 export PODMAN_IGNORE_CGROUPSV1_WARNING=1
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 work=$(mktemp -d)
-# If a build was interrupted, its mounts may remain. Does not delete the files in them.
+# Deletes the temporary folder, but no files in mounts that an interrupted build may leave there.
 trap 'rm -rf --one-file-system "$work"' EXIT
 images() {
   podman --root "$work/images" --runroot "$work/run" --storage-driver overlay --cgroup-manager cgroupfs "$@"
 }
 build() {
-  # Podman would ask for more processes and files than this machine may allow. The certificate of
-  # the package index may be issued by an authority that only this machine knows.
+  # --ulimit: by default, Podman asks for more processes and files than this machine may allow.
+  # --volume: the certificate of the package index may be issued by an authority that only this
+  # machine trusts.
   images build --quiet --isolation chroot --pull=never --ulimit "nproc=$(ulimit -Hu)" --ulimit "nofile=$(ulimit -Hn)" \
     --volume /etc/ssl/certs:/etc/ssl/certs:ro "$@" >/dev/null
 }
@@ -41,7 +43,7 @@ build --tag docker.io/library/own-agent:1 "$work/own-agent"
 mkdir "$work/postgres"
 cat >"$work/postgres/serve" <<'P'
 #!/bin/sh
-# Handles these environment variables like the official image.
+# Handles PGDATA and the variables POSTGRES_* like the official image.
 set -e
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   echo "$POSTGRES_PASSWORD" >/tmp/password

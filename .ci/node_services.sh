@@ -66,8 +66,8 @@ python=$here/../.venv/bin/python
 start "$python" "$here/cluster_names.py" "$state/names" "$(<"$state/dnsmasq.pid")" $cache_seconds
 start "$python" "$here/pod_sandboxes.py" /run/containerd/containerd.sock
 
-# Starts the kubelet again, with the name server, and at an address at which the API server reaches
-# it.
+# Starts the kubelet again. Pods now use dnsmasq as their name server, and the kubelet listens at an
+# address that the API server reaches.
 cp /etc/hosts "$state/hosts"
 echo "$address node1" >>"$state/hosts"
 mount --bind "$state/hosts" /etc/hosts

@@ -11,7 +11,8 @@ if [[ -z ${OWN_NAMESPACES:-} ]]; then
 fi
 export PATH=$PATH:/usr/sbin
 ip link set lo up
-# If both versions of cgroups were mounted, the engine would use the controllers of both.
+# Unmounts version 2 of cgroups if both versions are mounted: the engine would use the controllers
+# of both.
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 mount -t tmpfs tmpfs /run
 export DOCKER_HOST=unix:///run/docker.sock

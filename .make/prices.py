@@ -81,7 +81,8 @@ def _in_utc(limit: date | time) -> str:
 def _tiers(price: Any) -> list[tuple[int, int]]:
     if isinstance(price, Decimal):
         return [(0, _pico(price))]
-    # In the package, a tier begins with the token after `start`.
+    # In the package, a tier applies to more than `start` tokens. The file has the least number of
+    # tokens for each tier.
     return [(0, _pico(price.base)), *((each.start + 1, _pico(each.price)) for each in price.tiers)]
 
 

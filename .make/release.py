@@ -143,7 +143,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
         _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
     with tempfile.TemporaryDirectory() as folder:
         _run("podman", "save", "--quiet", "--format", "oci-dir", "--output", f"{folder}/image", tag)
-        # Podman does not write the archive, because it would store the times of this run in it.
+        # Writes the archive without Podman, which would store the times of this run in it.
         with tarfile.open(out / f"evershell-{version}-{architecture}.oci.tar", "w") as archive:
             for path in sorted(Path(folder, "image").rglob("*")):
                 name = path.relative_to(f"{folder}/image")

@@ -1,4 +1,7 @@
-"""Writes docs/shares.md: what callers share. Reads the limits from the code that enforces them."""
+"""Writes docs/shares.md: what callers share, and how much of it each of them may hold.
+
+Reads the limits from the code that enforces them.
+"""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Lists the files that a change edits by hand, and counts them.
+"""Lists and counts the hand-written files that a change edits.
 
     python .make/width.py main...BRANCH
     python .make/width.py COMMIT

@@ -56,8 +56,9 @@ _ROUTES = {
 _CARD_PATH = "/{tenant}/.well-known/agent-card.json"
 # Matches a segment of a path, without the verb, which begins with a colon.
 _SEGMENT = "[^/:]+"
-# Names of query parameters that would replace a value of the path, because the transcoder prefers
-# the query. A name with an escape is included, because it could stand for such a name.
+# Names of query parameters that are refused, because the transcoder would use their values instead
+# of values in the path. A name with a percent escape is refused too: it could be one of these names
+# in its escaped form.
 _REPLACING_NAMES = (
     (f"{_PREFIX}/", "id|taskId|task_id|[^=&]*%[^=&]*"),
     (rf"{_PREFIX}/[^?/:]+/(tasks|message:|e|\.w)", "tenant"),
@@ -85,7 +86,10 @@ def grpc_classes(first: frozenset[str]) -> dict[str, dict[str, Any]]:
 
 
 def grpc_size_limits(first: frozenset[str]) -> dict[str, int]:
-    """The edge's size limits over gRPC: one for all methods. Workers enforce the smaller limits."""
+    """The edge's size limits over gRPC, by path: the largest limit, for every method.
+
+    Some methods have a smaller limit, which the workers enforce.
+    """
     return dict.fromkeys(grpc_classes(first), _MESSAGE_BYTES)
 
 
@@ -140,8 +144,9 @@ def _descriptors() -> descriptor_pb2.FileDescriptorSet:
             case "GetExtendedAgentCard":
                 rule.additional_bindings.add(get=_CARD_PATH)
             case "ListTasks":
-                # A page must have its token, even an empty one, and must not have empty artifacts.
-                # The transcoder would write both of them or neither, so the worker writes the JSON.
+                # In A2A, a page always has its token, even an empty one, but its tasks have no
+                # artifacts unless the client asks for them. The transcoder can only print all empty
+                # fields or none, so the worker writes the JSON.
                 rpc.output_type = f".{httpbody_pb2.HttpBody.DESCRIPTOR.full_name}"
         for each in (rule, *rule.additional_bindings):
             verb = str(each.WhichOneof("pattern"))
@@ -222,5 +227,6 @@ def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]
     is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
     small = route | {"match": path | {"headers": [is_method, is_small]}}
     # The route for large bodies stays in the class LONG_ROUTE. Once its body has arrived, a call
-    # may wait for minutes, and would hold a place of LARGE_ROUTE all that time.
+    # may wait for minutes, and in LARGE_ROUTE it would count against the circuit breaker all that
+    # time.
     return [small, route | {"request_headers_to_add": [header(LARGE_BODY_HEADER, "1")]}]

@@ -22,7 +22,7 @@ COMMITTED = f"gen/{BUNDLE}"
 OPENAPI = ROOT / "gen" / "evershell" / "edge" / "openapi.yaml"
 # The file in the bundle with a digest of the sources and of the bundle's other files.
 DIGEST = "digest.txt"
-# The file with the licenses of the bundled packages: the bundle has no comments that name them.
+# The file with the licenses of the bundled packages. The bundled code has no license comments.
 LICENSES = "LICENSES.txt"
 _COPIED = ("index.html", "icon.svg")
 _INSTALL_SECONDS = 300

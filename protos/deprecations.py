@@ -30,9 +30,9 @@ def response_headers(protos: Protos, rpc: Any) -> dict[str, Any]:
 
 
 def with_deprecation(protos: Protos, element: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    """The operation, parameter or schema; marked as deprecated if the RPC or the field is.
+    """The operation, parameter or schema `schema`, marked as deprecated if `element` is deprecated.
 
-    Raises ValueError if its options are not complete.
+    `element` is an RPC or a field. Raises ValueError if its options are not complete.
     """
     days = _days(protos, element)
     if days is None:

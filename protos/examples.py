@@ -181,7 +181,7 @@ def _usual(message: Descriptor) -> dict[str, Any]:
     """An example of a message that is not in EXAMPLES.
 
     A text field gets the value of the field with the same name in WORKSPACE, TASK or AUDIT_ENTRY.
-    Left out are text fields with other names, maps, and messages of other packages, except times.
+    Text fields with other names, maps, and messages of other packages, except times, are left out.
     """
     known = {"id": WORKSPACE_ID, **AUDIT_ENTRY, **TASK, **WORKSPACE}
     example: dict[str, Any] = {}

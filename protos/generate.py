@@ -44,7 +44,7 @@ TYPESCRIPT = PROTOS.parent / "clients" / "typescript" / "src" / "index.ts"
 # What the TypeScript client does not export: `Error` would hide JavaScript's own `Error`, and the
 # options of fields are only for the service.
 NOT_EXPORTED = ("error", "field")
-# Contains the wheel of the last release, with the descriptor set that the API is compared with.
+# Contains the wheel of the last release. The API is compared with the descriptor set in the wheel.
 RELEASES = PROTOS.parent / "tests" / "releases"
 VENDORED = PROTOS / "googleapis"
 GOOGLEAPIS = (
@@ -78,7 +78,7 @@ def proto_files() -> list[str]:
 def googleapis() -> dict[str, bytes]:
     """The protos in GOOGLEAPIS, from the package googleapis-common-protos, by path.
 
-    buf reads them from protos/googleapis, so that others need nothing else to build the protos.
+    buf reads the copies in protos/googleapis, so that the protos can be built without this package.
     """
     source = Path(code_pb2.__file__).parents[2]
     return {name: (source / name).read_bytes() for name in GOOGLEAPIS}
@@ -164,8 +164,8 @@ def generate(out: Path) -> None:
         f"--mypy_out=quiet:{out}",
         f"--mypy_grpc_out=quiet:{out}",
     )
-    # buf and the documents need the source positions. The edge needs all imported files. A reader
-    # of rich statuses needs the standard details, which no proto here imports.
+    # buf and the documents need the source positions. The edge needs all imported files. A program
+    # that decodes rich statuses needs error_details.proto, which no proto here imports.
     descriptor_set = out / DESCRIPTOR_SET
     details = "google/rpc/error_details.proto"
     protoc(
@@ -253,7 +253,7 @@ def check() -> list[str]:
 
 
 def changed_codes(released: Protos, current: Protos) -> list[str]:
-    """The slugs of a release that no longer have the same codes, as lines to print."""
+    """The slugs of a release whose gRPC code or HTTP status is now different, as lines to print."""
     codes = current.codes()
     return [
         f"ErrorCode.{slug} has other codes than in the last release"

@@ -14,8 +14,8 @@ CONTENT = r"(?i)application/grpc-web(\+proto)?\|.*"
 # Removed from calls: with these headers, the edge and the worker would treat a call as REST.
 REST_HEADERS = ["x-evershell-edge", "x-evershell-content"]
 
-# The filter evershell.grpc_web_headers adds this header. It is not removed, because the mappers of
-# Envoy's own answers read it as well; workers ignore it.
+# The filter evershell.grpc_web_headers adds this header. The header stays in the calls to workers,
+# which ignore it, because the mappers of Envoy's own answers read it as well.
 _WEB_CALL = {"header_filter": {"header": {"name": "x-evershell-grpc-web", "present_match": True}}}
 _FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 _FILTERS: dict[str, dict[str, Any]] = {
@@ -57,11 +57,10 @@ def route(
 
 
 def local_reply(mapper: dict[str, Any]) -> dict[str, Any]:
-    """Turns a mapper of the gRPC listener, which makes one of Envoy's own answers, into one for
-    gRPC-Web.
+    """Converts a mapper of the gRPC listener into a mapper for calls of gRPC-Web.
 
-    Envoy does not know that the call is gRPC-Web, so the mapper itself makes the answer: a status
-    in the headers and no body.
+    A mapper rewrites one of Envoy's own answers. Envoy does not know that the call is gRPC-Web, so
+    the mapper makes the whole answer: a gRPC status in the headers and no body.
     """
     message = mapper["body_format_override"]["text_format_source"]["inline_string"]
     if not message.isascii() or "%" in message:

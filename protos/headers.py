@@ -42,7 +42,7 @@ OF_SUCCESSES = {"x-request-id": reference("headers", "x-request-id")}
 
 
 def of_errors(rules: list[Rule]) -> dict[str, Any]:
-    """References to the headers of the answers with these errors."""
+    """References to the headers that answers with these errors have."""
     names = ["x-request-id", "x-should-retry"]
     if any("retry_after_seconds" in rule.details for rule in rules):
         names.append("retry-after")

@@ -92,7 +92,7 @@ def _what(type_name: str, member: str) -> str:
 
 
 def _members(found: _Type) -> Sequence[str]:
-    """The names of the fields or values."""
+    """The names of the fields of a message, or of the values of an enum."""
     if isinstance(found, Descriptor):
         return [each.name for each in found.fields]
     return [each.name for each in found.values]

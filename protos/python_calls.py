@@ -285,7 +285,8 @@ def _labelled(text: str) -> list[str]:
         "Idempotency: a read.",
         "Errors: only the ones that every call can return.",
     )
-    # The argument `idempotency_key` has its own text.
+    # Leaves out the part about idempotency keys, because the docstring describes the argument
+    # `idempotency_key`.
     return [
         part
         for part in parts
@@ -294,7 +295,7 @@ def _labelled(text: str) -> list[str]:
 
 
 def owners() -> list[str]:
-    """The objects that have methods: "" for the client itself, and its attributes such as
-    `webhooks`.
+    """The names of the objects that have methods: "" for the client itself, and the names of its
+    attributes, such as `webhooks`.
     """
     return sorted({"", *(name.rpartition(".")[0] for name in METHODS.values())})

@@ -8,8 +8,8 @@ from source import Protos, Rule
 
 # Standard exceptions that some error classes have as a second base class.
 _STANDARD = {"deadline_exceeded": "TimeoutError"}
-# Docstrings for slugs that the client itself also raises, or that stand for a gRPC code. All others
-# come from error.proto.
+# Docstrings for slugs that the client itself also raises, or that it derives from the gRPC code of
+# an answer without a slug. All other docstrings come from error.proto.
 _TEXTS = {
     "validation_error": (
         "A field of the request is not valid; `fields` names it.\n\n"
@@ -31,13 +31,17 @@ _PROPERTIES = "fields|required|task_id|workspace_id|intent_recorded"
 
 
 def error_classes(protos: Protos) -> str:
-    """The classes, which stand in client/evershell/client/errors.py."""
+    """The classes, for client/evershell/client/errors.py."""
     rpcs = [method.name for method in protos.service.methods]
     return "".join(_class(rule, rpcs) for rule in protos.rules() if is_of_client(rule))
 
 
 def is_of_client(rule: Rule) -> bool:
-    """Whether a caller of gRPC can get the slug. Some slugs of the edge stand for a gRPC code."""
+    """Whether a caller of gRPC can get the slug.
+
+    Some slugs that only the edge answers with are included: the client derives them from the gRPC
+    code of an answer without a slug.
+    """
     stands_for_code = rule.fallback or rule.slug == code_pb2.Code.Name(rule.grpc).lower()
     return not rule.a2a_only and (stands_for_code or not rule.edge_only)
 
@@ -54,7 +58,8 @@ def _class(rule: Rule, rpcs: list[str]) -> str:
 
 
 def _text(rule: Rule, rpcs: list[str]) -> str:
-    # The part after a semicolon is in the summary only if it fits.
+    # A message that is too long for the summary is split at its semicolons. Its first part is then
+    # the summary.
     parts = rule.message.split("; ") if len(rule.message) > 90 else [rule.message]
     more = " ".join([*(f"{each[:1].upper()}{each[1:]}" for each in parts[1:]), rule.action])
     more = re.sub(rf"`details\.({_PROPERTIES})`", r"`\1`", more).replace(

@@ -175,7 +175,10 @@ class Results:
             self._take(rpc.output_type, is_made=False)
 
     def _take(self, message: Descriptor, *, is_made: bool) -> None:
-        """Collects a message, if it has a class, with the messages and enums that it refers to."""
+        """Collects the messages and enums that a message refers to.
+
+        Collects the message too, if it has a class.
+        """
         has_class = not is_made and not self._is_list(message)
         for each in message.fields:
             if each.enum_type is not None:

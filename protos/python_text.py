@@ -45,12 +45,12 @@ def camel_case(name: str) -> str:
 
 
 def prose(comment: str, rpcs: list[str]) -> str:
-    """A comment in which the names of methods replace the names of RPCs."""
+    """The comment, with the names of the client's methods in place of the names of RPCs."""
 
     def method(match: re.Match[str]) -> str:
         return f"`{method_name(match[1])}`"
 
-    # A name in backticks is a value, not a method.
+    # A name in backticks is the value of a field, not a reference to a method, so it stays.
     return re.sub(rf"(?<!`)\b({'|'.join(rpcs)})\b(?!`)", method, comment)
 
 
@@ -62,7 +62,7 @@ class Texts:
         self._rpcs = [method.name for method in protos.service.methods]
 
     def comment(self, full_name: str) -> str:
-        """The comment of an element, with the names of the client."""
+        """The comment of an element, with the client's names of methods and fields."""
         comment = prose(self._protos.comment(full_name), self._rpcs)
         for path, name in FIELDS.items():
             message, _, field = path.partition(".")
@@ -100,9 +100,10 @@ def _limits(field: Any, rule: Any) -> str:
 
 
 def summarized(comment: str) -> str:
-    """The comment with its first sentence as a paragraph.
+    """The comment, with its first sentence as a separate paragraph.
 
-    The comment stays one paragraph if it fits in a line, or if its first sentence does not.
+    The comment stays one paragraph if the whole comment fits in a line, or if its first sentence
+    is longer than a line.
     """
     text = " ".join(comment.split())
     first, dot, rest = text.partition(". ")

@@ -15,8 +15,9 @@ from source import Rule
 DOMAIN = "evershell.ai"
 # The caller may have set no deadline, so the text does not mention one.
 SLOW = "The service did not answer in time. The call may have had its effect."
-# The codes whose message in a REST answer has facts about the request. For a refusal that is known
-# only by its status, all other codes have the first sentence of their comment as the message.
+# By error code: the messages that have facts about the request. They are for REST answers whose
+# code is chosen by the HTTP status alone. The message of any other code is the first sentence of
+# the code's comment.
 # %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
 MESSAGES_WITH_FACTS = {
     "deadline_exceeded": SLOW,
@@ -46,7 +47,8 @@ UNREAD_STATUSES = (426, 431)
 UNPRINTABLE_STATUS = 422
 
 # Envoy's own answers to gRPC calls: the comparison and the HTTP status that select an answer, the
-# HTTP status that replaces it, the code, and a message that replaces the code's own.
+# HTTP status to send instead, the error code, and a message that replaces the code's own message
+# unless it is empty.
 GRPC_REPLIES = (
     (
         "EQ",
@@ -74,8 +76,9 @@ GRPC_REPLIES = (
         "The edge cannot read this call. Its log has the call under the request id.",
     ),
 )
-# Refusals before routing, for which Envoy has no text: the code, a regular expression that matches
-# Envoy's RESPONSE_CODE_DETAILS, and a message that replaces the code's own.
+# Refusals before routing, for which Envoy has no text: the error code, a regular expression that
+# matches Envoy's RESPONSE_CODE_DETAILS, and a message that replaces the code's own message unless
+# it is empty.
 EARLY_REFUSALS = (
     (
         "validation_error",
@@ -135,10 +138,10 @@ def local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
 
 
 def _most_general(candidates: list[Rule]) -> Rule | None:
-    """Chooses the code for an answer of which only the status is known.
+    """Chooses the error code for an answer of which only the status is known.
 
-    The first of these that exists: the edge's own code, the code that has the name of its gRPC
-    code, the fallback, the only candidate. None if several codes remain.
+    Prefers the edge's own codes, then the code that has the name of its gRPC code, then the
+    fallback, then any candidate. None if this leaves several codes.
     """
     own = [rule for rule in candidates if rule.edge_only]
     same = [rule for rule in candidates if rule.slug.upper() == code_pb2.Code.Name(rule.grpc)]
@@ -159,8 +162,8 @@ def _mapper(
         # becomes INTERNAL. The Lua filter restores the HTTP status from this header.
         headers["x-evershell-status"] = str(rule.http)
     if rule.slug == RETRYABLE:
-        # The Lua filter, which sees all answers after routing, removes the header if the call can
-        # be repeated.
+        # The Lua filter removes the header if the call can be repeated. The filter sees all answers
+        # that are made after routing.
         headers["x-should-retry"] = "false"
     if rule.http == 401:
         headers["www-authenticate"] = "Bearer"
@@ -206,7 +209,8 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     # A worker's gRPC library cancels a call that waits too long for its start, or when the worker
     # shuts down. The caller cannot have cancelled the call, because it would not see this answer.
     by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
-    # The edge has routes for the methods of an optional service, even if the workers do not run it.
+    # A worker answers UNIMPLEMENTED to the methods of an optional service that it does not run. The
+    # edge has routes for these methods nevertheless.
     by_status[code_pb2.UNIMPLEMENTED] = [rule for rule in rules if rule.slug == "not_found"]
     chosen = {grpc: _most_general(group) for grpc, group in sorted(by_status.items())}
     return {
@@ -221,7 +225,7 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
 
 
 def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The mappers for calls of gRPC.
+    """The mappers that give Envoy's own answers to gRPC calls a status with details.
 
     `size_limits` maps the path of a method, or a prefix that ends with a slash, to the size limit
     of its requests, in bytes.

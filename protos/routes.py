@@ -30,7 +30,7 @@ FIRST_ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
 SMALL_ROUTE = {"cluster": "control_plane", "priority": "DEFAULT"}
 LONG_ROUTE = {"cluster": "control_plane_long", "priority": "HIGH"}
 LARGE_ROUTE = {"cluster": "control_plane_long", "priority": "DEFAULT"}
-# Unary methods that may wait as long as a stream: for the end of a task.
+# Unary methods that wait for the end of a task, so that a call may take as long as a stream.
 WAITING_METHODS = frozenset({"SendMessage"})
 # Tells a worker that the body may be large.
 LARGE_BODY_HEADER = "x-evershell-large-body"
@@ -70,15 +70,16 @@ READ_HEADERS = (
 PRINTABLE_ASCII = "[ -~]*"
 # A content length of at most 9,999 bytes.
 SMALL_CONTENT = r".*\|\d{1,4}"
-# All requests of a method with at most this size limit count as small. For other methods the
-# content length decides.
+# If the size limit of a method is at most this, all its requests count as small. For other methods,
+# the content length decides.
 SMALL_METHOD_MAX_BYTES = 16_384
 
 # Methods for probes and tools. They need no credential, so they have a cluster that serves only a
-# few calls at a time, each for at most 5 s. Health and reflection have a circuit breaker each, by
-# their priority. A call of health counts once its message has arrived: otherwise, callers who send
-# none could hold all places. Health/Watch is not served for the same reason: its streams stay open.
-# A client that gets UNIMPLEMENTED for Watch makes its calls without health checks.
+# few calls at a time, each for at most 5 s. Health and reflection have different priorities, so
+# each has its own circuit breaker. A call of health counts against the circuit breaker only once
+# its message has arrived: otherwise, callers who send no message could use up the limit.
+# Health/Watch is not served, because its streams stay open and could use up the limit too. A client
+# that gets UNIMPLEMENTED for Watch makes its calls without health checks.
 REFLECTION = {
     "cluster": "introspection",
     "timeout": "5s",
@@ -91,7 +92,7 @@ INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": REFLECTION,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION,
 }
-# Enough for every request to these methods, which names at most a service, a symbol or a file.
+# Enough for every request to these methods: a request names at most a service, a symbol or a file.
 INTROSPECTION_REQUEST_BYTES = 4096
 
 
@@ -327,7 +328,8 @@ def _calls(path: dict[str, Any], binding: Binding, first: frozenset[str]) -> lis
             "string_match": {"safe_regex": {"regex": SMALL_CONTENT}},
         }
         large = _call(path, binding, first, [])
-        # Large calls of FIRST_ROUTE keep this route, because other calls cannot take its places.
+        # Large calls of FIRST_ROUTE keep this route: no other calls count against its circuit
+        # breaker.
         if class_of(binding.rpc, first) is not FIRST_ROUTE:
             large["route"] |= LARGE_ROUTE
         large.setdefault("request_headers_to_add", []).append(header(LARGE_BODY_HEADER, "1"))
@@ -377,6 +379,7 @@ def _call(
         metadata["envoy.filters.http.lua"] = for_lua
     route["metadata"] = {"filter_metadata": metadata}
     if binding.names_task:
-        # Tells workers that the call names its task. A call can fail before its request is read.
+        # Tells workers that the call names its task, because a call can fail before a worker has
+        # read its request.
         route["request_headers_to_add"] = [header("x-evershell-task", "named")]
     return route

@@ -14,7 +14,7 @@ const { AgentService, RuntimeService } = grpc.loadPackageDefinition(protos).ever
 const addresses = spec.runtime_addresses;
 const [trusted, key, certificate] = [spec.tls_trusted, spec.tls_key, spec.tls_certificate].map(Buffer.from);
 const isTls = certificate.length > 0;
-// Each side trusts one authority, and checks the name in the certificate of the other one.
+// Each side trusts one authority, and checks the name in the certificate of the other side.
 const channel = isTls ? grpc.credentials.createSsl(trusted, key, certificate) : grpc.credentials.createInsecure();
 const listener = isTls
   ? grpc.ServerCredentials.createSsl(trusted, [{ private_key: key, cert_chain: certificate }], true)
@@ -52,7 +52,7 @@ function obey({ fenced, task, lease_ms, lease_length_ms }, sent) {
   if (Number(lease_length_ms)) leaseLength = Number(lease_length_ms);
   // The margin is for ending the tools before the lease is over.
   if (Number(lease_ms)) leaseUntil = sent + Number(lease_ms) - 0.2 * leaseLength;
-  // An older reply may not have the task yet.
+  // A reply to a call from before the task's start may not have the task yet.
   if (!task && current && sent > startedAt) interrupt();
   if (task) start(task);
 }
@@ -108,7 +108,7 @@ const isValid = (token) => [-1, 0, 1].some((skew) => token === code(spec.signal_
 function acknowledge({ id, start_task, cancel_task }) {
   let known = false;
   if (start_task) {
-    // While it works on another task, the next directive decides.
+    // While the agent works on another task, it does not start this one: the next directive decides.
     known = [null, start_task.task_id].includes(current) || finished.has(start_task.task_id);
     if (known) start(start_task);
   } else if (cancel_task) {

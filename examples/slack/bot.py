@@ -1,7 +1,7 @@
 """A bot for Slack that shows and cancels the tasks of a channel. README.md says how to set it up.
 
 `/tasks` shows what runs in the workspaces of the channel, each with a button that cancels it. A
-webhook of the service tells the bot of the end of each task, which it posts to the channel.
+webhook of the service tells the bot of the end of each task, and the bot posts it to the channel.
 """
 
 import functools
@@ -131,7 +131,7 @@ def escaped(text: str) -> str:
 
 
 def receive(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Posts the end of a task. If Slack fails, answers 500, so that the service sends it again."""
+    """Posts the end of a task. If Slack fails, answers 500: the service then repeats the event."""
     body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"] or 0))
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
     headers = {name: environ.get(f"HTTP_{name.upper().replace('-', '_')}", "") for name in names}

@@ -55,7 +55,7 @@ def complete_profile(
 def complete_workspace(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """The names of workspaces. Their ids if the name cannot be used, or if an id is typed."""
+    """The names of workspaces, or their ids where a name cannot be used or an id is typed."""
     return _ask(context, lambda client: _workspaces(client, typed))
 
 

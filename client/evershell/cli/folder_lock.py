@@ -13,8 +13,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Raises OSError if the folder cannot be opened.
 
-    The lock is on the folder, because commands replace the file itself, and a separate lock file
-    would belong to a single user.
+    The lock is on the folder. A lock on the file itself would be lost when a command replaces the
+    file, and a separate lock file would belong to the user who has created it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -17,7 +17,7 @@ class Row:
 
     @property
     def began(self) -> datetime | None:
-        """When the task started; before its start, when it was submitted. None if not known."""
+        """When the task started or, if it has not started, was submitted. None if not known."""
         return self.task.started_at or self.task.created_at
 
 

@@ -195,7 +195,7 @@ def elapsed(time: timedelta) -> str:
 def reported() -> Iterator[None]:
     """If the block cannot print, reports the problem and continues.
 
-    The exit code of the command still tells the outcome.
+    The exit code of the command then still tells the outcome of the call.
     """
     try:
         yield
@@ -212,7 +212,7 @@ def fail(error: CallError, url: str, *, as_json: bool, code: int | None = None) 
     """Prints the error, and exits with `code`, by default the exit code of the error."""
     with reported():
         if as_json:
-            # On one line, like the events of `watch`.
+            # Prints the JSON on one line, like the events of `watch`.
             json_line(error.to_dict())
         else:
             print_error(error, url)

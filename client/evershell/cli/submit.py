@@ -190,7 +190,7 @@ def _print_id(call: Call, submitted: SubmittedTask) -> None:
     try:
         say_lines(submitted.task_id)
     except (OSError, OutputError):
-        # The user may still see what is printed to standard error.
+        # Standard output has failed, but the user may still see standard error.
         _print_follow(call, submitted)
         raise
 

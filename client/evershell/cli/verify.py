@@ -28,7 +28,7 @@ from evershell.histories import lines
 from evershell.histories.judge import judge
 from evershell.histories.recorder import Recorder
 
-# With the model `scripted`, the agent runs each line as a command.
+# With the model `scripted`, the agent runs each line of a description as a shell command.
 _DESCRIPTION = "\n".join(["sleep 1"] * 6)
 _HELP = """Check a deployment while you inject faults.
 

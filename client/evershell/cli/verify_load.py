@@ -49,7 +49,7 @@ _chance = random.SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """The answer as the REST API shows it; empty after an error."""
+    """The result of a call: the answer as the REST API shows it, or an error."""
 
     answer: dict[str, Any] = field(default_factory=dict)
     error: CallError | None = None
@@ -107,7 +107,8 @@ class _Callers:
         return after
 
     def _fail(self, call_id: str, error: CallError) -> None:
-        # If the error does not come from the service, the effect of the call is unknown.
+        # A code in parentheses means that the error is not from the service, so that the effect of
+        # the call is unknown.
         code = error.code if error.is_from_service else f"({error.code})"
         self._recorder.fail(call_id, code, error.details, error.request_id)
 

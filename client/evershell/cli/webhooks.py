@@ -94,7 +94,7 @@ def remove(call: Call, webhook: str) -> None:
 @_ARGUMENT
 @service_options
 def rotate(call: Call, webhook: str) -> None:
-    """Replaces the secret. Without --json, prints only the new one to standard output."""
+    """Replaces the secret. Without --json, prints only the new secret to standard output."""
     _print_secret(call, call.client.webhooks.rotate(webhook))
 
 

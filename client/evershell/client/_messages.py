@@ -178,7 +178,7 @@ def _to_message(result: Result) -> Message:
 
 
 def _is_unspecified(value: object) -> bool:
-    """Whether this is an enum's member for an unknown value. A text may be the same word."""
+    """Whether this is the enum member for unknown values, and not a text with the same value."""
     return isinstance(value, StrEnum) and value == UNSPECIFIED
 
 

@@ -130,7 +130,8 @@ def _trace_headers(traceparent: str | None) -> list[tuple[str, str]]:
     """The headers of the trace: `traceparent`, or OpenTelemetry's current span if there is one."""
     if traceparent:
         return [("traceparent", traceparent)]
-    # Does not import the module itself: a program that creates spans has already imported it.
+    # Does not import OpenTelemetry for a program that does not use it: a program that creates spans
+    # has already imported this module.
     if "opentelemetry.trace" not in sys.modules:
         return []
     from opentelemetry import propagate

@@ -5,7 +5,8 @@ Each class with the suffix `Properties` is the base of the generated class witho
 
 from typing import Protocol, TypeVar
 
-# Used in place of ToolCall: the module of ToolCall imports this module.
+# Used in place of ToolCall. An import of ToolCall would be circular, because its module imports
+# this module.
 Call_co = TypeVar("Call_co", covariant=True)
 
 

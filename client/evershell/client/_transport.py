@@ -93,8 +93,8 @@ class AsyncTransport:
 
     def failure(self, error: BaseException) -> BaseException:
         """Turns one of ERRORS into an error of the client."""
-        # When a channel is closed, gRPC cancels its calls. But the caller may also cancel its own
-        # asyncio task.
+        # If the channel was closed, gRPC has cancelled the call. But if the caller has cancelled
+        # its own asyncio task, the caller must get the CancelledError.
         task = asyncio.current_task()
         if self._is_closed and not (task and task.cancelling()):
             return ClientClosedError("The client is closed.")
@@ -218,7 +218,7 @@ class Stream:
 class _IdleLimit:
     """Calls `cancel` if a reader waits longer than the limit.
 
-    Its thread ends after that, or after `close`.
+    The thread that checks the limit ends after it has called `cancel`, or after `close`.
     """
 
     def __init__(self, cancel: Callable[[], object], limit_seconds: float) -> None:

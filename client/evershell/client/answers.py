@@ -111,7 +111,7 @@ def _typed(name: str, value: str) -> Any:
 
 
 def _class_of(code: grpc.StatusCode) -> type[CallError]:
-    """The class whose error code has the gRPC code's name, or else the gRPC code's fallback."""
+    """The error class with the name of the gRPC code, or else the fallback for this gRPC code."""
     name = code.name.lower()
     if name not in BY_CODE:
         name = next(

@@ -92,7 +92,7 @@ class CallError(EvershellError):
 
     @property
     def retry_after(self) -> float | None:
-        """The pause in seconds after which the call can be repeated; None if none was given."""
+        """The pause in seconds before the call can be repeated; None if the error names none."""
         seconds = self.details.get("retry_after_seconds")
         return None if seconds is None else float(seconds)
 

@@ -68,7 +68,8 @@ def _out_of_order(
     """Yields the first pair of submissions that contradicts the order of the tasks in the log."""
     submissions = {each.task: each for each in operations if each.effect is Effect.SUBMIT}
     unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
-    # The earliest call that can have submitted a task without an answered submission.
+    # The earliest submission that was not answered. It may have submitted any of the tasks that
+    # have no answered submission.
     lost = min(unknown, key=lambda each: each.began, default=None)
     tasks = {task for each in operations for task in each.tasks(known=True)}
     in_order = seqs_since_first(submissions, tasks, seqs)

@@ -47,7 +47,7 @@ class Call:
         return ", ".join(shown) or "success"
 
 
-# The fields that are shown when a call is printed: of its answer, or of the details of its error.
+# A call is printed with these fields of its answer, or of the details of its error.
 _SHOWN = ("outcome", "task_id", "id", "status", "current_task_id", "cancel_requested_at", "on_hold")
 
 

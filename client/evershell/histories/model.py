@@ -31,7 +31,7 @@ class State(NamedTuple):
 
     task: str = ""
     phase: Phase = Phase.ENDED
-    # The ended tasks. Leaves out tasks that no open or later operation names.
+    # The ended tasks that open or later operations still name.
     ended: frozenset[str] = frozenset()
     held: bool = False
     deleted: bool = False
@@ -141,7 +141,7 @@ class Tasks:
     orphans: dict[str, float] = field(default_factory=dict)
     # The known `seq` of each task, from seqs_since_first.
     seqs: Mapping[str, int] = field(default_factory=dict)
-    # For each task: how many open or later operations name it.
+    # For each task: how many operations that have not ended name it.
     uses: dict[str, int] = field(default_factory=dict)
 
 
@@ -209,7 +209,7 @@ def _is_submitted(task: str, state: State) -> bool:
 
 
 def _is_next(task: str, state: State, tasks: Tasks) -> bool:
-    """Whether each orphan with a lower `seq` has been submitted, if operations still name it."""
+    """Whether all orphans with a lower `seq` that operations still name have been submitted."""
     seq = tasks.seqs.get(task)
     if seq is None:
         return True

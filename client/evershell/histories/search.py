@@ -134,7 +134,7 @@ class _Search:
                     yield new, self._noted(new, done | bit)
 
     def _noted(self, state: State, done: int) -> int:
-        """Marks open facts as happened if they are true now, because waiting has no advantage."""
+        """Adds to `done` the open facts that are true in this state: waiting has no advantage."""
         for bit, operation in self._facts.items():
             if not done & bit and operation.holds(state):
                 done |= bit

@@ -73,7 +73,7 @@ function isErrorCode(name: string): name is ErrorCode {
   return name !== "error_code_unspecified" && name in Error_ErrorCode && Number.isNaN(Number(name));
 }
 
-/** The error code with the same name as the gRPC code, or else the fallback of that gRPC code. */
+/** The error code that has the name of the gRPC code, or else the fallback for this gRPC code. */
 function codeOf(error: ConnectError): ErrorCode {
   // `fetch` has failed, or the stream has broken off, without an error from the service.
   const isBroken = error.code === Code.Unknown && error.cause !== undefined;

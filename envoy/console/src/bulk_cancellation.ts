@@ -8,7 +8,7 @@ import type { Failure } from "./failure";
 import { holdOrg } from "./hold";
 import { count } from "./text";
 
-// How many times a call is made at most if the service cannot answer it.
+// The maximum number of attempts of a call that the service cannot answer.
 const ATTEMPTS = 6;
 const FOLLOW_MS = 1_000;
 // The maximum number of tasks that a filter can name.
@@ -19,7 +19,7 @@ type Filters = Pick<Schemas["CancelTasksRequest"], "all" | "filter">[];
 
 export interface BulkState {
   readonly step: "hold" | "cancel" | "follow" | "done";
-  // Why the cancellation does not continue, or why an interruption failed; null if neither is so.
+  // Why the cancellation does not continue, or why an interruption failed; null without a failure.
   readonly failure: Failure | null;
   readonly accepted: number;
   // Tasks that had been cancelled before this cancellation.

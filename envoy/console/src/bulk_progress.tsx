@@ -1,4 +1,5 @@
-// The progress of a cancellation of many tasks: held, all cancellations recorded, all tasks ended.
+// The progress of a cancellation of many tasks, in three steps: the organization is held, all
+// cancellations are recorded, all tasks have ended.
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import type { BulkCancellation, BulkState } from "./bulk_cancellation";

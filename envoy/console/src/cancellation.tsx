@@ -1,4 +1,5 @@
-// The progress of a cancellation: accepted, the iteration has ended, the task has ended.
+// The progress of a cancellation, in three steps: it is accepted, the iteration has ended, the task
+// has ended.
 import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { announce } from "./announcer";
@@ -11,7 +12,7 @@ import { describe, type Progress, progressOf } from "./progress";
 import { between, duration, elapsed, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
-// If an agent has not interrupted its iteration this long after the deadline, the service ends the
+// If an agent has not interrupted its iteration this long after `forceAt`, the service ends the
 // agent's work.
 const FORCE_MARGIN_MS = 2_000;
 

@@ -5,8 +5,8 @@ import { signal } from "@preact/signals";
 // How far the clock of the service is ahead of performance.now().
 let aheadMs: number | null = null;
 
-// Takes note of a time that the service has written. Such a time has passed already, so the largest
-// difference is the most accurate.
+// Takes note of a time that the service has written. The time is already past when it arrives, so
+// the largest difference to performance.now() is the most accurate one.
 export function hear(time: string | null | undefined): void {
   const differenceMs = Date.parse(time ?? "") - performance.now();
   if (differenceMs > (aheadMs ?? -Infinity)) aheadMs = differenceMs;

@@ -14,8 +14,8 @@ export const lastAnswer = signal(0);
 
 export const isConnected = computed(() => trouble.value === null);
 
-// Runs `read` again and again until `signal` is aborted. Between two runs, waits for `pauseMs()` after
-// a success, and longer and longer after failures. `pause` says when a wait ends early.
+// Runs `read` again and again until `signal` is aborted. Between two runs, waits for `pauseMs()`
+// after a success, and longer and longer after failures. Some events end a wait early: see `pause`.
 export async function repeat(
   read: () => Promise<void>,
   pauseMs: () => number,

@@ -94,7 +94,7 @@ function endFacts(end: Schemas["TaskCompleted"]): string[] {
   const clauses = [count(end.iterations, "iteration"), `${number(tokens)} tokens`];
   if (end.iteration_lost) clauses.push("one more iteration was lost");
   if (end.usage.cost) clauses.push(`${dollars(end.usage.cost)} as reported`);
-  // The reason of a cancelled task is the reason of its cancellation.
+  // A cancelled task has the reason of its cancellation, which `intentFacts` adds.
   if (end.reason && end.reason !== end.cancel?.reason) clauses.push(end.reason);
   if (end.cancel) clauses.push(...intentFacts(end.cancel));
   if (end.work_stopped === "unknown") {

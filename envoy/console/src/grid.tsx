@@ -32,7 +32,7 @@ const rowPixels = signal(NARROW.matches ? NARROW_ROW_PIXELS : WIDE_ROW_PIXELS);
 NARROW.addEventListener("change", () => {
   rowPixels.value = NARROW.matches ? NARROW_ROW_PIXELS : WIDE_ROW_PIXELS;
 });
-// What is in view. Kept while another page is shown.
+// The part of the list that is in view, in pixels. Kept while another page is shown.
 const scrolled = signal({ top: 0, height: 800 });
 // The workspace whose row has the focus, or gets it with the Tab key.
 const active = signal("");
@@ -52,7 +52,8 @@ export function enter(isFirst: boolean): boolean {
   return row !== undefined;
 }
 
-// Gives the row the focus, at once if it is in the document, so that the next key reaches it.
+// Gives the row the focus: at once if the row is in the document, so that the next key reaches it,
+// and otherwise when it is drawn.
 function focus({ workspace }: Row): void {
   active.value = workspace.id;
   const element = document.getElementById(`row-${workspace.id}`);
@@ -95,7 +96,7 @@ export function Grid() {
     if (row) focus(row);
   };
   const onKeyDown = (event: KeyboardEvent) => {
-    // Keys may come faster than the list is drawn.
+    // Reads the latest values, because keys may come faster than the list is drawn.
     const list = shown.peek();
     const at = activeIndex.peek();
     const page = Math.max(1, Math.floor(scrolled.value.height / height) - 1);

@@ -1,4 +1,4 @@
-// A task by name, in its workspace.
+// The name of a workspace and the description of its task; their ids if these are not known.
 import { firstLine } from "./text";
 import { rowOf } from "./workspaces";
 

@@ -24,7 +24,7 @@ export function RunsNow({ open, task }: { open: OpenWorkspace; task: Task }) {
   const began = last?.time ?? own.find((event) => event.task_started)?.time;
   if (!began || task.phase === "phase_unspecified") return null;
   const iteration = (last?.iteration_completed?.number ?? 0) + 1;
-  // The log may be newer than the reading.
+  // The log may be newer than the reading, whose calls then belong to an earlier iteration.
   const calls = reading?.number === iteration ? reading.calls : [];
   return (
     <div class="note" role="group" aria-label="Now">

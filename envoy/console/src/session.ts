@@ -11,7 +11,7 @@ export const token = signal("");
 // Stands for a session of an identity provider: its tokens are in cookies that no script can read.
 export const COOKIES = "cookies";
 
-// Where a session of an identity provider begins and ends; empty if there is no provider.
+// The addresses that begin and end a session of an identity provider; empty without a provider.
 export interface Provider {
   sign_in?: string;
   sign_out?: string;

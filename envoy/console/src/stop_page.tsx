@@ -14,7 +14,7 @@ import { useFollowedList } from "./workspaces";
 export function StopPage() {
   const heading = useRef<HTMLHeadingElement>(null);
   useEffect(() => heading.current?.focus(), []);
-  // The list has the names that the page shows for the tasks.
+  // Keeps the list of workspaces up to date, because the page shows the names in it for the tasks.
   useFollowedList();
   const bulk = lastStop.value;
   const begin = (options: CancelOptions, hold: boolean) => {

@@ -7,7 +7,8 @@ import type { Failure } from "./failure";
 import { type CancelOptions, cancelFields } from "./cancel_call";
 import { count } from "./text";
 
-// The pause after a read: while a task of the tree runs and the page is visible, and otherwise.
+// The pauses between reads: OPEN_MS while a task of the tree runs and the page is visible,
+// otherwise ENDED_MS.
 const OPEN_MS = 2_000;
 const ENDED_MS = 10_000;
 const MOST = 200;

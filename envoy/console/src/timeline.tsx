@@ -1,4 +1,4 @@
-// The event log of a workspace, newest first, by task.
+// The event log of a workspace, newest first, grouped by task.
 import { memo } from "preact/compat";
 import { useState } from "preact/hooks";
 import type { Schemas, WorkspaceEvent } from "./api";
@@ -26,7 +26,7 @@ export function Timeline({ open }: { open: OpenWorkspace }) {
         <GroupOfEvents
           key={group.key}
           group={group}
-          // The current task, or else the last one.
+          // Opens the group of the current task, or else of the last task.
           isOpen={index === groups.findIndex((each) => each.taskId)}
         />
       ))}

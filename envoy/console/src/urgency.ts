@@ -26,9 +26,9 @@ export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
   return found;
 }
 
-// The place of a workspace in the order in which a person looks at workspaces, the lowest first:
-// workspaces with a problem, then workspaces with a task, the longest task first, then all others
-// by status, the newest change first.
+// The number by which workspaces are sorted. Those that need a person most come first: workspaces
+// with a problem, then workspaces with a task, the longest task first, then all others by status,
+// the newest change first.
 export function urgency(row: Row): number {
   const { workspace, since } = row;
   const [trouble] = troublesOf(row);

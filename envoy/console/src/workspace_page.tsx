@@ -103,7 +103,7 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
   const cancel = (options: CancelOptions) => {
     setIsAsking(false);
     void cancelTask(open.id, task.id, options);
-    // The button may be gone when the task has ended.
+    // The button with the focus disappears once the cancellation is recorded.
     requestAnimationFrame(() => document.getElementById("cancellation-title")?.focus());
   };
   return (

@@ -1,6 +1,6 @@
 // Keeps the list of all workspaces, with the tasks that run in them.
 //
-// The interface has no stream for an organization, so the lists of workspaces and of active tasks are
+// The API has no stream for an organization, so the lists of workspaces and of active tasks are
 // read again and again. The page tokens of the list of workspaces stay valid, so several pages can be
 // read at the same time. Pages in view are read more often.
 import { signal } from "@preact/signals";
@@ -115,7 +115,7 @@ async function walk(readPage: (index: number) => Promise<string>): Promise<void>
   tokens = walked;
 }
 
-// The pages with most of the workspaces in view; the first one if there are none.
+// The pages with the most workspaces in view; the first page if no workspace is in view.
 function pagesInView(): number[] {
   const counts = new Map<number, number>();
   for (const id of inView) {

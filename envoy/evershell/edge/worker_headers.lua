@@ -32,7 +32,7 @@ local function is_base64(value)
   return true
 end
 
--- Why the value is refused; nil if it is not.
+-- Why the value is refused; nil if it is valid.
 local function problem(name, value)
   if name:sub(-4) == "-bin" then
     return not is_base64(value) and " is not base64" or nil

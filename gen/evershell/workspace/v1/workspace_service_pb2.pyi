@@ -48,8 +48,8 @@ class EdgeRule(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         urgency_unspecified: EdgeRule._Urgency.ValueType  # 0
         first: EdgeRule._Urgency.ValueType  # 1
-        """Calls that stop work, or that show whether it has stopped. They are served first, in places
-        that other calls cannot use.
+        """Calls that stop work, or that show whether it has stopped. They are served first, and have
+        capacity that other calls cannot use.
         """
         cancellation: EdgeRule._Urgency.ValueType  # 2
         """Like `first`, but with their own rate limit."""
@@ -57,8 +57,8 @@ class EdgeRule(_message.Message):
     class Urgency(_Urgency, metaclass=_UrgencyEnumTypeWrapper): ...
     urgency_unspecified: EdgeRule.Urgency.ValueType  # 0
     first: EdgeRule.Urgency.ValueType  # 1
-    """Calls that stop work, or that show whether it has stopped. They are served first, in places
-    that other calls cannot use.
+    """Calls that stop work, or that show whether it has stopped. They are served first, and have
+    capacity that other calls cannot use.
     """
     cancellation: EdgeRule.Urgency.ValueType  # 2
     """Like `first`, but with their own rate limit."""
@@ -118,8 +118,8 @@ class EdgeRule(_message.Message):
     """
     urgency: Global___EdgeRule.Urgency.ValueType
     audits_refusals: _builtins.bool
-    """Whether the store itself decides the RPC's own errors and stores the audit entry of a refused
-    call.
+    """Whether the transaction of a call also stores the audit entry if it refuses the call with one
+    of the RPC's own errors. Otherwise, the service stores such an entry after the call.
     """
     @_builtins.property
     def deprecation(self) -> _field_pb2.Deprecation:
