@@ -1,13 +1,14 @@
-"""The bench: compares the service with the least that a server on this stack must do.
+"""The bench: compares the service with servers that do only the minimum for the same calls.
 
 `make bench` prints one table and writes bench.json. Run it on an otherwise idle machine. The
 options are environment variables:
 
-- QUICK=1: shorter windows, fewer rounds and fewer rows. The run takes 60 s instead of 10 minutes.
+- QUICK=1: shorter windows (periods of measurement), fewer rounds and fewer rows. The run takes 60 s
+  instead of 10 minutes.
 - ROWS=text: only rows, or blocks of rows, whose names contain the text. Writes bench.partial.json.
 - ROUNDS=n: the number of rounds, for all rows.
-- COMPARE=path: alternates between the server of this checkout and the server of the checkout at
-  `path`, and prints before ÷ after for each row. Writes bench.partial.json.
+- COMPARE=path: alternates between the server of the checkout at `path` (before) and the server of
+  this checkout (after), and prints before ÷ after for each row. Writes bench.partial.json.
 - BENCH_CACHE=folder: where `python -m bench.size` keeps the large database. If there is no such
   database, the rows that need it are left out.
 
@@ -28,8 +29,8 @@ API key, the commit, the signal to an agent, the reply. Each call cancels its ow
 was put into the database before the window. After the window, the database must have an intent
 and exactly one event, at the next position of its log, for every call that was answered, and no
 other task may have changed. Otherwise the bench fails. During the windows, the fleet controller is
-a standby, and one agent of the bench stands for the agents of all these tasks. The bench writes
-the frames of its load itself (http1.py, http2.py), and one row shows how many calls the load
-generator can make at most. Each module in rows/ has one or more blocks. A block defines windows,
-and the rows that are computed from them.
+a standby, and one agent of the bench stands for the agents of all these tasks. The bench sends
+its load over plain sockets, without a client library (http1.py, http2.py), and one row shows how
+many calls the load generator can make at most. Each module in rows/ has one or more blocks. A block
+defines windows, and the rows that are computed from them.
 """

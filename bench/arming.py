@@ -1,4 +1,4 @@
-"""Puts running tasks into the database before a window, and counts the outcomes after it."""
+"""Puts running tasks into the database before a measurement, and counts the outcomes after it."""
 
 import itertools
 import json

@@ -44,7 +44,7 @@ class Curve:
         return [row for rows in self.points.values() for row in rows if row not in measured]
 
     def is_drawn(self, measured: Measured) -> bool:
-        """Whether the curve has at least two points. The table also shows curves with fewer."""
+        """Whether the curve has at least two points. The table also shows all other curves."""
         return sum(self.median(measured, x) is not None for x in self.points) > 1
 
 

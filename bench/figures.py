@@ -70,7 +70,7 @@ class Row:
 
 
 class _Probe(dict[str, Figures]):
-    """A round in which every figure is 1. Records the names of the windows that are read."""
+    """A round in which every figure is 1. Records which windows the `value` of a row reads."""
 
     def __init__(self) -> None:
         self.windows: set[str] = set()
@@ -82,7 +82,7 @@ class _Probe(dict[str, Figures]):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A row after all its rounds."""
+    """A row with its values from all rounds."""
 
     row: Row
     # One value for each round, in order.
@@ -112,7 +112,10 @@ class Summary:
 
 
 def summarise(rows: Sequence[Row], rounds: Sequence[Round]) -> list[Summary]:
-    """Computes each row for every round that has its windows. Leaves out rows without a value."""
+    """Computes the values of each row. Leaves out rows without a value.
+
+    A row has no value for a round that lacks one of the row's windows.
+    """
     summaries = []
     for row in rows:
         values = []

@@ -29,9 +29,10 @@ _START_SECONDS = 30.0
 
 _ENGINE, _LOOP, _LOG, _REST = "gRPC engine", "event loop", "log line", "rest"
 _INTERCEPTORS = "interceptors"
-# A sample belongs to the part that owns its innermost listed frame. A frame is listed if its file
-# name begins with one of these texts. py-spy shortens a file name so that it begins with the
-# topmost package, which is a folder with an `__init__.py`. The folder `evershell` has no such file.
+# Maps each part to the beginnings of file names. A sample belongs to the part of its innermost
+# frame whose file name begins with one of these texts. py-spy shortens a file name so that it
+# begins with the topmost package, which is a folder with an `__init__.py`. The folder `evershell`
+# has no such file.
 _OWNERS = {
     "signal": (
         *("fleet/", "pod/", "auth/pod_tokens.py"),
@@ -43,8 +44,8 @@ _OWNERS = {
     "servicer and use case": ("core/", "api/workspace_servicer.py"),
     _INTERCEPTORS: ("api/", "auth/"),
 }
-# If no frame of a sample belongs to a part, the sample belongs to one of these libraries, by its
-# innermost frame that is listed here. Library code that is called from a part counts for that part.
+# If the table above matches no frame of a sample, the sample belongs to the part of its innermost
+# frame that this table matches. So library code that a part calls counts for that part.
 _LIBRARIES = {
     "codec": ("protobuf", "workspace/v1/", "agent/v1/"),
     _ENGINE: ("grpc",),

@@ -67,7 +67,7 @@ class Connection:
         self.set_metadata(metadata)
         self._next_stream = 1
         self._send_window = _DEFAULT_WINDOW
-        # The data of calls that waits for room in the connection's flow-control window.
+        # The data frames that wait for room in the connection's flow-control window.
         self._held: list[tuple[bytes, int]] = []
         self._received = b""
         self._statuses: dict[bytes, int] = {}
@@ -89,7 +89,10 @@ class Connection:
         self._block: bytes | None = None
 
     def call(self, body: bytes, trailers: Sequence[tuple[str, str | bytes]] = ()) -> int:
-        """Adds a call to the next `flush`, and returns its stream. `body` is a `message`."""
+        """Adds a call to the next `flush`. Returns the number of its stream.
+
+        `body` is a result of the function `message`.
+        """
         stream = self._next_stream
         self._next_stream += 2
         data = _frame(_DATA, 0 if trailers else _END_STREAM, stream, body)

@@ -43,7 +43,7 @@ def collecting_no_garbage() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """The calls of one or more runs."""
+    """The measurements of all calls in one or more runs."""
 
     # The time from the sending of each call to its status, in nanoseconds.
     nanoseconds: Sequence[int]
@@ -59,7 +59,7 @@ class Calls:
         return len(self.nanoseconds)
 
     def figures(self) -> dict[str, float]:
-        """p50 and p99 in ms, the calls per second, and per second of the generator's CPU."""
+        """p50 and p99 in ms, and the calls per second and per CPU second of the load generator."""
         return {
             "p50": percentile(self.nanoseconds, 50) / 1e6,
             "p99": percentile(self.nanoseconds, 99) / 1e6,
@@ -69,7 +69,7 @@ class Calls:
 
 
 def joined(parts: Sequence[Calls]) -> Calls:
-    """The calls of several runs."""
+    """The measurements of several runs as one."""
     return Calls(
         list(chain.from_iterable(each.nanoseconds for each in parts)),
         sum((each.statuses for each in parts), Counter()),

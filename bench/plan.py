@@ -16,7 +16,7 @@ class Setting:
     sides: Sequence[Side]
     floor_address: str
     floor_pid: int
-    # A worker can keep streams to all of these agents at the same time.
+    # The addresses of the simulated agents. A worker can keep a stream to each of them.
     agent_addresses: Sequence[str]
     # The ids of the rows that the floor reads and updates.
     row_ids: Sequence[str]
@@ -66,7 +66,8 @@ class Block:
     rounds: int
     # 0 leaves the block out of the quick run.
     quick_rounds: int
-    # Whether the fleet controller must lead. Such blocks run first, before tasks are armed.
+    # Whether the fleet controller must lead. Such blocks run first, because the controller is a
+    # standby for all other blocks.
     needs_controller: bool = False
     # The reason why the block cannot run; empty if it can.
     skipped_because: Callable[[Setting], str] = field(default=never_skipped)

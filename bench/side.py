@@ -68,7 +68,10 @@ class Side:
     def connect(
         self, method: str, token: str = "full_access", address: str | None = None
     ) -> Connection:
-        """A connection to a worker, for calls of `method`. `token` may name a demo credential."""
+        """A connection to a worker, for calls of `method`.
+
+        `token` is the name of a demo credential, or a token.
+        """
         bearer = self.stack.tokens.get(token, token)
         return Connection(
             address or self.address,

@@ -18,7 +18,8 @@ from bench.side import Side
 
 TASKS, EVENTS = 2_000_000, 10_000_000
 _WORKSPACES = 100_000
-# Each task was submitted, was started, completed one iteration, was cancelled, and ended.
+# The five events of a task: submitted, started, one iteration completed, cancellation requested,
+# ended.
 _EVENTS_OF_TASK = EVENTS // TASKS
 _TASKS_OF_WORKSPACE = TASKS // _WORKSPACES
 # How many workspaces one transaction adds.

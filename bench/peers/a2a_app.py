@@ -72,7 +72,7 @@ class ApiKeys(AuthenticationBackend):
 
 
 class Executor(AgentExecutor):
-    """Starts tasks without the agent, but cancels them on the agent."""
+    """Starts tasks without a call to the agent, but signals the agent when a task is cancelled."""
 
     def __init__(self, agent: GrpcAgentClient) -> None:
         self._agent = agent

@@ -13,7 +13,8 @@ from bench.peers.peer import HttpRequest, Peer
 
 # How many tasks are started at the same time.
 _ARM_CALLERS = 8
-# The SDK's table has a row for each task, so it cannot record a cancellation twice.
+# Counts 1 for each cancelled task: the SDK's table has one row for each task, so the SDK cannot
+# record a cancellation twice.
 _RECORDED = """
 SELECT id, 1 FROM tasks WHERE id = ANY(%s) AND status ->> 'state' = 'TASK_STATE_CANCELED'
 """

@@ -240,8 +240,8 @@ async def _record(
         raise Refused(404, "workspace_not_found", f"There is no workspace {workspace_id}.")
     if slug := _REFUSALS.get(workspace.status):
         raise Refused(409, slug, f"Workspace {workspace_id} is {workspace.status}.")
-    # Reads the task in a separate statement: after the lock, it sees what others committed while
-    # this call waited.
+    # Reads the task in a separate statement, after the lock. So this statement sees what others
+    # committed while this call waited for the lock.
     task = workspace.current_task_id and await session.get(Task, workspace.current_task_id)
     if task is None or task.status in _TERMINAL:
         outcome, task = "no_active_task", None

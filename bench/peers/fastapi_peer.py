@@ -29,8 +29,8 @@ _ARM = (
         (VALUES (1, 'task_submitted'), (2, 'task_started')) AS started (seq, type)
     """,
 )
-# A cancellation is recorded if the task has the intent, and the last event of the log is the event
-# of that intent, at the next position.
+# A cancellation is recorded if the task has its intent, and if the event of this intent is the last
+# event of the log, at position 3.
 _RECORDED = """
 SELECT tasks.id, count(*)
 FROM tasks

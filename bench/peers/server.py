@@ -26,7 +26,7 @@ class PeerSettings(BaseSettings):
     pool_size: int
     agent_url: str
     agent_grpc_address: str
-    # Used only by a peer that has no table of API keys.
+    # The SHA-256 of the API key, for a peer that has no table of API keys.
     api_key_sha256: str
 
 
@@ -50,7 +50,7 @@ def serve(app: Any) -> None:
 
 
 class AgentUnreachableError(Exception):
-    """No attempt to signal the agent has succeeded."""
+    """All attempts to signal the agent have failed."""
 
 
 class _AgentClient(ABC):

@@ -52,7 +52,7 @@ def _around_a_burst(seconds: float) -> Measure:
 
 
 def _create(side: Side, address: str) -> None:
-    """Creates the workspaces at the same time. No agents start: the controller is a standby."""
+    """Creates workspaces, all at the same time. The controller is a standby, so no agent starts."""
     request = workspace_service_pb2.CreateWorkspaceRequest(name="bench")
     connection = side.connect("CreateWorkspace", address=address)
     try:

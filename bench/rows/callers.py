@@ -70,7 +70,10 @@ def one_caller(seconds: float) -> Block:
 
 
 def four(seconds: float) -> Block:
-    """Four callers. A worker has at most two groups of cancellations in flight, so few wait."""
+    """Four callers, of whom few wait for other callers.
+
+    A worker records cancellations in groups, and works on two groups at the same time.
+    """
     return Block(
         name="4 callers",
         windows=[Window("cancel", windows.cancel(4, seconds))],

@@ -57,7 +57,7 @@ def _memory(setting: Setting, side: Side) -> Figures:
 
 
 def _signals(number: int) -> Measure:
-    """Measures CancelTask. Each measured call sends signal `number` to another agent."""
+    """Measures CancelTask. Each call signals a different agent, for the `number`-th time."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with _agents(setting, _FEW) as few, closing(side.connect("CancelTask")) as connection:

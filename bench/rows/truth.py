@@ -39,7 +39,10 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _cancel_real_tasks(setting: Setting, side: Side) -> Figures:
-    """Cancels tasks. Returns how many have one request event and one end, which is `cancelled`."""
+    """Cancels tasks. Returns how many of them have the right events.
+
+    These are one `task_cancel_requested`, and one `task_completed` with the status `cancelled`.
+    """
     workspace = _DemoWorkspace(side)
     ended: list[str] = []
 

@@ -15,7 +15,7 @@ from bench.side import Side
 from tests.support.waiting import eventually
 
 _EVENT = "task_cancel_requested"
-# How long deliveries may go on after the calls of their window, and how long a paced call may take.
+# The time limit for the deliveries after the last call of a window, and for each paced call.
 _LIMIT_SECONDS = 60.0
 # The windows that measure delays make one call in each _PACE_SECONDS. At this pace, no delivery
 # waits for another delivery.
@@ -88,7 +88,8 @@ def _with_webhook(measured: Measure) -> Measure:
         with _receiver(setting, side, "accept") as log:
             _warm_up(setting, side, log)
             figures = measured(setting, side)
-            # The window begins with one call for each agent.
+            # One delivery is from `_warm_up`. The window also makes one call for each agent, which
+            # `calls` does not count.
             _await(log, 1 + AGENTS + int(figures["calls"]))
         return figures
 
@@ -96,7 +97,7 @@ def _with_webhook(measured: Measure) -> Measure:
 
 
 def _delivered(*others: str) -> Measure:
-    """The time from an event to its delivery. `others` says what other receivers do meanwhile."""
+    """The time from an event to its delivery. `others` has the behaviour of other receivers."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(_PACED_CALLS, setting.agent_address)

@@ -1,4 +1,4 @@
-"""The bench finds out from the database whether each accepted cancellation was recorded whole."""
+"""The bench checks in the database that accepted cancellations were recorded completely."""
 
 import re
 from collections.abc import Iterator

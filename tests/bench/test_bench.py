@@ -38,7 +38,7 @@ def test_a_ratio_is_taken_within_each_round_so_drift_cancels_out() -> None:
     rounds = [
         {"cancel": {"p50": 2.0}, "floor": {"p50": 1.0}},
         {"cancel": {"p50": 40.0}, "floor": {"p50": 20.0}},
-        # This round does not count, because the run ended before it was complete.
+        # This round does not count, because the run ended before the round was complete.
         {"cancel": {"p50": 1.0}},
         {"cancel": {"p50": 9.0}, "floor": {"p50": 3.0}},
     ]
@@ -142,7 +142,7 @@ def test_a_page_has_what_was_measured_and_names_what_was_not() -> None:
     [
         ("run (asyncio/runners.py:118);Loop__run (loop.c:20313)", "event loop"),
         ("Loop__run (loop.c:2);0x7f01 (grpc/_cython/cygrpc.so);sendmsg (libc.so.6)", "gRPC engine"),
-        # The engine would read the request even without this interceptor.
+        # Counts as gRPC engine: the engine would read the request even without the interceptor.
         (
             "around (server/evershell/api/interceptors/errors.py:27);read (grpc/aio/_server.py:3)",
             "gRPC engine",

@@ -96,7 +96,7 @@ class ClientCase:
     @asynccontextmanager
     async def open(cls) -> AsyncIterator["ClientCase"]:
         case = cls()
-        # The port stays free while the agent is down: no outgoing connection uses it.
+        # While the agent is down, the port stays free, because no outgoing connection gets it.
         await case._listen(f"127.0.0.1:{free_ports(1)[0]}")
         try:
             yield case

@@ -1,4 +1,8 @@
-"""KubernetesPods on a real API server; the test plays the node."""
+"""KubernetesPods on a real API server, in a cluster without nodes.
+
+The test acts as the scheduler and the kubelet. The cluster need not be complete: for controllers
+that it may lack, the test does the work too.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -25,14 +29,17 @@ TEMPLATE = PodTemplate(
     resources={"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": {"memory": "64Mi"}},
     volume={"resources": {"requests": {"storage": "1Mi"}}},
 )
-# Much longer than the test needs to play the node, even on a busy machine.
+# Much longer than the test needs to act as the node, even on a busy machine.
 START_SECONDS = END_SECONDS = 15.0
 # How long to wait for the end of a pod whose node does not answer.
 _SILENT_SECONDS = 1.0
 
 
 class KubernetesCase:
-    """The case of KubernetesPods. `pods` is under test; other controllers see the same objects."""
+    """The case of KubernetesPods.
+
+    `pods` is under test. `other_controller` opens further KubernetesPods for the same objects.
+    """
 
     last_line = Node.last_line
 
@@ -84,7 +91,7 @@ class KubernetesCase:
         return any(name.startswith(prefix) for name in self.node.running)
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """Makes the node silent. The returned Pods wait only briefly for it."""
+        """Makes the node silent. The returned Pods wait only briefly for the node."""
         self.node.is_silent = True
         impatient = await self._stack.enter_async_context(
             new_port(self.api, end_seconds=_SILENT_SECONDS)

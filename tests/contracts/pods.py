@@ -83,7 +83,7 @@ class PodsCase(Protocol):
         """Removes the workspace, and returns when `pods` says that nothing is left."""
 
     async def leftovers(self, workspace_id: str) -> list[str]:
-        """The parts of the workspace that the backend still has."""
+        """What the backend still has of the workspace, for example files or objects."""
 
     def failing_starts(self) -> AbstractAsyncContextManager[None]:
         """Makes starts fail until the context ends."""

@@ -193,7 +193,7 @@ async def test_an_end_does_not_end_later_pods_or_other_workspaces(
     other = world.workspace(epoch=workspace.epoch - 1, run_id=RUN_ID)
     await case.start(later)
     await case.start(other)
-    # May return False, because no pod with this epoch has run.
+    # `end` may return False, because no pod with this epoch has run.
     await case.pods.end(workspace, 0)
     assert case.pods.is_alive(later)
     assert case.pods.is_alive(other)

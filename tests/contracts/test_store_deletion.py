@@ -222,7 +222,7 @@ async def test_a_removal_takes_bounded_transactions_and_continues_after_each(ben
         steps += 1
         assert row.result == "more"
         assert all(before[table] - after[table] <= 4 for table in TABLES), (before, after)
-        # The row of the workspace goes last: it makes the controller continue the removal.
+        # The row of the workspace is removed last, because the controller finds the rest by it.
         assert after["workspaces"] == 1
         before = after
     assert not any(after.values()), after
@@ -251,7 +251,7 @@ async def test_no_event_is_left_if_retention_removes_events_at_the_same_time(
     at, _ = await full(bench, tasks=5)
     await deliver_all(bench)
     deletions = Deletions(bench.pool, lambda: bench.now)
-    # After retention has removed three tasks, fewer deliveries and tasks than this are left.
+    # After retention has removed three tasks, there are fewer deliveries and fewer tasks than this.
     deletions.removed_at_once = 6
     async with (
         await AsyncConnection.connect(database_url) as retention,

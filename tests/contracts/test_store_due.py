@@ -22,7 +22,7 @@ from tests.support.store.examples import (
     workspace,
 )
 
-# How long a task may take to end after its cancellation: an iteration and 30 s.
+# How long a task may take to end after its cancellation: a model call, a tool call, and 30 s.
 TO_END = timedelta(seconds=5 + 10 + 30)
 
 

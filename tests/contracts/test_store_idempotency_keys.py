@@ -69,7 +69,7 @@ async def test_a_key_is_stored_with_a_new_workspace(store: Store) -> None:
 
 
 async def test_a_key_without_a_caller_counts_only_for_the_same_request(store: Store) -> None:
-    """The previous version stores keys without a caller."""
+    """The previous version of the service stores keys without a caller."""
     first, second = await idle(store), await idle(store)
     old = first_call("chosen", workspace_id=first, task_id="task_1", fingerprint=b"same")
     await submit(store, first, old)

@@ -154,7 +154,7 @@ async def trees(store: Store) -> list[tuple[str, int, int, int | None]]:
     return found
 
 
-# A tree with these limits has reached them once it has used an input and an output token.
+# A tree with these limits has reached them once it has used one input and one output token.
 TREE = TaskLimits(max_total_tokens=2, include_descendants=True)
 
 

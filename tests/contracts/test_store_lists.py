@@ -58,7 +58,7 @@ async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
 
 
 async def test_a_list_of_long_tasks_has_more_than_a_page(store: Store) -> None:
-    """A store may return less than a page of tasks, but must show that there are more."""
+    """A store may return fewer tasks than requested, but must show that there are more."""
     busy, first = await with_task(store)
     ids = [first.id]
     await complete(store, busy, first.id)

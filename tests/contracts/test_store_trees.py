@@ -286,7 +286,7 @@ async def root_and_child(store: Store) -> tuple[Task, Task]:
 
 @pytest.fixture(params=["tree", "row"])
 def hold(request: pytest.FixtureRequest) -> Hold:
-    """Holds a lock that a cancellation of the root needs, but leaves the root's workspace free."""
+    """Holds a lock that cancelling the root needs, but does not lock the root's workspace."""
     if request.param == "tree":
         return lambda url, root, child: held_tree(url, ORG, root.id)
     return lambda url, root, child: held(url, child.workspace_id)
@@ -347,7 +347,7 @@ async def test_a_call_with_a_task_is_about_it_even_if_it_has_ended_under_the_loc
 
 
 async def test_a_call_that_begins_again_has_released_its_locks(database_url: str) -> None:
-    """The call must not hold the lock of its first tree while it waits for the lock of another."""
+    """The call must not hold the lock of its first tree while it waits for another tree's lock."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, child = await root_and_child(store)
@@ -386,7 +386,7 @@ async def test_trees_that_are_cancelled_together_do_not_deadlock(database_url: s
 async def test_submissions_that_wait_for_a_tree_leave_connections_for_others(
     database_url: str,
 ) -> None:
-    """There are more submissions than connections. The first holds the tree's lock and waits."""
+    """The first submission keeps the lock of its tree. The others outnumber the connections."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, other = await submit(store), await submit(store)

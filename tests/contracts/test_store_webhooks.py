@@ -522,7 +522,7 @@ async def test_what_another_key_has_sealed_is_sealed_again(bench: Bench) -> None
 
 
 async def test_all_webhooks_are_sealed_again_although_some_cannot_be_opened(bench: Bench) -> None:
-    """More webhooks than one call handles."""
+    """There are more webhooks than one call handles."""
     lost = [webhook(sealed_secret=b"LOST") for _ in range(101)]
     made = [webhook(sealed_secret=b"OLD-") for _ in range(101)]
     for each in (*lost, *made):

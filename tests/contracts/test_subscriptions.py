@@ -41,7 +41,7 @@ async def _postgres(
     database_url: str, resources: AsyncExitStack, *, from_another_process: bool
 ) -> Case:
     pool = await resources.enter_async_context(open_pool(database_url))
-    # No poll happens during a test, because it would hide a lost notification.
+    # The poll interval is longer than a test, because a poll would hide a lost notification.
     subscriptions, other = [
         await resources.enter_async_context(
             WorkspaceSubscriptions(pool, database_url, machine_clock, poll_seconds=LONG_SECONDS)

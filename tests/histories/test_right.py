@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 LOST: dict[str, Any] = {"error": "(no answer)"}
 BULK = {"workspace_id": "ws", "task_id": "t1", "outcome": "already_requested"}
 RECORDED = {"task_id": "t1", "intent_recorded": "true"}
-# The time of calls that run at once. They end after all calls without a given time.
+# The begin and the end of calls that run at the same time. They end after all other calls.
 LONG = (0.5, 99.0)
 
 RIGHT: dict[str, Sequence[Call]] = {

@@ -56,8 +56,8 @@ def test_the_printed_calls_work(stack: Stack) -> None:
         timer.cancel()
         os.killpg(shell.pid, signal.SIGKILL)
         shell.communicate()
-    # On a busy machine, the agent gets the first cancellation before it begins the first command.
-    # The task then ends without force.
+    # On a busy machine, the agent may get the first cancellation before it begins the first
+    # command. Then the task ends before the second cancellation, and without force.
     is_forced = '"outcome": "already_requested"' in printed
     assert is_forced or '"outcome": "no_active_task"' in printed
     assert f'"forced":{json.dumps(is_forced)}' in printed.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A part of the matrix: a busy workspace with each credential, task and wire.
+"""A part of the matrix of cancellations: a busy workspace with each credential, task and protocol.
 
 tests/stack/long has the whole matrix.
 """

@@ -39,7 +39,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
         if read.method == "GET" and (name := read.described["operationId"]) not in SPECIAL_READS:
             place = read.path.format(workspace_id=workspace.id, task_id=task_id)
             yield name, rest.get(place)
-    # The hold is on the other organization, so this one can go on.
+    # Puts another organization on hold, so that the other calls of this test still work.
     other = stack.rest("other_org")
     yield "HoldOrg", other.post("/v1/hold", example("HoldOrg"), status=200)
     yield "GetHold", other.get("/v1/hold")

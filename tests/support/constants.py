@@ -30,9 +30,9 @@ SMALL_LOGS = {"evershell.stack.up": {"LOG_MAX_BYTES": 64 * 1024}}
 
 
 def with_constants(folder: Path, constants: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the variables that give constants in a stack's modules these values.
+    """Returns the environment variables that give constants in a stack's modules these values.
 
-    Writes the values to a file in `folder`, which agents do not read.
+    Writes the values to a file in `folder`. Agents do not read this file.
     """
     folder.mkdir(exist_ok=True)
     with (folder / "sitecustomize.py").open("a") as file:
@@ -41,6 +41,9 @@ def with_constants(folder: Path, constants: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def crash_points_in(points: Path) -> dict[str, str]:
-    """Returns the variables with which files in the folder `points` arm a stack's crash points."""
+    """Returns the environment variables that make `points` the folder of a stack's crash points.
+
+    A file in this folder arms the crash point with the same name.
+    """
     constants = {"evershell.pod.crash_points": {"FOLDER": str(points)}}
     return with_constants(points.with_name("constants"), constants)

@@ -111,9 +111,10 @@ def steps(document: str) -> list[Step]:
 def run(
     document: str, stack: Stack, folder: Path, **environment: str
 ) -> Iterator[tuple[Step, str]]:
-    """Runs the steps of a document in one shell, in a folder like the one of `evershell up`.
+    """Runs the steps of a document in one shell, in a folder.
 
-    Yields each step with its output, as a reader would see it on a terminal.
+    The folder looks as if `evershell up` had run in it. Yields each step with its output, as a
+    reader would see it on a terminal.
     """
     (folder / ".state").symlink_to(stack.state_dir)
     for name in (".venv", "environment"):

@@ -12,7 +12,7 @@ from evershell.features.webhooks.rules import TaskScope, Webhook, WebhookDeliver
 
 
 class FakeWebhookStore:
-    """Implements WebhookStore, a port of the room `webhooks`, in memory. Never adds deliveries."""
+    """Implements WebhookStore of evershell.features.webhooks in memory. Never adds deliveries."""
 
     def __init__(self) -> None:
         self.webhooks: dict[str, Webhook] = {}

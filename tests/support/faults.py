@@ -120,7 +120,10 @@ def resume(workspace: Workspace, *, after_outage: bool = False) -> None:
 
 
 def _post(workspace: Workspace, path: str, body: Any, after_outage: bool) -> dict[str, Any]:
-    """Makes a call that must succeed. Repeats it only if Envoy or the workers may be down."""
+    """Makes a call that must succeed.
+
+    If `after_outage` is set, repeats the call while Envoy or the workers do not answer it.
+    """
 
     def answered() -> dict[str, Any]:
         try:

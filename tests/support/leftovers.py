@@ -1,7 +1,8 @@
 """Fails the test run if it leaves a process, shared memory or a temporary file behind.
 
 Every test run has its own temporary folder (TMPDIR), which its programs inherit. So the check can
-tell its processes and files from the processes and files of another test run on the same machine.
+tell the processes and files of this run from the processes and files of another run on the same
+machine.
 The files that Envoy and PostgreSQL create in shared folders do not name their test run, so they are
 not checked while another test run is active.
 

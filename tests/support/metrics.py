@@ -14,7 +14,8 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def scrape(stack: Stack, index: int, timeout_seconds: float = 20.0) -> Samples:
     """Returns the samples of one program.
 
-    `index` counts the workers in order, then one controller, Envoy, and the other controller.
+    `index` selects the program: the workers in order come first, then one controller, Envoy, and
+    the other controller.
     """
     return read(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", timeout_seconds)
 

@@ -154,7 +154,8 @@ class ModelServer(ThreadingHTTPServer):
         self.respond: Callable[[dict[str, Any]], Answer] | None = None
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
-        # Set once a connection has ended. While a gate is closed, only the client can end it.
+        # Set once a connection has ended. While a gate is closed, only the client can end the
+        # connection.
         self.left = threading.Event()
 
     @property

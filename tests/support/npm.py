@@ -112,7 +112,7 @@ def node(
             # Keeps Redocly from reporting its use and from looking for newer versions.
             "REDOCLY_TELEMETRY": "off",
             "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
-            # Otherwise, Node would leave the files of its compile cache in the temporary folder.
+            # Keeps Node from leaving the files of its compile cache in the temporary folder.
             "NODE_DISABLE_COMPILE_CACHE": "1",
             **env,
         },

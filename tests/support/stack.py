@@ -39,8 +39,8 @@ class Stack(Service):
     checkout: Path = ROOT
     # Whether the stack makes its database cluster itself. If not, `start` copies an existing one.
     makes_cluster: bool = False
-    # The beginning of a command that ends with the command line of `up`. May be changed before the
-    # start.
+    # The program and arguments to put before the command line of `up`, such as `setpriv`. May be
+    # changed before the start.
     runner: Sequence[str] = ()
     # Additional arguments for `up`. May be changed before the start.
     arguments: Sequence[str] = ()
@@ -416,7 +416,8 @@ def _kill(state_dir: Path) -> None:
         return False
 
     def killed() -> list[psutil.Process]:
-        # Finds all processes before it kills the first one, because Envoy ends when `up` ends.
+        # Finds all processes before it kills the first one. Envoy ends when `up` ends, and its
+        # shared memory can be found only while Envoy runs.
         found = list(filter(is_of_stack, psutil.process_iter()))
         for process in found:
             with suppress(psutil.Error):

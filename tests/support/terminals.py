@@ -81,9 +81,9 @@ def terminal(
     """Runs a command in a terminal of this size. Ends the command when the block ends."""
 
     def attach() -> None:
-        # Makes this the controlling terminal of the command, so that Ctrl-C sends a signal. Gives
-        # SIGINT its default action: a shell makes a background job ignore SIGINT, and if the tests
-        # are such a job, the command would inherit this.
+        # Makes the terminal the controlling terminal of the command, so that Ctrl-C sends a signal.
+        # Gives SIGINT its default action. If the tests run as a background job of a shell, they
+        # ignore SIGINT, and the command would inherit this.
         os.login_tty(theirs)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -97,7 +97,8 @@ def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
     logs.configure("agent", "INFO", epoch=3)
     write(structlog.get_logger())
     with_structlog = written()
-    # The logs of libraries must be captured once more.
+    # Removes the handler of `configure`, so that `configure_plain` itself must handle the logs of
+    # libraries.
     logging.getLogger().handlers.clear()
     write(logs.configure_plain("agent", epoch=3))
     without = written()

@@ -48,7 +48,8 @@ def test_a_removed_setting_is_refused_with_what_to_do_instead(
         "20 s. POD_NAMESPACE: Pods are in the namespace of the service account, or of the "
         "kubeconfig."
     )
-    # With RUN_ID, `up` has started the program. An earlier version of `up` may pass these settings.
+    # RUN_ID means that `up` has started the program. An earlier version of `up` may pass these
+    # settings, so they are not refused.
     monkeypatch.setenv("RUN_ID", "run_1")
     read_settings()
 

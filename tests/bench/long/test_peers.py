@@ -1,6 +1,7 @@
 """The peers of the bench cancel, refuse and record as the service does.
 
-The tests need the packages of the peers, which `make soak` and `make bench` install.
+The peers are what people would build instead of this service. The tests need the packages of the
+peers, which `make soak` and `make bench` install.
 """
 
 import dataclasses

@@ -105,7 +105,7 @@ def test_a_selection_is_cancelled(console: Console, stack: Stack, named: Named) 
     console.sign_in(stack.tokens["full_access"])
     console.find(named.name)
     console.page.get_by_role("checkbox", name=f"Select {named.name}-chosen").check()
-    # A selection stays when the list shows something else.
+    # The workspace stays selected when the list no longer shows it.
     console.find(f"{named.name}-other")
     console.page.get_by_role("button", name="Cancel this task…").click()
     dialog = console.page.get_by_role("dialog", name="Cancel 1 task")
@@ -169,7 +169,7 @@ def test_four_taps_cancel_a_task(browser: Browser, stack: Stack, named: Named) -
     console = Console(browser, stack.ready["rest_url"], "dark", 400, has_touch=True)
     console.sign_in(stack.tokens["full_access"])
     page, row = console.page, console.rows.filter(has_text="Mail our customers")
-    # While tasks are being read, chips for problems appear and move the others.
+    # While the list reads the tasks, chips for problems appear and move the other chips.
     expect(row).to_be_visible()
     eventually(lambda: is_chosen(page.get_by_role("button", name="busy")))
     row.locator(".task").tap()

@@ -19,7 +19,7 @@ RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
 SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", RUNBOOKS, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# By type of metric: what expressions append to the name of the metric.
+# What expressions append to the name of a metric, by the type of the metric.
 SUFFIXES = {
     "counter": ("_total",),
     "histogram": ("_bucket", "_count", "_sum"),

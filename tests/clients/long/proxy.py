@@ -25,8 +25,8 @@ class Proxy(ThreadingTCPServer):
     block_on_close = False
 
     def __init__(self, target: tuple[str, int], limits: Sequence[int], token: str) -> None:
-        """If there is a token, adds the token to each request: a browser's EventSource cannot send
-        one.
+        """Adds `token`, unless it is empty, to each request, because a browser's EventSource cannot
+        send a token.
         """
         super().__init__(("127.0.0.1", 0), _Connection)
         self.target = target
@@ -75,7 +75,7 @@ class _Connection(BaseRequestHandler):
             self.server.connected(self.request, edge) as is_plugged_in,
             suppress(OSError),
         ):
-            # Node opens connections in advance. One without a request must not use up a limit.
+            # Node opens connections in advance. Those without a request must use up no limit.
             if not is_plugged_in or not (request := self.request.recv(RECEIVE_BYTES)):
                 return
             limit = next(self.server.limits)

@@ -1,4 +1,4 @@
-"""The contract of Pods on Kubernetes: a real API server, and a node that the test plays."""
+"""The contract of Pods on Kubernetes: a real API server, and the test acts as the node."""
 
 from collections.abc import AsyncIterator
 

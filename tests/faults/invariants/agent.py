@@ -33,7 +33,7 @@ _NO_LIMITS = Limits(model_timeout_seconds=1e6, tool_timeout_seconds=1e6)
 
 
 def _defects_log(record: Record) -> FilteringBoundLogger:
-    """Returns a log that adds the errors of `agent_crashed` to the record, and drops all lines."""
+    """Returns a logger that drops all lines, and records the errors in `agent_crashed` lines."""
 
     def note(_: object, __: str, line: MutableMapping[str, Any]) -> NoReturn:
         if line["event"] == "agent_crashed":

@@ -39,8 +39,8 @@ async def repair(world: World) -> None:
     for agent in world.agents:
         agent.thaw()
         agent.set_link(Link.GOOD)
-    # Longer than any pause between two attempts of an agent or of the controller. Afterwards, the
-    # outages of the run no longer postpone a bound.
+    # This is longer than any pause between two attempts of an agent or of the controller. After
+    # this time, the outages of the run no longer postpone the bounds of a cancellation.
     await world.advance(RECOVERY_MARGIN.total_seconds())
     if any(agent.fault and not agent.is_gone for agent in world.agents):
         # A defective agent never ends its task by itself, so the task is cancelled.

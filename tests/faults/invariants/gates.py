@@ -26,7 +26,8 @@ class Surroundings:
     task_id: Callable[[], str]
     was_cancelled: Callable[[str], bool]
     may_interrupt: Callable[[str], bool]
-    # Whether the process has ended. From then on, steps of its coroutines do not count.
+    # Whether the agent's process has ended. From then on, interruptions and ends of tool calls are
+    # not recorded.
     is_gone: Callable[[], bool]
     # Notes whether a tool runs for the task. A tool counts as running until its end is known, even
     # if the agent dies.

@@ -44,7 +44,10 @@ def answers_are_those_of_the_contract(view: View) -> None:
 
 
 def invariant_1_durable_first(view: View) -> None:
-    """Another session of the database sees the intent before any signal and any promise."""
+    """The intent is committed before a signal is sent, and before an answer says it is recorded.
+
+    An intent counts as committed if another session of the database sees it.
+    """
     assert all(signal.was_recorded for signal in view.record.signals), view.record.signals
     for call in view.record.calls:
         if call.is_promise:
@@ -87,7 +90,10 @@ def invariant_2_accepted_means_cancelled(view: View) -> None:
 
 
 def invariant_3_one_end(view: View) -> None:
-    """The end in the log agrees with the row, and never changes. Only the current task is open."""
+    """The end of a task is the same in its row and in the log, and never changes.
+
+    Only the current task of the workspace is open.
+    """
     for task in view.tasks.values():
         for end in view.events_of(task.id, EventType.TASK_COMPLETED):
             payload = end.payload
@@ -146,9 +152,11 @@ def invariant_6_the_pod_lives(view: View) -> None:
 
 
 def invariant_7_not_lost(view: View) -> None:
-    """If the agent is unreachable, callers learn what is recorded. A lost agent is fenced.
+    """If the agent is unreachable, the caller learns that the intent is recorded.
 
-    If the end of a task says that its work has stopped, none of its tools still runs.
+    If the end of a task says that its work has stopped, none of its tools still runs. An agent
+    whose epoch has ended learns from the next reply that it is fenced. A running agent whose lease
+    has expired calls neither the model nor a tool.
     """
     for call in view.record.calls:
         if call.answer == "agent_unreachable":
@@ -226,7 +234,7 @@ def invariant_9_every_hop_checks(view: View) -> None:
 
 
 def invariant_10_bounded(view: View) -> None:
-    """No answer comes later than the caller's wait allows, and a wait ends when the task ends."""
+    """A call that waits is answered when its task ends, its wait is over, or the server drains."""
     now = view.world.clock()
     for call in view.record.calls:
         waited_seconds = ((call.answered_at or now) - call.asked_at).total_seconds()
@@ -256,7 +264,7 @@ def invariant_10_bounded(view: View) -> None:
 
 
 def invariant_12_visible(view: View) -> None:
-    """From the request to the end, the task shows its intent and its agent's phase."""
+    """A task shows its recorded cancellation. A running task shows the phase of its agent."""
     for task in view.tasks.values():
         assert (
             not view.calls_for(task.id)
@@ -342,7 +350,10 @@ def _check_iteration(event: Event, begun: Iteration) -> None:
 
 
 def invariant_11_force_is_asked_for(view: View) -> None:
-    """The earliest requested deadline applies, and interrupts only a call that is open when due."""
+    """The earliest requested force deadline applies.
+
+    It interrupts only a call that is open when the deadline passes.
+    """
     for task in view.tasks.values():
         _check_deadline(view, task)
         # Tasks without a pod to end are excluded: tasks that were never delivered, and tasks that
@@ -510,7 +521,7 @@ def _tokens(task: Task) -> int:
 def limits_are_recorded_in_time(view: View) -> None:
     """A leading controller soon records that a task has reached its limit of duration.
 
-    The task may have reached the limit before the controller led.
+    This also holds if the task reached the limit before the controller led.
     """
     world, now = view.world, view.world.clock()
     for task in view.tasks.values():

@@ -15,7 +15,7 @@ from tests.faults.invariants.wire import Network
 
 # The network is good in a third of the cases, so that a run progresses.
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
-# The index of the agent to which something happens: mostly the last one of those that qualify.
+# The index of the agent that a rule affects, among the agents that qualify. It is mostly the last.
 WHICH = st.sampled_from([-1, -1, -1, -2])
 # An iteration has five tokens, which cost five nano-dollars. Each limit of duration is reached
 # between two scans of the controller.
@@ -73,7 +73,7 @@ class CancellationMachine(Steps):
         reason: str,
         hiccup: Hiccup | None,
     ) -> None:
-        """Callers cancel the running task."""
+        """A caller cancels the running task with `times` concurrent calls."""
         self.world.wire.network = network
         if hiccup is not None:
             self.world.store.hiccups.appendleft(hiccup)
@@ -122,7 +122,10 @@ class CancellationMachine(Steps):
         wait_seconds=st.sampled_from([None, 10.0]),
     )
     def cancel_another(self, which: str, wait_seconds: float | None) -> None:
-        """A caller names a task that may be over or unknown, or names none while none may run."""
+        """A caller cancels a task that may have ended or not exist, or names no task.
+
+        If the caller names no task, possibly no task runs.
+        """
         self._troubles += 1
         task_ids = self.world.task_ids
         named = {
@@ -198,7 +201,8 @@ class CancellationMachine(Steps):
                 )
             )
 
-    # Does not ask `may_be_trouble`: few tasks get close to their limit, and each of them only once.
+    # This rule does not require `may_be_trouble`, because few tasks get close to their limit, and
+    # each of them only once.
     @precondition(lambda self: self.limit_ahead is not None)
     @rule(what=st.sampled_from(["crash", "crash out of reach", "no controller", "no controller"]))
     def limit_is_reached_unseen(self, what: str) -> None:

@@ -33,14 +33,14 @@ from tests.faults.invariants.stage import Stage
 from tests.faults.invariants.wire import Wire
 
 LEASE_SECONDS = 12.0
-# These timeouts are longer than any run. The agents themselves have none, because their calls last
-# until a rule of the state machine ends them.
+# These timeouts are longer than any run. The agents themselves have no timeouts, because their
+# calls last until a rule of the state machine ends them.
 BOUNDS = Bounds(
     model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS
 )
 # How long the workspace must be idle before it is suspended.
 SUSPEND_AFTER = timedelta(seconds=6)
-# Short enough that no step contains two heartbeats.
+# How far the clock advances in one step. It is so short that no step contains two heartbeats.
 STEP_SECONDS = 0.5
 _SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write", "org:hold"})
 CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, _SCOPES)
@@ -195,7 +195,7 @@ class Product:
         self.lead()
 
     def drain(self) -> None:
-        """Makes the server answer its open waits. Another server takes over."""
+        """Makes the server answer the calls that wait. Another server takes over."""
         self.record.drains += 1
         self.subscriptions.drain()
         self.subscriptions = MemorySubscriptions()

@@ -77,7 +77,7 @@ class Iteration:
     tool_output: str | None = None
     # The call that was interrupted; empty if none was.
     interrupted_call: str = ""
-    # Whether that interruption was allowed at its moment.
+    # Whether the agent was allowed to interrupt the call at that time.
     may_interrupt: bool = True
 
 

@@ -25,7 +25,7 @@ Returned = TypeVar("Returned")
 
 
 class Hiccup(Enum):
-    """When a write fails, relative to its effect. The caller gets no answer in either case."""
+    """Whether a write fails before or after it takes effect. The caller gets no answer."""
 
     BEFORE = "before it is done"
     AFTER = "when it is done"
@@ -96,7 +96,7 @@ class SpyStore:
         return task is None or not task.status.is_terminal
 
     async def worker_silences(self) -> Sequence[float]:
-        """Reports one worker that answers: in these runs, no worker listens on the database."""
+        """Reports one worker that is not silent. In these runs, the real store knows no worker."""
         return [0.0]
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -1,6 +1,6 @@
 """The event loop of a run.
 
-A clock sets its time, and each step runs until everything is at rest.
+A clock sets the time of the event loop. Each step runs until no asyncio task can continue.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Stage:
         # The stores whose open calls `settle` waits for.
         self.stores: list[SpyStore] = []
         self._turns = 0
-        # The event loop reads the patched time, too.
+        # The event loop calls `time.monotonic` as well, so its timers follow the clock.
         self._time = patch("time.monotonic", clock.monotonic)
         self._time.start()
         self._runner = asyncio.Runner()

@@ -14,9 +14,9 @@ from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# The minimum number of steps of a run for each fault. With more faults, a run would not progress.
+# A run has at least this many steps per fault. With more faults, a run would not progress.
 _STEPS_A_TROUBLE = 5
-# The minimum number of steps of a run for each advance of the clock.
+# A run has at least this many steps per advance of the clock.
 _STEPS_A_PASSING = 4
 
 

@@ -145,9 +145,9 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(kept=st.integers(0, 2), limit=st.sampled_from([1, 2, 3, 100]))
     def remove_old(self, kept: int, limit: int) -> None:
-        """Removes, in batches, all ended tasks but those that ended last, `kept` in number.
+        """Removes all ended tasks in batches, except for the `kept` tasks that ended last.
 
-        In each workspace, the removal stops at the first task that must stay: one that ended too
+        In each workspace, the removal stops at the first task that must stay: a task that ended too
         late, or whose tree has an open task.
         """
         before = self._seconds - kept + 1

@@ -21,7 +21,7 @@ class View:
     workspace: Workspace
     tasks: dict[str, Task]
     events: Sequence[Event]
-    # By task.
+    # The events of each task, by its id.
     log: dict[str, list[Event]]
 
     @classmethod

@@ -17,8 +17,8 @@ from tests.faults.invariants.record import Record, Signal
 
 Answer = TypeVar("Answer")
 
-# The delay of a call over a slow network: longer than a step of the clock, shorter than the limit
-# of 2 s.
+# The delay of a call over a slow network: longer than a step of the clock, shorter than the time
+# limit of a call (2 s).
 SLOW_SECONDS = 1.0
 # The delay of a late message. Its caller has given up by then.
 LATE_SECONDS = 2.0

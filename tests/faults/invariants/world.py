@@ -153,7 +153,10 @@ class World(Product):
             self._start(self._note_answer(call))
 
     def _expected(self, at: Workspace, target: Task | None, *, named: bool) -> frozenset[str]:
-        """Returns the correct answers. Checks the state in the same order as the contract."""
+        """Returns the answers that are correct in this state.
+
+        Checks the conditions in the order that the contract defines.
+        """
         if self.removed is not None:
             return frozenset({"workspace_not_found"})
         if named and target is None:

@@ -2,15 +2,16 @@
  * An agent, its lease and its epoch.
  *
  * Covers: the start of a task, iterations, heartbeats during them, the directive in every reply, replies that
- * arrive late, signals, a lie about the end, a second task, death and freeze at each step, the lease, the fence.
+ * arrive late, signals, an agent that proposes a wrong end, a second task, death and freeze at each step, the
+ * lease, the fence.
  *
  * Leaves out: the calls and reports within an iteration, force deadlines (force.pml), the steps in which a pod
  * ends (controller.pml), and time: the lease of an agent that does not run may end at any step. An agent that runs
- * and cannot renew its lease ends itself, which the model treats as a death. An agent that lies about its end still
- * follows the flag.
+ * and cannot renew its lease ends itself, which the model treats as a death. An agent that proposes a wrong
+ * end still begins no iteration after it has learned of the cancellation.
  */
 
-/* Counts to two. */
+/* The next number, at most two. */
 #define more(n) (n < 2 -> n + 1 : 2)
 
 #define NOBODY 2
@@ -36,8 +37,8 @@ bool iterating;
 byte iterations;
 bool alive = true;
 bool frozen;
-/* The reply to the heartbeat that is in flight: the task that it names, and whether it was sent before the
-   current task had started. */
+/* The heartbeat in flight: the task that its reply names, whether that task is cancelled, and whether the
+   heartbeat was sent before the agent started its current task. */
 bool in_flight;
 byte replied = NOBODY;
 bool reply_intent;

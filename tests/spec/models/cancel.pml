@@ -10,7 +10,7 @@
  * any cancelled task may be overdue. Calls that share a statement are executed one after the other.
  */
 
-/* Counts to two. */
+/* The next number, at most two. */
 #define more(n) (n < 2 -> n + 1 : 2)
 
 #define NOBODY 2

@@ -10,7 +10,7 @@
  * step. The backends of the pods do not know terms, so a leader that freezes there may still act later.
  */
 
-/* Counts to two. */
+/* The next number, at most two. */
 #define more(n) (n < 2 -> n + 1 : 2)
 
 mtype = { OPEN, COMPLETED, CANCELLED, FAILED, UP, PROVISIONING, LOST };
@@ -25,7 +25,7 @@ mtype status = OPEN;
 
 /* The pods, by epoch. */
 mtype pod[2] = NOT_STARTED;
-/* Whether the pod hangs, so that it does not end. */
+/* For each epoch: whether its pod hangs, so that it does not end. */
 bool hangs[2];
 /* The current term. Each term has its own controller. */
 byte term;

@@ -9,7 +9,7 @@
  * commit that was answered; a second fail-over. A commit holds the lock of its workspace until it is visible.
  */
 
-/* Counts to two. */
+/* The next number, at most two. */
 #define more(n) (n < 2 -> n + 1 : 2)
 
 mtype = { OPEN, COMPLETED, CANCELLED, FAILED };

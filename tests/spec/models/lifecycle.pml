@@ -9,14 +9,14 @@
  * are removed, and pods whose end is unknown.
  */
 
-/* Counts to two. */
+/* The next number, at most two. */
 #define more(n) (n < 2 -> n + 1 : 2)
 
 mtype = { IDLE, BUSY, SUSPENDED, PROVISIONING, DELETING, REMOVED };
 mtype = { OPEN, COMPLETED, CANCELLED };
 mtype = { NOT_STARTED, RUNNING, GONE };
 
-/* The database. There are up to two tasks, one after the other. `placed` stands for run_id. */
+/* The database. There are up to two tasks, one after the other. `placed`: the workspace has a run_id. */
 mtype workspace = IDLE;
 byte epoch;
 bool placed = true;
@@ -28,9 +28,9 @@ mtype status = OPEN;
 byte changes;
 
 mtype pod[2] = NOT_STARTED;
-/* Whether the agent of each epoch has been given the task. */
+/* For each epoch: whether its agent has been given the task. */
 bool given[2];
-/* Whether the agent hangs. */
+/* For each epoch: whether its agent hangs. */
 bool hangs[2];
 
 /* Variables for the properties. */

@@ -38,7 +38,7 @@ ltl cancel_decides_the_end { [] (!(intent[0] && status[0] == COMPLETED) && !(int
 /* With fair scheduling, all tasks of a cancelled tree end. */
 ltl tree_ends { [] (promised -> <> (status[ROOT] != OPEN && status[CHILD] != OPEN && status[GRANDCHILD] != OPEN)) }
 
-/* Submits a task as a child of the task above it. */
+/* Submits a task whose parent is `task - 1`. */
 proctype submitter(byte task)
 {
     bool allowed;

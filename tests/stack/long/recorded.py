@@ -18,7 +18,8 @@ class Recorded:
         try:
             answer = self._caller.call(rpc, **fields)
         except Exception as error:
-            # The error does not contain the slug, so the call may have taken effect.
+            # Records no slug, so the call counts as a call without an answer, which may have taken
+            # effect.
             self._recorder.fail(call_id, repr(error), {})
             raise
         self._recorder.answer(call_id, answer)

@@ -33,7 +33,8 @@ HOUR = 3_600
 # A program notices a step of its clock within two seconds, or later on a busy machine.
 NOTICE_SECONDS = 60.0
 FORCE_SECONDS = 3
-# If a program trusted a clock that is an hour off, the end would take an hour.
+# The time limit for the end of a task. If a program trusted a clock that is an hour off, the task
+# would end an hour late.
 END_SECONDS = 120.0
 NO_LABELS = frozenset[tuple[str, str]]()
 OFFSET = ("evershell_clock_offset_seconds", NO_LABELS)

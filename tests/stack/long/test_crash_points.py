@@ -21,8 +21,8 @@ from tests.support.waiting import eventually
 @dataclass(frozen=True, slots=True)
 class Case:
     point: str
-    # `worker` is the worker that handles the call or the commit. `agent` is the agent of the
-    # workspace.
+    # The program that dies: `worker` is the worker that handles the call or the commit, and `agent`
+    # is the agent of the workspace.
     dies: str
     # The permitted outcomes and slugs. If there are none, the test does not cancel the task.
     may_be_told: tuple[str, ...]
@@ -110,8 +110,8 @@ def test_a_crash(
     for point in armed:
         point.touch()
 
-    # The agent must not get the intent in another way: the lease is too long for a heartbeat, and
-    # the controller is frozen.
+    # The agent must not get the intent in another way: the lease is so long that the agent sends no
+    # heartbeat, and the controller is frozen.
     with stack.frozen("fleet") if case.is_signal_lost else nullcontext():
         if case.may_be_told:
             told = faults.cancel(bed, wire)

@@ -84,7 +84,7 @@ def test_the_page_can_cancel_a_task(
     assert workspace.log()[-1]["type"] == "task_cancel_requested"
     gate.open()
     end = workspace.await_end(task_id)
-    # The reason comes from the example in the OpenAPI document, which fills in the form at first.
+    # The form initially contains the example of the OpenAPI document, from which the reason comes.
     assert (end["status"], end["iterations"], end["reason"]) == (
         "cancelled",
         1,

@@ -27,7 +27,8 @@ ANSWERED = ("accepted", "already_requested")
 
 @pytest.fixture
 def replication(tmp_path: Path) -> Iterator[Replication]:
-    # The path must be short: a path of a socket has at most 107 bytes.
+    # Uses no subfolder: if the paths were longer, the sockets would be in /tmp, because the path of
+    # a socket has at most 107 bytes.
     pair = Replication(tmp_path)
     try:
         pair.start()
@@ -157,7 +158,7 @@ def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) 
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
         "WHERE application_name IN ('evershell', 'evershell calls')"
     )
-    # Replaces a worker, because the new worker does not know of the promotion.
+    # Replaces a worker. The new worker has not seen the promotion, but must find the new primary.
     (first, *_) = stack.pids("serve")
     stack.kill(first)
     eventually(lambda: len(stack.pids("serve")) == 2 and first not in stack.pids("serve"))

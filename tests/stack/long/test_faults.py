@@ -66,7 +66,7 @@ def test_an_agent_that_does_not_answer(
 def test_pollers_of_an_agent_that_does_not_answer(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    """While the agent is frozen, workers pass on to it few of the polls, but every cancellation.
+    """While the agent is frozen, workers send it only a few of the polls, but every cancellation.
 
     Once the agent runs again, polls are answered.
     """

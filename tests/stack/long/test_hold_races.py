@@ -1,4 +1,4 @@
-"""50 callers at once submit tasks, cancel batches, and put the organization on hold."""
+"""50 concurrent callers submit tasks, cancel batches of tasks, and put the organization on hold."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 from tests.unit.agents.long.adapters.frameworks import Claude, need
 
 MODEL = "gpt-5-mini"
-# The tool that hangs in a thread. It replaces the tool of an example.
+# The body of a tool that hangs. It replaces the body of the tool of an example.
 HANG = """
     import time
     open("began", "w").close()

@@ -21,8 +21,9 @@ if "serve" in sys.orig_argv:
     signal.signal(signal.SIGUSR2, block)
 """
 WAYS = {"in a loop": "pass", "in a wait": "time.sleep(0.5)"}
-# The time limit for noticing that a worker is silent. This takes 15 s of the worker's processor
-# time, or as many turns of another worker as an idle event loop makes in 15 s.
+# The time limit for noticing that a worker is silent. A worker is silent if its event loop makes no
+# turn while the worker uses 15 s of processor time, or while the event loop of another worker makes
+# as many turns as an idle event loop makes in 15 s.
 SILENT_SECONDS = 180.0
 
 

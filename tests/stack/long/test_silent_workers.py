@@ -1,4 +1,7 @@
-"""Forced cancellations while workers are silent: they end only agents that do not interrupt."""
+"""Forced cancellations while workers are silent.
+
+The controller ends only agents that do not interrupt their tasks.
+"""
 
 import shlex
 import sys

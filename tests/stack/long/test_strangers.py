@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 # How long the floods may take to open enough streams.
 COMPLETE_SECONDS = 60.0
-# How long the floods go on after that.
+# How long the floods go on after they have opened enough streams.
 SECONDS = float(os.environ.get("FLOOD_SECONDS", "1"))
 PAUSE_SECONDS = 0.04
 # How many MiB a program's memory may grow. If a worker kept each message, it would grow by 1,200.

@@ -16,7 +16,7 @@ _CANCELED = a2a_pb2.TaskStatus(state=a2a_pb2.TASK_STATE_CANCELED)
 
 
 class Actor(Protocol):
-    """The part of the stub that each call begins with."""
+    """The part of the stub that every A2A method calls first."""
 
     async def act(self, request: Any, context: Any) -> None:
         """Fails or waits if the name of the tenant says so, as `Stub` describes."""

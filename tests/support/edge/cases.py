@@ -386,7 +386,7 @@ CORS = [
 # Calls that fail at the edge, and whether the call can be repeated without a second effect.
 REPEATS = [
     (post(), False),
-    (post(body=b'{"task_id":"task_1"}'), False),  # the edge does not read bodies
+    (post(body=b'{"task_id":"task_1"}'), False),  # the edge does not see the task id in a body
     (post(f"{TASKS}/task_1/cancel"), True),
     (post(TASKS, b"{}"), False),
     (post(TASKS, b"{}", idempotency_key="k"), True),

@@ -77,7 +77,7 @@ class ControlPlane(control_plane.ControlPlane):
         return replace(self.spec("", **self.more), runtime_addresses=["not.used:1"])
 
     async def spend_bootstrap_token(self) -> None:
-        """Registers an agent at another address, which spends the token."""
+        """Registers an agent at another address, after which the bootstrap token is refused."""
         await self.servicer().runtime.register(AgentIdentity(WORKSPACE_ID, EPOCH), "127.0.0.1:1")
 
     async def reaches(self, condition: Callable[[], object]) -> None:
@@ -95,11 +95,11 @@ class ControlPlane(control_plane.ControlPlane):
         task = await self.assign(description, task_id, **fields)
         await self.start(task, traceparent=traceparent)
 
-    # The records
+    # What the control plane has recorded
 
     @property
     def events(self) -> Sequence[Event]:
-        """What was committed."""
+        """All events of the workspace."""
         return self.store.events[WORKSPACE_ID]
 
     def kinds(self, task_id: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""An agent on the library, whose model and tool a test can block, with a fake committer."""
+"""An agent that uses the library. Tests can block its model and its tool; its committer is fake."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence

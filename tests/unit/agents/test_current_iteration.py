@@ -103,7 +103,7 @@ async def test_the_duration_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch)
         with monkeypatch.context() as later:
             later.setattr(time, "monotonic", lambda: began + 42)
             (call,) = seen.now().calls
-        # The call may have begun earlier: up to one pause of `eventually_async`.
+        # The call may have begun before `began`: `eventually_async` pauses between two looks.
         assert 42_000 <= call.duration_ms < 72_000
 
 

@@ -165,7 +165,7 @@ async def test_chunks_are_assembled_to_a_tool_call(
 async def test_chunks_are_assembled_to_several_tool_calls(
     server: ModelServer, indexes: tuple[int | None, int | None], are_mixed: bool
 ) -> None:
-    """The second call has another index. If the index is constant or missing, it has another id."""
+    """Indexes tell the calls apart. If an index is the same for both or missing, the ids do."""
     first, second = indexes
     events = [
         _call_part(LS[:5], first, id="a", name="shell"),
@@ -225,7 +225,7 @@ async def test_an_answer_whose_connection_breaks_is_retried_from_the_start(
 
 
 async def test_an_answer_that_does_not_end_fails_at_the_timeout(server: ModelServer) -> None:
-    # Includes time for the answer to begin on a busy machine.
+    # The timeout includes time for the answer to begin on a busy machine.
     reason = await failure(
         server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=2.5
     )

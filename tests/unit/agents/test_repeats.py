@@ -250,7 +250,7 @@ def after(count: int, failure: Answer) -> Answer:
     ],
 )
 async def test_repeats_back_off(pauses: list[float], failure: Answer, first: float) -> None:
-    """The pauses grow, and begin longer if the worker is busy than if the worker is gone."""
+    """The pauses grow. The first pause is longer if the worker is busy than if it is gone."""
     side = Side(after(9, failure))
     await side.beat()
     expected = [min(first * 2**number, MAX_BACKOFF_SECONDS) for number in range(9)]

@@ -82,7 +82,8 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
                 "output_tokens": 5,
             },
         ),
-        # Usage in the form of LangChain: with the tokens that are cached for an hour, then without.
+        # Usage in the form of LangChain: first with a count of the tokens that are cached for an
+        # hour, then without this count.
         (
             {
                 "input_tokens": 9,

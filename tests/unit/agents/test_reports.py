@@ -1,4 +1,4 @@
-"""What an agent on the library reports about an iteration before the tool calls begin."""
+"""What an agent that uses the library reports about an iteration before its tool calls begin."""
 
 import asyncio
 import json
@@ -161,7 +161,7 @@ async def test_force_during_a_report_begins_no_tool() -> None:
 
 
 async def test_after_a_report_that_brings_force_announce_does_not_return() -> None:
-    """The announced tool belongs to another program, which does not begin it either."""
+    """The announced tool belongs to another program, which begins it after `announce` returns."""
     began = list[str]()
 
     async def agent(task: Task) -> None:

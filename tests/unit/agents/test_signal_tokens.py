@@ -110,7 +110,7 @@ async def test_the_token_of_this_agent_and_minute_is_accepted(agent: SignalledAg
 async def test_every_worker_sends_the_same_token(
     agent: SignalledAgent,
 ) -> None:
-    """Workers store no tokens, so any worker can call an agent that another worker has started."""
+    """Each worker derives the token from the signing key, so any worker can signal any agent."""
     assert await agent.accepts(authorization(PodTokens(KEY, agent.control_plane_clock)))
 
 

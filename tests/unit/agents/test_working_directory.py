@@ -1,4 +1,4 @@
-"""The shell tool runs commands only in its original folder, and none if that was replaced."""
+"""The shell tool runs commands only in its original folder. If that was replaced, it runs none."""
 
 import asyncio
 from pathlib import Path

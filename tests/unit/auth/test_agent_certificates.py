@@ -48,7 +48,7 @@ def test_each_certificate_has_a_key_of_its_own() -> None:
 
 
 def test_a_certificate_does_not_depend_on_the_time() -> None:
-    """Clocks may be wrong, so a certificate ends only with its epoch or with the signing key."""
+    """Clocks may be wrong, so a certificate is valid until its epoch or its signing key ends."""
     certificate = parsed(AgentCertificates(KEY).agent(AGENT).certificate)
     assert certificate.not_valid_before_utc < datetime(2001, 1, 1, tzinfo=UTC)
     assert certificate.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

@@ -137,7 +137,7 @@ def test_a_rotation(state: Path) -> None:
     assert (finished.exit_code, private_keys(state.read_text())) == (0, [new])
     assert "Agents that still have it end after the restart" in finished.output
     assert "keys" not in json.loads(state.read_text())
-    # No file is left that belongs to one user and keeps another user from the next step.
+    # No other file is left. A lock file of one user would keep another user from the next step.
     assert list(state.parent.iterdir()) == [state]
 
 

@@ -23,7 +23,8 @@ BOUNDS = Bounds(model_timeout_seconds=5, tool_timeout_seconds=10, lease_seconds=
 LEASE, MOMENT = timedelta(seconds=30), timedelta(milliseconds=1)
 LONG_AGO = NOW - timedelta(hours=1)
 
-# A workspace, its task, when a bound is over, and how much time an agent has after an outage.
+# A workspace, its task, the time at which a bound ends, and how much time an agent gets after an
+# outage.
 Case = tuple[Workspace, Task | None, datetime, timedelta]
 
 
@@ -99,6 +100,6 @@ def test_workers_answer_if_they_give_signs_of_life(
 
 
 def test_an_agent_has_time_to_repeat_a_call_after_an_outage() -> None:
-    """The end of an outage may be up to one second later than the controller has noticed."""
+    """An outage may last up to one second longer than the controller knows."""
     assert RECOVERY_MARGIN.total_seconds() >= 1 + MAX_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS
     assert FORCE_RECOVERY_MARGIN.total_seconds() >= 1 + FORCE_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS

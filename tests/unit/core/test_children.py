@@ -86,7 +86,8 @@ async def test_a_workspace_of_another_organization_looks_like_none(world: World)
 async def test_only_the_agent_of_the_current_task_submits(world: World) -> None:
     at, parent = await world.add_busy()
     other, _ = await world.add_busy()
-    # A task of another agent, no task, an earlier epoch, and an agent that broke a rule.
+    # Refuses, in this order: the task of another agent, no task, an earlier epoch, and an agent
+    # that broke a rule.
     assert await refused(submit(world, other, parent)) == "task_not_found"
     assert await refused(children(world).enter(AgentIdentity(at.id, 1), "")) == "validation_error"
     assert await refused(submit(world, at, parent, epoch=0)) == "parent_not_running"

@@ -121,7 +121,7 @@ async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
 
 
 async def test_a_key_belongs_to_its_caller(world: World) -> None:
-    """From another user or an API key, the same key with the same request is a first call."""
+    """If another user or an API key repeats the call, it counts as a new call."""
     made = await create(world)
     for other in (caller(actor_id="user_2"), caller(kind=CredentialKind.API_KEY)):
         own = await create(world, by=other)

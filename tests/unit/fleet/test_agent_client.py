@@ -374,7 +374,7 @@ async def test_an_agent_of_the_previous_signing_key_is_signalled_with_its_tokens
     client = AgentClient(tokens, lambda: NOW)
     assert await client.cancel_task(workspace, TASK) is True
     assert len(agent.opened) == 2
-    # The client remembers the key of this agent.
+    # The client remembers which signing key this agent accepts.
     assert await client.cancel_task(workspace, TASK) is True
     assert len(agent.opened) == 2
     await client.aclose()

@@ -141,7 +141,7 @@ async def test_an_agent_whose_connection_breaks_is_unreachable(
 async def test_a_caller_who_leaves_while_its_signal_is_written_ends_no_other_call(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    """gRPC then ends the stream that the signals share. The other signals get another stream."""
+    """When the caller leaves, gRPC ends the shared stream. The other signals get another stream."""
     reads_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:

@@ -538,7 +538,7 @@ async def limited_tree(fleet: Fleet) -> tuple[tuple[Workspace, Task], tuple[Work
 async def test_a_root_is_signalled_at_the_limit_of_its_tree_after_the_end_of_its_child(
     fleet: Fleet,
 ) -> None:
-    """The store publishes nothing for a tree without open descendants."""
+    """The controller itself signals the root, for which the store publishes nothing."""
     world, signalled = fleet.world, list[str]()
     (_, root), (below, child) = await limited_tree(fleet)
     await world.end(below.id, child.id)
@@ -572,7 +572,7 @@ async def test_a_tree_is_cancelled_and_signalled_at_its_limit_after_the_end_of_i
 async def test_few_limits_are_applied_at_once_and_a_locked_workspace_delays_no_other(
     fleet: Fleet,
 ) -> None:
-    """Many tasks of one organization reach a limit while another organization has cancelled one."""
+    """Many tasks of one organization reach a limit. Another organization has cancelled a task."""
     reached = [await limited(fleet, max_duration_seconds=40) for _ in range(10)]
     busy, running = await fleet.add_busy(org_id="org_b")
     (locked, _), transition, open_now, most = reached[0], fleet.world.store.transition, 0, 0

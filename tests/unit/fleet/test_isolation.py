@@ -52,7 +52,7 @@ async def test_an_agent_in_a_sandbox_receives_what_it_would_without_one(
 async def test_a_pod_is_alive_as_soon_as_it_was_started(
     pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """bwrap first runs with a folder and an environment that are not the agent's."""
+    """This holds although bwrap first runs with another folder and environment than the agent."""
     await pods.start(workspace)
     assert pods.is_alive(workspace)
     assert LocalPods(tmp_path, spec_for).is_alive(workspace)

@@ -152,7 +152,7 @@ async def tools(
 async def test_an_end_ends_detached_tools_of_an_agent_that_lives(
     tools: Start, workspace: Workspace, tmp_path: Path, ends: str, grace_seconds: float
 ) -> None:
-    """An agent that ends at SIGTERM should have ended its tools. This one has not."""
+    """An agent should end its tools before it ends at SIGTERM. This agent does not."""
     pods, other = adopting(tmp_path), LocalPods(tmp_path, spec_for)
     started = await tools(pods)
     controller = pods if ends == "the one that started it" else other

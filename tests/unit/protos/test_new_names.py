@@ -2,8 +2,8 @@
 
 from tests.unit.protos.generator import printed
 
-# This program makes up a last release without one of the current calls, fields, events, errors and
-# settings. It then prints the changelog.
+# This program compares the current names with a made-up last release, which lacks one RPC, one
+# field, one event, one error and one setting. It prints the changelog.
 COMPARE = """
 from generate import DESCRIPTOR_SET, GEN
 from google.protobuf import descriptor_pb2

@@ -66,7 +66,7 @@ def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
         successes = {int(status) for status in each.described["responses"] if status < "400"}
         assert successes == {edge.success_status, edge.success_status_after_wait} - {0}
         assert each.described["summary"] and each.described["description"]
-    # An RPC that takes an id may get an unknown one.
+    # An RPC that takes an id may get an unknown id.
     names = set(rpc.input_type.fields_by_name)
     # If CreateWorkspace is repeated late, its workspace may have been deleted.
     takes_workspace = "workspace_id" in names or rpc.name == "CreateWorkspace"

@@ -8,9 +8,10 @@ import pytest
 
 from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms, Reason, Sample
 
-# Longer than a running program may be without a turn, but shorter than a starting one may be.
+# Seconds without a turn of the event loop: permitted for a starting program, but not for a running
+# one.
 LONG = 20
-# Longer than a starting program may be without a turn.
+# Seconds without a turn of the event loop: too many even for a starting program.
 VERY_LONG = 70
 
 

@@ -221,7 +221,7 @@ STATES: dict[str, tuple[Callable[[Locked], Change], ...]] = {
 async def test_an_agent_of_before_is_fenced_and_nothing_else_is_changed(
     store: PostgresStore, database_url: str, steps: tuple[Callable[[Locked], Change], ...]
 ) -> None:
-    """After the fence, a placed pod belongs to another run, so the controller replaces it."""
+    """After the fence, the existing pod belongs to another run, so the controller replaces it."""
     starting = workspace(WorkspaceStatus.PROVISIONING)
     await store.create_workspace(starting)
     for step in steps:

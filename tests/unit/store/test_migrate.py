@@ -1,4 +1,4 @@
-"""Migrations: repeated, concurrent, next to foreign tables; and programs that wait for them."""
+"""Repeated and concurrent migrations, other applications' tables, and programs that wait."""
 
 import asyncio
 from collections.abc import AsyncIterator

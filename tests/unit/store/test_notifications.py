@@ -82,13 +82,13 @@ async def fleet(pool: Pool, database_url: str) -> AsyncIterator[FleetSubscriptio
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes subscribers wait for their mark even if the machine is slow."""
+    """Makes subscribers wait until their workspace is marked as watched, even on a slow machine."""
     monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
 
 
 @pytest.fixture
 def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes subscribers wait only briefly for a mark that cannot be set."""
+    """Makes subscribers wait only briefly if their workspace cannot be marked as watched."""
     monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", 0.05)
 
 
@@ -120,7 +120,7 @@ async def added(pool: Pool) -> str:
 
 
 def remaining(database: Database, workspace_id: str) -> float:
-    """For how many seconds the workspace is marked; 0 if it has no mark."""
+    """For how many more seconds the workspace is marked as watched; 0 if it is not marked."""
     query = (
         "SELECT coalesce(extract(epoch FROM watched_until - clock_timestamp()), 0)::float"
         " FROM workspaces WHERE id = %s"
@@ -189,7 +189,7 @@ async def test_a_lost_listener_reconnects_and_wakes_all_waits(
 async def test_a_listener_that_reconnects_marks_the_watched_workspaces_again(
     pool: Pool, database_url: str, database: Database, worker: WorkspaceSubscriptions
 ) -> None:
-    """A crash of the database loses its latest marks."""
+    """A crash of the database may lose the latest marks of watched workspaces."""
     workspace_id = await added(pool)
     async with worker.subscribe(workspace_id):
         database.execute("UPDATE workspaces SET watched_until = NULL")
@@ -263,7 +263,7 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
 
 
 async def test_a_slow_statement_of_a_worker_is_no_silence(pool: Pool, database_url: str) -> None:
-    """Among statements of calls, only a commit that waits for a disk or standby is a silence."""
+    """A commit that waits for a disk or standby would make the worker silent. A query does not."""
     url = make_conninfo(database_url, application_name=CALLS_NAME)
     async with await AsyncConnection.connect(url, autocommit=True) as calls:
         answer = asyncio.create_task(calls.execute("SELECT pg_sleep(60)"))
@@ -311,7 +311,7 @@ async def test_many_marks_are_set_at_once(pool: Pool, database: Database) -> Non
 async def test_many_subscriptions_wait_with_one_connection_and_delay_no_cancellation(
     pool: Pool, database: Database
 ) -> None:
-    """The marks of one organization are slow while another organization cancels and subscribes."""
+    """Another organization cancels and subscribes while the marks of the first one are slow."""
     ids, store, woken = (
         [await added(pool) for _ in range(250)],
         PostgresStore(pool, machine_clock),
@@ -322,7 +322,7 @@ async def test_many_subscriptions_wait_with_one_connection_and_delay_no_cancella
     try:
         database.execute("SELECT pg_advisory_lock(1)")
         async with process(pool, woken) as watched:
-            # Each subscriber goes on without a mark after a while.
+            # Each subscriber goes on after a while, although its workspace is not marked yet.
             await asyncio.gather(*map(watched.watch, ids))
             await eventually_async(lambda: database.execute(_WAITING_FOR_MARKS).fetchone() != (0,))
             by = permission(org_id="org_b")
@@ -368,7 +368,7 @@ async def test_a_locked_workspace_does_not_delay_the_marks_of_others(
         async with held(database_url, locked_id):
             await asyncio.gather(watched.watch(locked_id), watched.watch(free_id))
             await eventually_async(lambda: remaining(database, free_id) > 50)
-            # The subscriber of the locked workspace goes on without a mark at first.
+            # The locked workspace cannot be marked yet, so its subscriber goes on without the mark.
             assert remaining(database, locked_id) == 0
         # Once the workspace has its mark, the subscriber is woken to read again.
         await eventually_async(lambda: woken == [free_id, locked_id])

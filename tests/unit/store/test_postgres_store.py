@@ -169,7 +169,8 @@ async def test_a_transition_whose_caller_was_cancelled_is_published(database_url
             await queued(1)
             starting.cancel()
             await asyncio.wait({starting})
-        # It is unknown whether the transition was committed, so it must be published to all.
+        # It is unknown whether the transition was committed, so all kinds of
+        # subscribers must be notified.
         assert published.ids == published.watched == published.to_reconcile == [busy.id]
 
 

@@ -16,7 +16,7 @@ from evershell.store.pool import Pool
 from evershell.store.service_clock import ServiceClock
 
 HOUR = 3_600.0
-# Less than the time for which a fleet may be without a leader.
+# A step of a clock, in seconds. A fleet may be without a leader for longer than this.
 STEP = 300.0
 # Far more than a query takes, and far less than an hour.
 SLACK_SECONDS = 60.0
@@ -283,9 +283,9 @@ async def test_no_single_clock_moves_utc(machine: Machine, seconds: float) -> No
 async def test_what_two_clocks_say_is_utc_after_a_while(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """UTC follows two clocks that agree: they may be one clock, which was set.
+    """The clocks of the database and the machine step together, and UTC follows them after a while.
 
-    The time of the service goes on evenly, so that no deadline moves.
+    The time of the service does not follow them, so that no deadline moves.
     """
     await led(machine)
     await machine.set_database(seconds)

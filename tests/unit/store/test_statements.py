@@ -62,5 +62,5 @@ def test_a_place_that_stands_for_nothing_is_an_error() -> None:
 
 
 def test_no_field_of_a_filter_is_left_out() -> None:
-    """A field of a filter that the statement does not read would match every task."""
+    """If the statement ignored a field of the filter, it would match tasks with any value of it."""
     assert set(TaskFilter.__slots__) <= set(PARAMETER.findall(cancel_tasks.SQL.match_tasks))

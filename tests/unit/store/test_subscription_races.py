@@ -111,7 +111,7 @@ async def next_commit_blocked(database_url: str, busy: Workspace) -> AsyncIterat
 async def test_a_transaction_that_locked_the_workspace_before_the_mark(
     processes: tuple[Process, Process], database_url: str, commit: Commit
 ) -> None:
-    """The transaction sees no mark and notifies nobody. The subscriber must read again later."""
+    """The transaction does not see the mark, so it notifies nobody. The subscriber reads again."""
     subscriber, other = processes
     busy, task = await with_task(other.store)
     reads = asyncio.Queue[int]()

@@ -187,7 +187,7 @@ async def test_the_address_that_a_name_resolves_to_is_checked() -> None:
 async def test_without_a_thread_for_a_name_an_attempt_fails_and_addresses_are_called(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No DNS server answers for as many names as there are threads that resolve names."""
+    """Names for which no DNS server answers use all threads that resolve names."""
     monkeypatch.setattr(sender, "_CONNECT_SECONDS", 0.2)
     resolve, asked, can_end = socket.getaddrinfo, list[str](), threading.Event()
 

@@ -40,7 +40,8 @@ def _rule(method: Any) -> Rule:
     return Rule(
         tuple(access.scopes),
         on_workspace="workspace_id" in method.input_type.fields_by_name,
-        # Over REST, a method that changes nothing is called with GET, or is not offered.
+        # Methods that change something are audited. Over REST, other methods are called with GET
+        # or are not offered.
         audited=options.Extensions[annotations_pb2.http].WhichOneof("pattern") not in (None, "get"),
         has_own=not access.without_own,
         also=access.also,
@@ -108,10 +109,11 @@ def refusal(method: str, principal: Principal | None, target: Target | None) -> 
 
 
 def required(method: str, principal: Principal) -> set[str]:
-    """The scopes that a permission_denied of this method names."""
+    """The scopes that the error permission_denied of this method names to this caller."""
     scopes, own = RULES[method].scopes, RULES[method].own_scopes
     if set(scopes) <= principal.scopes:
         # The caller lacks only the second required scope.
         return {RULES[method].also, f"{RULES[method].also}:own"}
-    # A caller with an `:own` form was refused because someone else created the workspace.
+    # A caller with an `:own` form was refused because someone else created the workspace, so only a
+    # scope without `:own` would help.
     return set(scopes) if own & principal.scopes else set(scopes) | own

@@ -51,7 +51,7 @@ INTERNAL = "/evershell.agent.v1.RuntimeService/"
 SECRET = "sk_test"
 READER = "sk_reader"
 OBSERVER = "sk_observer"
-# A credential with every scope. No template has `org:hold`.
+# A credential with every scope, including `org:hold`, which no template for API keys has.
 HOLDER = "sk_holder"
 TEMPLATES = {
     SECRET: KeyTemplate.FULL_ACCESS,
@@ -131,7 +131,7 @@ class Failed:
 
     @property
     def details(self) -> dict[str, Any]:
-        """The rich details by the name of their message, each at most once."""
+        """The details of the rich status by the names of their types. No type occurs twice."""
         assert self.status is not None
         found: dict[str, Any] = {}
         for packed in self.status.details:

@@ -20,7 +20,7 @@ SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"]
 WORKSPACES = (("org_a", "user_1"), ("org_a", "user_2"), ("org_a", None), ("org_b", "user_1"))
 TARGETS = (*range(len(WORKSPACES)), None)
 SCOPES = sorted({scope for rule in RULES.values() for scope in rule.scopes})
-# None of these scopes grants anything here.
+# No method accepts any of these scopes.
 NO_SCOPES = ("*", "workspace:*", "workspace", "workspace:write:all", "WORKSPACE:READ", "tasks:read")
 KEYS = {f"sk_{org}_{template}": (org, template) for org in ORGS for template in TEMPLATES}
 

@@ -131,7 +131,7 @@ async def test_the_listener_of_agents_takes_no_callers(server: TlsServer) -> Non
 
 
 async def test_an_agent_refuses_another_agent_in_place_of_the_control_plane() -> None:
-    """The listener has an agent's certificate. Another authority issues the control plane's."""
+    """The listener uses an agent's certificate. A worker's certificate has another authority."""
     of = certificates()
     imposter = of.agent("ws_1", 1)
     async with running(World(), agent_tls=imposter) as server:

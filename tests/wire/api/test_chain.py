@@ -69,7 +69,7 @@ class Probe(Interceptor):
 
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
-    """An interceptor that calls pass just before `Reading`, the last one."""
+    """The last interceptor but one. After it, calls pass only the interceptor `Reading`."""
     probe = Probe()
     whole = chain.interceptors
 

@@ -84,7 +84,7 @@ async def test_calls_are_counted_by_outcome(
     total = metrics.registry.get_sample_value(
         "evershell_rpc_seconds_sum", {"rpc": "CancelTask", "outcome": "ok"}
     )
-    # In seconds.
+    # The unit of the metric is seconds.
     assert total is not None and 0 < total < 60
     assert in_flight(metrics, "CancelTask") == 0
 
@@ -170,7 +170,7 @@ def test_the_end_of_a_cancelled_task_measures_the_time_since_the_request(
     [
         (TaskLimits(max_duration_seconds=1), "max_duration"),
         (TaskLimits(max_total_tokens=5), "max_total_tokens"),
-        # The model of the iteration has no price.
+        # The model has no price, so the cost is unknown, which counts as reaching the limit.
         (TaskLimits(max_cost_nanos=10**9), "max_cost"),
     ],
 )

@@ -203,7 +203,7 @@ async def test_a_request_that_does_not_arrive_in_time_is_refused(
 async def test_slow_requests_beyond_a_share_are_refused_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quick requests with the same credential are served, and slow ones with another credential."""
+    """Quick requests with the same credential and slow ones with another credential are served."""
     few = {**shares.SHARES, shares.Kind.BODIES: shares.Share(9, 3, 2)}
     monkeypatch.setattr(shares, "SHARES", few)
     metrics = Metrics()

@@ -27,7 +27,7 @@ async def test_the_methods_of_a_room_that_was_removed_are_unimplemented(
     async with running(world, rooms=()) as server:
         answer = await server.raw(method, bearer(a2a_version="1.0"), request)
         assert isinstance(answer, Failed)
-        # The edge recognizes this answer, because it has no error details of the service.
+        # The answer has no error details of the service, so the edge writes the error itself.
         assert (answer.code, answer.status) == (grpc.StatusCode.UNIMPLEMENTED, None)
         assert "x-evershell-error" not in answer.trailers
     async with running(world) as server:

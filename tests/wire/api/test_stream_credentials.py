@@ -103,7 +103,7 @@ async def test_a_session_that_expires_ends_its_streams(server: Running, world: W
 async def test_a_stream_lives_while_its_credential_is_valid(
     server: Running, world: World, keys: Keys
 ) -> None:
-    """The stream lives through many checks, and through checks that cannot be made."""
+    """The stream goes on after many checks, and also while its credential cannot be checked."""
     busy, task = await world.add_busy()
     call = server.stub.WatchEvents(
         messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10

@@ -67,7 +67,7 @@ class _Remote:
 
     async def stop(self) -> str:
         """Cancels the task, and waits until it has ended."""
-        # Waits for the command, because a task that is cancelled earlier ends without running it.
+        # Waits until the command runs. A task that is cancelled earlier ends without running it.
         await asyncio.to_thread(self._workspace.await_phase, self.task_id, "tool_call")
         request = a2a_pb2.CancelTaskRequest(id=self.task_id, metadata={"wait": "20s"})
         context = ClientCallContext(timeout=30)

@@ -35,8 +35,8 @@ PUSHED = "TASK_STATE_CANCELED"
 # The time limit for a push notification. A worker looks for webhooks only every 5 s, and then
 # starts the process that sends.
 LIMIT_SECONDS = 40.0
-# Once the client has created the file `hold`, an iteration waits at the gate, so that it can be
-# cancelled twice.
+# Once the client has created the file `hold`, an iteration waits at the gate, so that the client
+# can cancel the task twice before it ends.
 LONG = "\n".join([f"sleep 1; [ ! -e hold ] || {Gate.command}"] * 100)
 
 

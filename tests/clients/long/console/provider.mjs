@@ -1,7 +1,7 @@
 // An OpenID Connect provider: node provider.mjs PORT CLIENT_SECRET CONSOLE_URL TOKEN_SECONDS
 //
 // The provider accepts every name with every password. The access tokens are JWTs with the claims
-// that the service reads. A refresh token of Grace that is used twice ends her session.
+// that the service reads. If a refresh token of the user `grace` is used twice, her session ends.
 import { Provider, errors } from "oidc-provider";
 
 const [port, secret, consoleUrl, tokenSeconds] = process.argv.slice(2);

@@ -78,7 +78,7 @@ VALUES = {"all": WORKSPACES, "busy": BUSY, "changes": CHANGES}
 def key(stack: Stack) -> Iterator[str]:
     """A key of an organization with many workspaces, which change all the time.
 
-    They have no pods, so the fleet controller must not see them.
+    The workspaces have no pods. The fleet controller is frozen, so that it does not act on them.
     """
     secret, stop = f"sk_{secrets.token_urlsafe(32)}", threading.Event()
 

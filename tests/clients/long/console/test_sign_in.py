@@ -153,7 +153,8 @@ def test_the_session_is_the_users_and_no_other_site_can_use_it(
     assert cookies and all(each["httpOnly"] for each in cookies)
     assert page.evaluate("document.cookie") == ""
 
-    # SameSite does not stop the first origin: it differs only in the port, so it is the same site.
+    # SameSite does not stop calls from the first origin, which is the same site: only its port
+    # differs.
     for other in (f"{provider.url}/unknown", provider.url.replace("127.0.0.1", "localhost")):
         foreign = page.context.new_page()
         foreign.goto(other)
@@ -185,7 +186,8 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack, Provider]) -> None:
     """The provider would end a session whose refresh token is used twice.
 
-    Two tabs make calls at the same time, each from all loops of the page.
+    Two tabs make calls at the same time. In each tab, the event `online` makes all polling loops of
+    the page call at once.
     """
     context = browser.new_context()
     pages = [sign_in(context.new_page(), provided[0], "grace"), context.new_page()]

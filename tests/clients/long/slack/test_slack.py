@@ -15,7 +15,7 @@ from tests.support.stack import ROOT, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 from tests.unit.agents.long.adapters.frameworks import need
 
-# The service sends the event about the end again 5 to 6 s after the first failure.
+# The service repeats the event about the end of the task 5 to 6 s after the first failure.
 LIMIT_SECONDS = 40.0
 
 
@@ -91,7 +91,7 @@ def test_the_bot_shows_and_cancels_a_task_and_posts_its_end(
         assert (answer.status_code, slack.posts) == (401, [])
         gate.open()
         eventually(lambda: slack.posts, LIMIT_SECONDS)
-    # The first post failed, so the service has sent the event about the end again.
+    # The first post failed, so the service has repeated the event about the end of the task.
     (post,) = slack.posts
     assert slack.failures == 0
     assert post["channel"] == CHANNEL

@@ -123,7 +123,7 @@ def test_a_watch_resumes_after_each_break(
 
 
 def cut(used: Proxy, workspace: Workspace, gate: Gate) -> None:
-    """Cuts the connections after each of the first iterations."""
+    """Cuts the connections after each of the first two iterations."""
     seq = 0
     for _ in range(2):
         gate.open()

@@ -27,7 +27,7 @@ _WINDOWS = {"5m": "6s", "15m": "8s", "30m": "10s", "1h": "12s", "6h": "14s"}
 # How long a cancellation may take before the alert fires.
 _BOUND_SECONDS = 3
 _INTERVAL = "500ms"
-# How long Prometheus uses the last sample of a series that is not stale. The default is 5 minutes.
+# How old the last sample of a series may be for Prometheus to use it. The default is 5 minutes.
 _LOOKBACK = "3s"
 _LIMIT_SECONDS = 120.0
 

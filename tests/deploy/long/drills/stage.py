@@ -20,8 +20,8 @@ _PAGE = (ROOT / "docs" / "runbooks.md").read_text()
 _SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", _PAGE, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# The drills run without a cluster: `kubectl` does nothing, and `logs` is the function that the page
-# defines for one machine.
+# The drills run without a cluster. So `kubectl` does nothing, and `logs` is the shell function that
+# the page defines for a service on one machine.
 _PRELUDE = "kubectl() { :; }\n" + next(
     each.text for each in blocks(_PAGE) if "cat .state/logs" in each.text
 )
@@ -60,7 +60,7 @@ class Stage:
         ]
         done = subprocess.run(
             ["/bin/bash", "-c", "\n".join([_PRELUDE, *commands])],
-            # The commands read `.state`, which is the name of the state folder.
+            # The commands read files in `.state`, so they run in the parent of the state folder.
             cwd=self.stack.state_dir.parent,
             env={
                 **os.environ,

@@ -34,15 +34,16 @@ from tests.support.waiting import eventually
 
 _HOUR = 3_600
 _LIMIT_SECONDS = 60.0
-# Longer than any drill freezes an agent.
+# Drills freeze agents for a shorter time than this, so the agents keep their leases.
 _LEASE_SECONDS = 240
-# The size of the worker's pool of database connections. Drills of the same turn share the pool.
+# The size of the worker's pool of database connections. The drills of a turn run at the same time
+# and share the pool.
 _POOL_SIZE = 8
 # What the log line of a failed call contains.
 _FAILED = '"(unavailable|deadline_exceeded)"'
-# In one second, a worker stores audit entries for fewer unauthenticated calls than this.
+# More unauthenticated calls than a worker stores audit entries for in one second.
 _REFUSED_CALLS = 100
-# How many webhooks the drill keeps. An organization may have 20.
+# How many webhooks a drill keeps at once. An organization may have at most 20.
 _KEPT_WEBHOOKS = 5
 
 # A pause between calls leaves processor time for the programs.
@@ -98,7 +99,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @drill("HoldInForce", "WebhookDeliveryOld")
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
-    """Replaces the leader, because a new leader counts at once and an old one once a minute."""
+    """Replaces the leading controller, because a leader counts at its start, then once a minute."""
     workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
@@ -273,8 +274,8 @@ def clocks_are_wrong(stage: Stage) -> Iterator[dict[str, str]]:
         stage.clocks.set(name, 0)
 
 
-# Drills that do not disturb each other run in the same turn. The alerts of the first turn take
-# longest to end.
+# Drills that do not disturb each other run in the same turn. The turn whose alerts take longest to
+# end comes first.
 TURNS = (
     [the_database_is_frozen],
     [much_at_once, agents_are_frozen, what_the_leader_counts],
@@ -342,7 +343,10 @@ def _end_a_task(workspace: Workspace) -> str:
 
 
 def _await_idle(workspace: Workspace) -> None:
-    """Waits at most a lease: an agent that did not answer may get its task at its next renewal."""
+    """Waits for at most the duration of a lease.
+
+    An agent that did not answer SubmitTask may get its task only when it next renews its lease.
+    """
     eventually(lambda: workspace.get()["status"] == "idle", _LEASE_SECONDS)
 
 
@@ -366,7 +370,10 @@ def _await_removal_of_deliveries(stage: Stage, webhook_id: str) -> None:
 
 
 def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Response:
-    """Repeats a call that a busy stack does not answer. With its key, it has its effect once."""
+    """Makes a call, and repeats it while a busy stack answers 503.
+
+    The call has an idempotency key, so it takes effect only once.
+    """
     caller, headers = stage.stack.rest("owner"), {"idempotency-key": uuid4().hex}
 
     def answered() -> httpx.Response | None:
@@ -381,7 +388,8 @@ def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Respo
 class FailingWebhooks:
     """Webhooks whose receivers fail.
 
-    A webhook whose delivery has failed is rarely tried again, so each failure needs a new webhook.
+    After a failed delivery, the service pauses before the next attempt. So each failure needs a new
+    webhook.
     """
 
     def __init__(self, stage: Stage, receivers: Receivers) -> None:

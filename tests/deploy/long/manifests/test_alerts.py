@@ -54,7 +54,11 @@ WELL: Series = {
 
 @dataclass(frozen=True)
 class Case:
-    """Two sets of differences from WELL: one makes an alert fire, the other one almost does."""
+    """Two sets of series that replace series of WELL.
+
+    With `fires`, the alert fires at the time `at`. With `quiet`, it almost fires, but
+    does not.
+    """
 
     fires: Series
     at: str
@@ -127,7 +131,7 @@ CASES = {
         },
         at="8m",
         not_yet="6m",
-        # First all connections are in use, but no call waits. Then calls wait during one scrape.
+        # All connections are in use the whole time, but calls wait for one only during one scrape.
         quiet={CONNECTIONS % "idle": "0x120", WAITING: "0x20 7 0x100"},
     ),
     "AuditEntriesLost": Case(
@@ -141,7 +145,7 @@ CASES = {
         quiet={LOG: "40x120"},
     ),
     "WebhooksFail": Case(
-        # All requests fail, because none leaves the service.
+        # After 5 minutes, no request can leave the service any more, so all requests fail.
         fires={
             WEBHOOKS % "delivered": "0+100x20 2000x100",
             WEBHOOKS % "failed": "0+10x20 210+20x100",
@@ -199,7 +203,7 @@ def test_nothing_fires_if_all_is_well(tmp_path: Path) -> None:
 
 
 def test_each_alert_has_a_case() -> None:
-    # The remaining two alerts are in test_slo.py.
+    # test_slo.py tests the other two alerts.
     assert set(CASES) == set(ALERTS) - {"CancelTaskFails", "CancelSignalsLate"}
 
 

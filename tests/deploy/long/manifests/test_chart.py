@@ -85,8 +85,8 @@ def test_a_name_of_digits_is_a_text() -> None:
 def test_the_hook_migrates_with_the_settings_of_the_programs() -> None:
     objects = {(o["kind"], o["metadata"]["name"]): o for o in tools.render(tools.SETS["trial"])}
     (container,) = objects["Job", "migrate"]["spec"]["template"]["spec"]["containers"]
-    # The hook takes its settings from the Secrets and from `env`: the other objects of the release
-    # do not exist yet, or belong to the previous version.
+    # The hook takes its settings from the Secrets and from `env`. It cannot use other objects of
+    # the release: when it runs, they do not exist yet or belong to the previous version.
     assert [list(each) for each in container["envFrom"]] == [["secretRef"], ["secretRef"]]
     settings = {each["name"]: each["value"] for each in container["env"]}
     assert settings == objects["ConfigMap", "settings"]["data"]

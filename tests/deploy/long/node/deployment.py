@@ -123,7 +123,7 @@ class Deployment(Service):
 
 
 def _delete() -> None:
-    """Deletes the namespace, without the pauses in which programs wait for their callers."""
+    """Deletes the namespace. Its pods get only 1 s, so they do not wait for their callers."""
     kubectl("delete", "deployments,replicasets,jobs", "--all", "--cascade=orphan")
     kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")

@@ -1,6 +1,6 @@
 """The agent in the image `own-agent:1`: a graph that calls a tool in a loop.
 
-Each call waits until the file `gate` exists, and removes it.
+Each call of the tool waits until the file `gate` exists, and removes the file.
 """
 
 import asyncio

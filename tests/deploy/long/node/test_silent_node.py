@@ -32,13 +32,13 @@ def test_a_silent_node(impatient_stack: Stack) -> None:
         workspaces = pool.map(lambda _: NodeWorkspace(impatient_stack), range(4))
     failed, cancelled, finishing, stopped = workspaces
     tasks = {each.id: busy(each, is_cancelled=False) for each in (failed, cancelled)}
-    # Each iteration ends by itself.
+    # Each iteration of this task ends by itself, after 5 s.
     tasks[finishing.id] = finishing.submit(*["sleep 5"] * 90)
     finishing.await_phase(tasks[finishing.id], "tool_call")
     cancelled.cancel(reason="enough")
     lost = [running_pod(each) for each in (failed, cancelled)]
     with node.silent_kubelet():
-        # The cluster notices the silence before the control plane does.
+        # Waits until the cluster has noticed that the kubelet is silent.
         await_condition("condition=Ready=False", failed, cancelled)
         with node.frozen(*lost):
             impatient_stack.rest().call("POST", f"{stopped.path}/stop")
@@ -54,5 +54,5 @@ def test_a_silent_node(impatient_stack: Stack) -> None:
             stopped.await_status("stopped")
         # The pod objects still exist, but do not show what runs on the node.
         assert all(pods(each) for each in (failed, cancelled, stopped))
-    # The kubelet catches up now, which takes time on a loaded machine.
+    # The kubelet runs again and ends the pods, which takes time on a loaded machine.
     await_no_pods(failed, cancelled, stopped)

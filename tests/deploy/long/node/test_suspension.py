@@ -1,4 +1,4 @@
-"""An idle workspace gives up its pod on the node, and the next task finds the volume of the pod."""
+"""The pod of an idle workspace ends, and the next task finds the files on the pod's volume."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ class PasswordServer:
         return f"postgresql:///{_ROLE}?host={self._socket_dir}&user={_ROLE}"
 
     def set_password(self, password: str) -> None:
-        """Changes the password, and then the file."""
+        """Changes the password of the role, and then writes the new password to the file."""
         change = sql.SQL("ALTER ROLE service PASSWORD {}").format(sql.Literal(password))
         with psycopg.connect(self._owner_url) as connection:
             connection.execute(change)

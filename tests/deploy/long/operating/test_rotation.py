@@ -25,14 +25,15 @@ pytestmark = pytest.mark.timeout(300)
 
 RESTART_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
-# An agent that can no longer call the workers ends within this time. A restart takes most of it, so
-# the lease cannot be shorter.
+# An agent that can no longer call the workers ends within this time. During a restart, agents
+# cannot call the workers for most of this time, so the lease cannot be shorter.
 LEASE_SECONDS = 20
-# How long such an agent's task may take to end, with some time to spare.
+# How long the task of an agent that can no longer call the workers may take to end.
 LOST_SECONDS = LEASE_SECONDS + 25.0
-# How long two steps of each canceller may take on a busy machine.
+# How long each canceller may take for two steps on a busy machine.
 PROGRESS_SECONDS = 60.0
-# Slightly longer than a worker waits before it reads the key set again for an unknown key.
+# A token with an unknown key makes a worker read the key set again, but not more often than every
+# 10 s. This is slightly longer.
 PUBLISHED_SECONDS = 11.0
 
 

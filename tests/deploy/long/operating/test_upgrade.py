@@ -135,7 +135,7 @@ def client(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Only for the recorder. Everything else comes from the installation.
+        # The path is only for the recorder. All other modules come from the installation.
         env={**os.environ, "PYTHONPATH": str(ROOT / "client" / "evershell" / "histories")},
     )
     try:

@@ -1,10 +1,10 @@
 """Tests the invariants with random interleavings of actions.
 
 The use cases, store, agents and controller are real. INVARIANT_EXAMPLES sets the number of runs in
-memory, which then differ each time, and of the runs of trees. The other tests on PostgreSQL make
-about a tenth of that number of runs. In them, sessions race, so the same steps can have different
-results, which Hypothesis does not support. Therefore each group of a few runs has its own seed, and
-failures are not shrunk.
+memory and the number of runs of trees. If it is set, the runs in memory differ each time. The other
+tests on PostgreSQL make about a tenth of that number of runs. In these tests, sessions race, so the
+same steps can have different results, which Hypothesis does not support. Therefore each group of a
+few runs has its own seed, and failures are not shrunk.
 """
 
 import os

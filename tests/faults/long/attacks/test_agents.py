@@ -9,8 +9,8 @@ from tests.faults.long.attacks.hostile_agent import HostileAgent, hostile_agent,
 from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace
 
-# Attacks as an agent. The second argument is the id of the agent's running task, which may have two
-# iterations. Returns the slug of the failure.
+# An attack that the hostile agent makes. The second argument is the id of the agent's running task,
+# whose limit is two iterations. Returns the slug of the failure.
 Attack = Callable[[HostileAgent, str], str]
 
 

@@ -54,9 +54,9 @@ _CHANNEL_OPTIONS = (
 )
 
 
-# The values of `slug` if the service gave no slug, in this order: over REST, there was no
-# connection, or it broke; the caller's own time limit passed; the answer was not in the service's
-# form. Over gRPC, a connection that is missing or broken is of the last kind.
+# The values of `slug` if the service gave no slug. NO_CONNECTION: over REST, there was no
+# connection, or the connection broke. NO_ANSWER: the caller's own time limit passed. BARE: the
+# answer was not in the service's form; over gRPC, also if there was no connection or it broke.
 NO_CONNECTION, NO_ANSWER, BARE = "(no connection)", "(no answer)", "(bare status)"
 
 

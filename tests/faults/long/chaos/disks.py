@@ -60,7 +60,7 @@ def disks(state_dir: Path, seconds: float) -> Iterator[Disks]:
         yield Disks({})
         return
     places = {
-        # The folders of the pods and the controller's records about them fill up together.
+        # These two folders are on two disks. A fault fills both disks.
         Target.PODS: (state_dir / "pods", state_dir / "fleet"),
         Target.LOGS: (state_dir / "logs",),
         Target.DATABASE: (postgres.places(state_dir).data_dir.parent,),

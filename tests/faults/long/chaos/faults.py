@@ -26,7 +26,7 @@ BACK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 # The time limit of a probe of the database.
 _PROBE_SECONDS = 2
-# These targets serve when a controller leads and the database answers.
+# Each of these targets has recovered from a fault once a controller leads and the database answers.
 _LED = (Target.DATABASE, Target.BACKEND, Target.FLEET)
 _SIGNALS = {
     Kind.FREEZE: signal.SIGSTOP,

@@ -32,7 +32,7 @@ _MESSAGES = 1_000
 _BATCH_SECONDS = 5.0
 # The shortest and the longest time between two holds of the organization.
 _UNHELD_SECONDS = (2.0, 12.0)
-# The shortest and the longest duration of a hold, until its first release.
+# The shortest and the longest time from a hold to the first attempt to release it.
 _HELD_SECONDS = (0.0, 0.5)
 # The pause between two attempts to release the hold. More attempts would make it slower to judge
 # the history, because each failed attempt may still take effect within a minute.
@@ -123,7 +123,7 @@ class Load:
         await asyncio.gather(*calls)
 
     async def settle(self, limit_seconds: float) -> list[str]:
-        """Resumes every workspace, runs one more task in each, and removes the deleted ones.
+        """Resumes every workspace and runs a task in it. Removes the workspaces in `deleted_ids`.
 
         Returns a line for each workspace for which this failed or took more than `limit_seconds`.
         """
@@ -220,7 +220,7 @@ class Load:
             if submitted.slug in ("parent_not_running", "org_on_hold"):
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            # The details of a failure also name the task: the new one, or the one that runs.
+            # The details of a failure also name a task: the new one, or the task that already runs.
             task_id = str(submitted.body.get("task_id", ""))
             self._tasks[workspace_id] = task_id
             if parent and not submitted.slug and chance.random() < 0.7:
@@ -285,7 +285,7 @@ class Load:
     ) -> None:
         """Cancels the tree of the parent, then reads the child.
 
-        evershell.histories judges what the child shows.
+        evershell.histories judges the answer about the child.
         """
         await asyncio.sleep(after_seconds)
         first, second = chance.choices(list(Wire), k=2)

@@ -17,9 +17,9 @@ class Kind(StrEnum):
     FILL = "fill"
     # For a while, the network loses everything between two groups of hosts.
     CUT = "cut"
-    # The same, but only from the first group to the second.
+    # Like CUT, but the network loses only what the first group sends to the second group.
     CUT_THERE = "cut there"
-    # The same, but only from the second group to the first.
+    # Like CUT, but the network loses only what the second group sends to the first group.
     CUT_BACK = "cut back"
     # A worker freezes, and meanwhile all tasks are cancelled with force through the other worker.
     FORCE = "freeze at a force"
@@ -46,8 +46,8 @@ class Target(StrEnum):
     DATABASE = "database"
     # A process of PostgreSQL that serves one connection.
     BACKEND = "backend"
-    # The disk with the pods' folders, where tools write. It also has the agents' logs and the
-    # controller's records.
+    # Two disks that fill up together: one with the pods' folders, where tools write, and one with
+    # the agents' logs and the controller's records.
     PODS = "pods"
     # The disk with the logs of all programs except agents.
     LOGS = "logs"

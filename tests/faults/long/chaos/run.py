@@ -276,8 +276,8 @@ def _defects(stack: Stack) -> Iterator[str]:
         lines = path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             if any(defect in line for defect in _DEFECTS):
-                # In JSON, the line contains the traceback. In plain text, the traceback and then
-                # the error follow.
+                # A line of JSON contains the whole traceback. In plain text, the traceback is on
+                # the next lines, and the error is on the line after it.
                 error = next((each for each in lines[number:] if not each.startswith(" ")), "")
                 # grpcio logs a CancelledError for a call that ended before it had begun.
                 if _CANCELLED not in (line if line.startswith("{") else error):

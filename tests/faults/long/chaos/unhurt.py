@@ -79,7 +79,8 @@ class Failure:
     def is_by(self, hurt: Hurt, lease_seconds: float) -> bool:
         """Whether the hurt explains the failure.
 
-        An agent that was frozen or cut off may lose its lease up to one lease later.
+        If the agent was frozen or cut off, its lease may still run out in the time of one lease
+        after the fault has ended.
         """
         if hurt.whom != self.workspace_id or hurt.began > self.at + STEP_SECONDS:
             return False
@@ -93,8 +94,8 @@ class Failure:
 def failures(connection: "Connection[Any]", logs: Path) -> list[Failure]:
     """Returns the workspaces that have lost an agent, in chronological order.
 
-    If a pod is ended to force a cancellation, its workspace need not fail. Therefore the logs of
-    the controllers count too.
+    A workspace may lose its agent without failing: a controller may end a pod to force a
+    cancellation. These ends are read from the logs of the controllers.
     """
     up = connection.execute(_UP).fetchall()
     lost = set(connection.execute(_FAILED).fetchall())

@@ -23,7 +23,7 @@ class Waited(NamedTuple):
 
 
 class _Wait(NamedTuple):
-    # Since 1970.
+    # When the wait was measured, in seconds since 1970.
     ended: float
     seconds: float
 

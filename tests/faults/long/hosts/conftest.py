@@ -7,7 +7,8 @@ import pytest
 from tests.faults import network
 from tests.faults.long.hosts.many_hosts import HOSTS, ManyHosts
 
-# An agent ends 9.6 s after its last renewal. Calls that a cut has made slow are over by then.
+# With this lease, an agent ends 9.6 s after its last renewal. Calls that a cut delays have ended by
+# then.
 LEASE_SECONDS = 12.0
 
 

@@ -40,9 +40,9 @@ WORKERS = ("worker-0", "worker-1")
 CONTROLLERS = ("controller-0", "controller-1")
 AGENTS = ("agents-0", "agents-1")
 HOSTS = (EDGE, DATABASE, *WORKERS, *CONTROLLERS, *AGENTS)
-# The default lease. It is short, so that an agent that is cut off ends soon. An agent has 2 s less to
-# renew it (lease.MIN_MARGIN_SECONDS), and a worker that is cut off may hold the lock of a workspace
-# for 2.5 s (session_settings.py).
+# The default lease. It is short, so that an agent that is cut off ends soon. An agent has 2 s less
+# to renew it (lease.MIN_MARGIN_SECONDS), and a worker that is cut off may hold the lock of a
+# workspace for 2.5 s (session_settings.py).
 _LEASE_SECONDS = 8.0
 # With this prefix of its command line, the kernel kills a program when this process ends.
 _ENDS_WITH_TEST = ("setpriv", "--pdeathsig", "KILL")

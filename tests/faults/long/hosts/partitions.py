@@ -48,7 +48,7 @@ _POLL_SECONDS = 0.1
 def draw(seed: int, seconds: float, workspaces: int, load: int = 0) -> Plan:
     """Draws a plan from `seed`.
 
-    The pairs of groups are cut in turn, each once before any repeats.
+    Each pair of groups is cut once before any pair is cut again.
     """
     return Plan(seed, seconds, workspaces, tuple(_cuts(random.Random(seed), seconds)), load)
 
@@ -122,7 +122,7 @@ class Partitions:
             self._stack.network.heal()
 
     def hurts(self, workspace_ids: Sequence[str]) -> Iterator[Hurt]:
-        """Yields a Hurt for each time in which no worker connected an agent with the database."""
+        """Yields a Hurt for each period in which no worker could reach both agent and database."""
         times = sorted({at for hit in self.hits for at in (hit.began, hit.ended)})
         for began, ended in pairwise(times):
             lost = {

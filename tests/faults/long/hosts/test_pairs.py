@@ -1,4 +1,4 @@
-"""Each pair of hosts is cut while a task is cancelled.
+"""Cuts each pair of hosts from each other while a task is cancelled.
 
 The tests check the answers and the end of the task.
 """

@@ -62,7 +62,10 @@ def main(
 
 
 async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs: int) -> bool:
-    """Measures a row. Returns whether the neighbour became too slow or one of its calls failed."""
+    """Measures one row of fillers.py.
+
+    Returns whether the neighbour became too slow or one of its calls failed.
+    """
     other, count = Workspace(stack, "other_org"), len(mine)
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], count)

@@ -26,8 +26,8 @@ SERVICE = "/evershell.workspace.v1.WorkspaceService/"
 _A2A = "/lf.a2a.v1.A2AService/"
 # The pause after a failed call. The answer asks for a pause that is twice as long.
 _PAUSE_SECONDS = 0.5
-# The filler makes a quarter more calls than fit, but at most this many more. Refused calls are
-# repeated, and a high rate of them would be another kind of load.
+# The filler makes a quarter more calls than fit into the share, but at most this many more. Refused
+# calls are repeated, and a high rate of refused calls would be another kind of load.
 _MOST_MORE = 100
 _FILL_SECONDS = 120.0
 # In reality, the filler would run on other machines. So once it has filled the share, it gets only
@@ -48,7 +48,7 @@ class Filler:
 
     kind: Kind
     method: str
-    # Returns the bytes of the request. None: the caller never sends its request.
+    # Makes the bytes of the request. If it is None, the caller begins calls but sends no request.
     request: Callable[[str], bytes] | None
     is_stream: bool = False
 

@@ -1,4 +1,4 @@
-"""The neighbour: while another organization fills a share, it cancels a task and reads it."""
+"""The neighbour: an organization that cancels a task and reads it while another fills a share."""
 
 import asyncio
 import time

@@ -165,7 +165,7 @@ class Load:
         return after + self._chance.expovariate(rate) if rate else float("inf")
 
     def _cancel(self, due_at: float, phase: Phase) -> None:
-        """Cancels a running task, or else one that is already being cancelled or has ended."""
+        """Cancels a running task. If none is left, names a task that was cancelled or has ended."""
         chosen = self._targets.popleft() if self._targets else None
         if chosen is None:
             chosen = self._chance.choice(

@@ -87,8 +87,8 @@ class Run:
             eventually(lambda: self._count(stack, "provisioning") == 0, _READY_SECONDS)
             self._phase(load, "warm-up", 0, max(step_seconds, _WARM_UP_SECONDS))
             rate = rate or self._climb(load, first_rate, step_seconds)
-            # The search for the highest rate has used up the running tasks, so both phases use
-            # tasks that begin later.
+            # The search for the highest rate has already cancelled the running tasks. So the phases
+            # `highest` and `overload` both use tasks that begin later.
             highest = self._phase(load, "highest", rate, step_seconds)
             load.settle([highest], _SETTLE_SECONDS)
             self.show("highest", highest)

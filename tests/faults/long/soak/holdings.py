@@ -20,7 +20,7 @@ MEMORY_MIB = 6.0
 # Envoy's heap does not return the memory of closed connections at once. Two runs of 20,000 calls
 # differed by 4 MiB.
 _MEMORY_MIB_OF = {"envoy": 12.0}
-# How many open files a program may gain, counted in its process with the most.
+# How many open files a program may gain. Only its process with the most open files counts.
 OPEN_FILES = 8
 # PostgreSQL keeps files open after use, up to max_files_per_process (1000 by default).
 _OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}

@@ -20,7 +20,7 @@ from tests.support.runtime_tokens import runtime_token
 from tests.support.stack import Stack
 from tests.support.wires import OVERLOADED_SECONDS
 
-# The types of the events of each end, which the agent commits in one transaction.
+# The types of the events with which a task ends. The agent commits them in one transaction.
 TYPES = ["iteration_completed", "task_completed"]
 # The calls all begin at once, so the last commit waits for all others.
 _CALL_SECONDS = 300.0
@@ -99,7 +99,7 @@ def has_all(receiver: Receiver, ended: set[EventKey]) -> bool:
 
 
 def disorder(receiver: Receiver) -> list[EventKey]:
-    """Returns the events that came before the previous event of their task was accepted."""
+    """Returns the events that arrived before the previous event of their task was accepted."""
     seqs: dict[str, set[int]] = defaultdict(lambda: {3})
     wrong = []
     for each in receiver.requests:

@@ -23,14 +23,15 @@ from tests.support.waiting import eventually_async
 from tests.support.world import FakeAgents
 
 MANY = 10_000
-# So long that no agent is overdue, except agents that broke a rule.
+# These times are so long that no agent is overdue, except agents that broke a rule.
 BOUNDS = Bounds(
     model_timeout_seconds=3600,
     tool_timeout_seconds=3600,
     lease_seconds=3600,
     start_seconds=3600,
 )
-# For each kind, the columns that make its workspaces due. TASKS has the columns of their tasks.
+# For each kind of work: the values of columns with which a workspace is due for it. TASKS has the
+# values of columns of the workspace's task.
 WORKSPACES: dict[Kind, dict[str, str]] = {
     Kind.OVERDUE: {"agent_breach": "'it lied'"},
     Kind.LEASE: {"lease_expires_at": "now() - interval '1 h'"},
@@ -176,7 +177,7 @@ async def test_many_of_a_kind_delay_no_other(many: Kind, database_url: str) -> N
     agents.meanwhile = pods.signal
     same = {many}
     if many is Kind.UNSTARTED:
-        # A workspace of this kind is also due as START and CANCELLATION.
+        # A workspace that is due for this kind of work is also due for START and CANCELLATION.
         same |= {Kind.START, Kind.CANCELLATION}
     others = {f"{kind}_1" for kind in {*Kind} - same}
 

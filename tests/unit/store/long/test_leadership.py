@@ -66,8 +66,8 @@ async def test_a_leader_notices_that_its_database_session_has_ended(database_url
         await each.task
 
 
-# Prints a line when it becomes the leader. When it learns that it has lost leadership, it prints
-# whether it still took itself for the leader when it was resumed, and exits.
+# This program prints a line when it becomes the leader. When it learns that it has lost leadership,
+# it prints whether it still considered itself the leader after it was resumed, and exits.
 LEADER = """
 import asyncio, signal, sys
 from evershell.store.leadership import Leadership

@@ -25,7 +25,7 @@ _LIST = asdict(OrgListFilter()) | {
 
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator[AsyncConnection[Any]]:
-    """A database with many idle workspaces and ended tasks, and a few of each other kind."""
+    """A database with many idle workspaces and ended tasks, and a few in other states."""
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(
             """

@@ -9,8 +9,8 @@ from playwright.sync_api import Browser, Page
 from tests.support.edge.cases import CANCEL
 from tests.support.edge.running_edge import RunningEdge
 
-# The headers that the preflight allows, except those of gRPC-Web and A2A. Each of them makes the
-# browser ask first.
+# The headers that the preflight allows, except those of gRPC-Web and A2A. Each of these headers
+# makes the browser send a preflight.
 HEADERS = {
     "authorization": "Bearer t",
     "content-type": "application/json",

@@ -68,7 +68,7 @@ for await (const event of client.resubscribeTask({ id, tenant: "" }, options)) {
   if (seen.resumed.length === 2) {
     cancelling = (async () => {
       await writeFile(HOLD, "");
-      // Waits until an iteration waits at the gate.
+      // The pipe opens for writing once an iteration waits at the gate.
       const gate = await open(GATE, "w");
       seen.cancelled = await client.cancelTask({ id, tenant: "", metadata: undefined }, options);
       seen.again = await client.cancelTask({ id, tenant: "", metadata: undefined }, options);

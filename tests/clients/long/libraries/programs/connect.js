@@ -38,7 +38,7 @@ async function failure(call) {
 }
 
 const submitted = await client.submitTask({ workspaceId, description: "sleep 60" }, { headers });
-// Waits for the tool call: after an earlier cancellation, no iteration would begin.
+// Waits for the tool call, because a task that is cancelled earlier begins no iteration.
 const started = performance.now();
 for (let phase = ""; phase !== "tool_call"; ) {
   if (performance.now() - started > 30_000) throw new Error("the tool call has not begun");
@@ -54,7 +54,7 @@ const stream = new AbortController();
 try {
   for await (const message of client.watchEvents({ workspaceId }, { headers, signal: stream.signal })) {
     types.push(printed("WatchEventsResponse", message).event.type);
-    // Leaving the loop does not end the call.
+    // Leaving the loop would not end the call.
     if (types.at(-1) === "task_completed") stream.abort();
   }
 } catch (error) {

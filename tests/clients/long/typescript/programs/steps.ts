@@ -29,7 +29,7 @@ async function failure(call: Promise<unknown>) {
   throw new Error("the call has succeeded");
 }
 
-/** Waits for the tool call. A task that is cancelled before its first iteration begins none. */
+/** Waits for the tool call. A task that is cancelled earlier begins no iteration. */
 async function toolCall(client: Client, workspaceId: string, taskId: string) {
   const end = performance.now() + 30_000;
   while ((await client.getTask({ workspaceId, taskId })).phase !== Task_Phase.tool_call) {
@@ -74,7 +74,7 @@ export const steps = {
     };
   },
 
-  /** Submits and cancels while the first connection to each URL breaks. */
+  /** Submits and cancels a task. The first connection to each URL breaks. */
   async repeats({ token, workspaceId, urls }: Service & { urls: string[] }) {
     const [submitting, any, named] = urls.map((each) => new Client(each, token));
     const { taskId } = await submitting.submitTask({ workspaceId, description: "sleep 60" });

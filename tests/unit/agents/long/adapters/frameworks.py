@@ -61,7 +61,7 @@ class Framework:
     tool = "shell"
     # The name of the example in examples/.
     example = ""
-    # The token counts of a call that the framework reports.
+    # The token counts that the framework reports for a model call.
     tokens: Mapping[str, int] = ALL_TOKENS
 
     def __init__(self) -> None:

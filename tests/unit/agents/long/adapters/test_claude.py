@@ -1,4 +1,4 @@
-"""Tests only for the Claude Agent SDK, which runs a program: the program must start."""
+"""Tests that only the Claude Agent SDK needs, because it runs a separate program."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Graphs of LangGraph whose shape differs from that of the graph in frameworks.py."""
+"""Graphs of LangGraph that have another structure than the graph in frameworks.py."""
 
 import asyncio
 import importlib.util
@@ -103,7 +103,7 @@ def _with_threads(server: ModelServer) -> Any:
     from langgraph.prebuilt import ToolNode, tools_condition
 
     def shell() -> str:
-        """Runs."""
+        """Runs in a thread."""
         assert threading.current_thread() is not threading.main_thread()
         return "did"
 

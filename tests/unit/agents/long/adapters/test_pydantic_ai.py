@@ -1,4 +1,4 @@
-"""Agents of Pydantic AI whose shape differs from the suite's agent."""
+"""Agents of Pydantic AI that have another structure than the agent in frameworks.py."""
 
 import importlib.util
 from typing import Any

@@ -20,7 +20,7 @@ _commit = RuntimeClient.commit
 
 
 async def good(task: Task) -> str:
-    """Passes every case. The task's description says which case it is: for example, what fails."""
+    """Passes every case. The task's description selects what it does, for example what fails."""
     async for step in task.iterations():
         if task.description == "loop error":
             raise ValueError("the loop is broken")

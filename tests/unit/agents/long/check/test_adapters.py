@@ -58,7 +58,8 @@ def _texts(message: dict[str, Any]) -> list[str]:
     return [each for each in texts if not each.startswith("<system-reminder>")]
 
 
-# Runs only in the soak, because the suite in long/adapters tests the same moments in less time.
+# Runs only in `make soak`, because the suite in long/adapters cancels tasks at the same moments and
+# takes less time.
 @pytest.mark.soak
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_agent_of_a_framework_passes(name: str, tmp_path: Path) -> None:
