@@ -22,7 +22,8 @@ How to read the table:
   agent. The durable floor records a cancellation in one statement instead of the update. Both are
   in servers/floor.py and do not change with the service.
 - `holds` says whether the median is within the target.
-- `before ÷ after` has a verdict only if there are at least 5 pairs, all on the same side of 1.
+- With COMPARE, each pair of rounds gives a ratio, before ÷ after. A row has a verdict only if there
+  are at least 5 ratios, all on the same side of 1.
 
 The benchmark runs the full path of a CancelTask: the real worker, Envoy where the row says so, an
 API key, the commit, the signal to an agent, the reply. Each call cancels its own task, which

@@ -11,7 +11,7 @@ from bench.side import Side
 
 @dataclass(slots=True)
 class Setting:
-    """What all windows share."""
+    """What all windows (periods of measurement) share."""
 
     sides: Sequence[Side]
     floor_address: str

@@ -57,7 +57,8 @@ GOOGLEAPIS = (
     "google/type/money.proto",
 )
 DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
-# What Envoy reads, in addition to the files in envoy/evershell/edge.
+# The generated files of the edge: descriptors for transcoders, routes, and the OpenAPI document.
+# The files that are not generated are in envoy/evershell/edge.
 TRANSCODER = "evershell/edge/transcoder.binpb"
 A2A_TRANSCODER = "evershell/edge/a2a.binpb"
 ROUTES = "evershell/edge/routes.json"

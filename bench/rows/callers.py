@@ -186,7 +186,7 @@ def _refused_row(name: str, window: str, to: str, limit: float) -> Row:
 
 
 def _cancel_rows(callers: str) -> list[Row]:
-    """The rows that exist for every number of callers. `docs/scale.md` shows them in pictures."""
+    """The rows that exist for every number of callers. `docs/scale.md` shows them as charts."""
     return [
         Row(name=f"CancelTask over gRPC, {callers}, p50", unit="ms", value=figure("p50", "cancel")),
         _calls_row(f"CancelTask over gRPC, {callers}", "cancel"),

@@ -251,7 +251,7 @@ async def test_no_event_is_left_if_retention_removes_events_at_the_same_time(
     at, _ = await full(bench, tasks=5)
     await deliver_all(bench)
     deletions = Deletions(bench.pool, lambda: bench.now)
-    # After retention has removed three tasks, there are fewer deliveries and fewer tasks than this.
+    # More than the deliveries and the tasks that are left after retention has removed three tasks.
     deletions.removed_at_once = 6
     async with (
         await AsyncConnection.connect(database_url) as retention,

@@ -192,7 +192,7 @@ export class Client {
     return headers;
   }
 
-  /** Makes a call, and repeats it if the protos say that a repeat has no second effect. */
+  /** Makes a call. Repeats it after a passing failure if the protos say that a repeat is safe. */
   async #call(method: DescMethod, request: Request, options: CallOptions): Promise<unknown> {
     const call = this.#service[method.localName as keyof Calls] as unknown as Unary;
     const { repeat } = getOption(method, edge);

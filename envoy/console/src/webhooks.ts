@@ -1,4 +1,4 @@
-// How far the events of a task were delivered to webhooks.
+// Follows the delivery of a task's events to webhooks, and replays it on request.
 import { signal } from "@preact/signals";
 import { api, read, type Schemas } from "./api";
 import { announce } from "./announcer";

@@ -11,7 +11,7 @@ const REFRESH_MS = 1_000;
 const HIDDEN_REFRESH_MS = 10_000;
 // An event causes a read of the workspace only if the last read began at least this long ago.
 const LEAST_MS = 250;
-// How many of the newest events are kept, because a log may have any number of events.
+// At most this many events are kept, the newest ones, because a log may have any number of events.
 const KEPT_EVENTS = 2_000;
 
 export class OpenWorkspace {

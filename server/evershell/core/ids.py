@@ -39,7 +39,7 @@ def new_audit_id(time: datetime) -> str:
 
 
 def first_audit_id(time: datetime) -> str:
-    """A text that sorts after all audit ids of earlier milliseconds, and before all others."""
+    """Sorts after all audit ids of earlier milliseconds, and before all other audit ids."""
     return f"aud_{str(ULID.from_datetime(time))[:10]}"
 
 

@@ -50,7 +50,8 @@ class Redelivery:
         self._clock = clock
         self._attempted = attempted
         self._deliveries: dict[DeliveryKey, _Delivery] = {}
-        # The deliveries that were found since the first page of cancellations was last read.
+        # The deliveries that `due` has found in the current round of pages. Cleared after the last
+        # page of the round.
         self._found: set[DeliveryKey] = set()
 
     def due(

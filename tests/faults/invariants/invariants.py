@@ -486,7 +486,8 @@ def limits_are_announced_once(view: View) -> None:
                     announced += _approaches(used, most)
                     used += 5
             events = view.events_of(task.id, EventType.TASK_LIMIT_APPROACHED)
-            # The agent may have reported one more iteration before the cancellation.
+            # Before the cancellation, the agent may also have reported an iteration that was still
+            # open.
             next_one = _approaches(used, most)
             assert announced <= len(events) <= announced + next_one, (task, events)
 

@@ -31,7 +31,10 @@ class Stage:
         self._runner = asyncio.Runner()
 
     def open(self, first_step: Coroutine[Any, Any, None]) -> None:
-        """Runs a first step that may wait for anything. If the step fails, closes the stage."""
+        """Runs the first step. If it fails, closes the stage.
+
+        Unlike a step of `run`, it may wait for something outside the event loop.
+        """
         try:
             self._runner.run(first_step)
         except BaseException:

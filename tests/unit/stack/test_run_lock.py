@@ -17,7 +17,7 @@ from tests.support.programs import run
 def test_the_pid_of_a_run_is_reported_while_it_holds_the_lock(tmp_path: Path) -> None:
     assert run_lock.running_pid(tmp_path) is None
     with run_lock.exclusive(tmp_path):
-        # The run is reported only after it handles signals.
+        # A run writes its id only once it can handle SIGHUP.
         assert run_lock.running_pid(tmp_path) is None
         run_lock.write_pid(tmp_path)
         assert run_lock.running_pid(tmp_path) == os.getpid()

@@ -73,7 +73,7 @@ class Machine:
 
     @property
     def utc_off_seconds(self) -> float:
-        """How far this program's UTC is ahead of the right time."""
+        """How far this program's estimate of UTC is ahead of the right time."""
         return self.clock.utc_seconds() - time.time() + self.database_ahead_seconds
 
 

@@ -238,7 +238,7 @@ async def running(
     try:
         async with grpc.aio.insecure_channel(
             f"127.0.0.1:{port}",
-            # Keeps the window of flow control from growing, as for a slow caller.
+            # Without BDP probes, the flow-control window stays small, as it does for a slow caller.
             options=[("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0)],
         ) as channel:
             yield Running(

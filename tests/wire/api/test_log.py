@@ -45,7 +45,7 @@ async def lines_of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
 
 
 def most_since(began: float) -> float:
-    """How many lines the limit of 20 a second has allowed since the event loop's time `began`."""
+    """The most lines that the limit of 20 a second allows from `began`, in loop time, until now."""
     return 20 * (1 + asyncio.get_running_loop().time() - began) + 1
 
 

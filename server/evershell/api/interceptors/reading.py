@@ -257,7 +257,7 @@ class _Turns:
             self.waiting -= 1
 
     def read_within(self, arrival: asyncio.Timeout) -> None:
-        """Shortens the time limit of a request that has a turn, once others wait for a turn."""
+        """Shortens the time limit of a request that has its turn, now or when another must wait."""
         if self.waiting:
             _shorten(arrival)
         else:

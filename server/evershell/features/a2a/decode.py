@@ -159,7 +159,7 @@ def decode_message(
 
 
 def explained(failure: Failure, request: a2a_pb2.SendMessageRequest) -> Failure:
-    """The failure of a submission. Names the message id if the id was used before."""
+    """Returns the failure. If the message id was used before, returns one that names the id."""
     if failure.slug != "idempotency_conflict":
         return failure
     message_id = request.message.message_id

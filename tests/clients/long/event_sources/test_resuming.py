@@ -1,8 +1,8 @@
 """Browsers and libraries resume a stream of events whose connection was cut.
 
 A proxy cuts the first connections of each client at different bytes, even within an event. The
-client then has every event once, in order. Clients wait for a second before they connect again, so
-all libraries read the same stream at once.
+client then has every event once, in order. Each client waits for a second before it connects again.
+To save time, all libraries therefore read the same stream concurrently.
 """
 
 import json

@@ -1,4 +1,8 @@
-"""A fake of what the bot needs of Slack: the Web API, and signed requests on behalf of a user."""
+"""A fake of the parts of Slack that the bot needs.
+
+These are the Web API, and the signed requests that Slack sends when a user types a command or
+presses a button.
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The verdicts of chaos on made-up failures, and the processes that use up processor time."""
+"""The parts of chaos, tested alone: its verdicts on made-up failures, its hogs, and its plans."""
 
 import json
 import os
