@@ -191,6 +191,13 @@ RIGHT: dict[str, Sequence[Call]] = {
         called("GetHold", {"on_hold": True}, during=(3.5, 4.0)),
         submit("t1", during=(0.1, 0.5)),
     ],
+    "a workspace is created a minute after a hold": [
+        submit("t1", "old"),
+        called("HoldOrg", {}, during=(2.0, 3.0)),
+        called("GetHold", {"on_hold": True}, during=(3.0, 4.0)),
+        called("ReleaseOrg", {}, during=(5.0, 6.0)),
+        called("CreateWorkspace", {"id": "new"}, during=(63.5, 65.0)),
+    ],
     "a hold of another organization": [called("HoldOrg", {}, org="other"), submit("t1")],
     "CancelTasks": [
         submit("t1"),

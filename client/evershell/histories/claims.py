@@ -74,8 +74,8 @@ class _Splitter:
     def __init__(self, history: History) -> None:
         self.claims = Claims()
         self._exists: set[Place] = set()
-        # By workspace: when its creation began.
-        self._created: dict[Place, float] = {}
+        # By workspace: when its creation began, and when it was answered.
+        self._created: dict[Place, tuple[float, float]] = {}
         # By workspace: the latest time at which a call on it could still take effect.
         self._last: defaultdict[Place, float] = defaultdict(float)
         self._deleted: set[Place] = set()
@@ -108,7 +108,8 @@ class _Splitter:
             self._deleted.add(here)
         for each in _of(call, "CreateWorkspace"):
             place = call.org, each["id"]
-            self._created[place] = min(call.began, self._created.get(place, call.began))
+            began, ended = self._created.get(place, (call.began, call.ended))
+            self._created[place] = min(began, call.began), min(ended, call.ended)
         for each in (*answer.get("workspaces", ()), *_of(call, "CreateWorkspace")):
             self._exists.add((call.org, each["id"]))
         for each in _of(call, "SubmitTask"):
@@ -185,7 +186,7 @@ class _Splitter:
             case "ReleaseOrg":
                 self._everywhere(call, Effect.RELEASE)
             case "GetHold":
-                for place in self._places(call):
+                for place in self._existing(call):
                     self._facts(call, place, Fact("held" if answer["on_hold"] else "not held"))
 
     def _submitted(self, call: Call, here: Place, task: str, status: str = "") -> None:
@@ -227,7 +228,7 @@ class _Splitter:
                 self._facts(call, place, Fact("asked", each["task_id"]))
         if call.arguments.get("all") and not int(answer.get("remaining", 0)):
             named = {(call.org, each["workspace_id"]) for each in results}
-            for place in self._places(call):
+            for place in self._existing(call):
                 if place not in named:
                     self._facts(call, place, Fact("all asked"))
 
@@ -318,9 +319,20 @@ class _Splitter:
             place
             for place in self._exists
             if place[0] == call.org
-            and self._created.get(place, call.began) <= call.ended + LATE_SECONDS
+            and self._creation(place, call)[0] <= call.ended + LATE_SECONDS
             and not (place in self._deleted and self._last[place] < call.began)
         ]
+
+    def _existing(self, call: Call) -> list[Place]:
+        """The places among `_places` whose creation was answered before this call began.
+
+        The other workspaces may not have existed yet, so the answer may not be about them.
+        """
+        return [each for each in self._places(call) if self._creation(each, call)[1] <= call.began]
+
+    def _creation(self, place: Place, call: Call) -> tuple[float, float]:
+        """When the creation of the workspace began and ended; if unknown, before this call."""
+        return self._created.get(place, (call.began, call.began))
 
     def _everywhere(self, call: Call, effect: Effect, *, is_optional: bool = False) -> None:
         for place in self._places(call):
