@@ -140,7 +140,7 @@ class Callers:
             reply = await self._call_rest(rpc, limit_seconds, dict(fields), headers)
         else:
             channel = self._channels[wire]
-            reply = await self._call_grpc(channel, rpc, limit_seconds, fields, headers)
+            reply = await self._call_grpc(channel, wire, rpc, limit_seconds, fields, headers)
         self._record(call_id, reply)
         return reply
 
@@ -194,7 +194,7 @@ class Callers:
                     body = MessageToDict(message, preserving_proto_field_name=True)
                     yield Reply("OK", "", body)
             except grpc.aio.AioRpcError as error:
-                yield _grpc_failure(error)
+                yield _grpc_failure(error, wire)
             return
         try:
             async for reply in self._watch_rest(workspace_id, after, headers):
@@ -247,6 +247,7 @@ class Callers:
     async def _call_grpc(
         self,
         channel: grpc.aio.Channel,
+        wire: Wire,
         rpc: str,
         limit_seconds: float,
         fields: Mapping[str, Any],
@@ -257,7 +258,7 @@ class Callers:
         try:
             reply = await method(request, metadata=tuple(headers.items()), timeout=limit_seconds)
         except grpc.aio.AioRpcError as error:
-            return _grpc_failure(error)
+            return _grpc_failure(error, wire)
         return Reply(
             "OK",
             "",
@@ -292,7 +293,7 @@ def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
     return Reply(str(status), slug, error.get("details", {}), problem, seen_id)
 
 
-def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
+def _grpc_failure(error: grpc.aio.AioRpcError, wire: Wire) -> Reply:
     code = error.code()
     try:
         status = rpc_status.from_call(error)
@@ -302,7 +303,11 @@ def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Reply(code.name, NO_ANSWER, {})
-        expected = code is grpc.StatusCode.UNAVAILABLE
+        # gRPC's library refuses a call with CANCELLED if the worker does not begin it within 3 s
+        # (api/server.py). The edge makes `unavailable` of it.
+        expected = code is grpc.StatusCode.UNAVAILABLE or (
+            code is grpc.StatusCode.CANCELLED and wire is not Wire.GRPC
+        )
         problem = "" if expected else f"bare {code.name}: {error.details()}"
         return Reply(code.name, BARE, {"said": error.details()}, problem)
     slug = info.reason.lower()
