@@ -3,10 +3,9 @@
 If a promise was broken, the run exits with 1, lists the broken promises, and keeps the logs and the
 history of the calls. evershell.histories judges the history. Other modules judge what no caller
 sees: processes, rows, files and costs. It is a violation if a workspace failed or the supervisor
-replaced a program, unless a fault explains it (unhurt.py). If a lease ran out because the agent or
-the workers waited for a processor, or because faults kept the control plane from answering, the
-lease was too short for the machine and the faults: the run lists the workspace, but not as a
-violation.
+replaced a program, unless a fault explains it (unhurt.py). If an agent ran out of time because it
+or the workers waited for a processor, or because faults kept the control plane from answering, the
+run lists its workspace, but not as a violation.
 
 There are three places (`--place`). `machine` is one machine. It needs root to mount small disks for
 pods, logs and the database, and sometimes fills these disks. In `pair`, the database is a primary

@@ -126,7 +126,7 @@ def report(outcome: Outcome) -> Iterator[str]:
     for (rpc, answer), count in sorted(outcome.load.answers.items()):
         yield f"{f'{rpc}: {answer}':36} {count:6}"
     yield f"\n{outcome.judged}"
-    yield f"leases that were too short for this machine and these faults: {len(outcome.too_short)}"
+    yield f"agents without enough time on this machine with these faults: {len(outcome.too_short)}"
     yield from outcome.too_short
 
 

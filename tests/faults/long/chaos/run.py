@@ -61,7 +61,7 @@ class Outcome:
     load: Load
     hits: list[Hit]
     violations: list[str]
-    # One line for each workspace whose lease was too short for the machine and the faults.
+    # One line for each workspace whose agent had too little time.
     too_short: list[str]
     # How many calls the history has, and the verdict on it.
     judged: str

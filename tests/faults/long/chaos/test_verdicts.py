@@ -49,33 +49,37 @@ def test_a_full_disk_excuses_an_agent_that_could_not_be_started() -> None:
     assert failed.is_by(Hurt("ws_1", 999.0, 1_001.0, is_of_starts=True), _LEASE)
 
 
-def test_a_lease_that_ran_out_is_a_violation_unless_it_was_too_short(
+def test_an_agent_that_ran_out_of_time_is_a_violation_unless_it_had_too_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = Stack(tmp_path / "state", LEASE_SECONDS=str(_LEASE))
     stack.ready = {"server_addr": "127.0.0.1:1"}
     waits = Waits(stack, ["ws_1"])
-    failed = replace(_FAILURE, reason="its agent did not renew its lease in time")
-
+    lease = replace(_FAILURE, reason="its agent did not renew its lease in time")
+    ended = replace(_FAILURE, reason="its agent's process ended unexpectedly")
     hurts = [Hurt("worker-0", 950.0, 990.0)]
 
-    def verdicts() -> list[tuple[bool, bool]]:
-        found = judge_workspaces(stack, [failed, _FAILURE], hurts, waits)
-        return [(each.is_too_short, "30 s ran out" in each.text) for each in found]
+    def excused() -> list[bool]:
+        found = list(judge_workspaces(stack, [lease, _FAILURE, ended], hurts, waits))
+        assert "its lease of 30 s ran out" in found[0].text
+        assert "the time to end a forced task of 2 s ran out" in found[1].text
+        return [each.is_too_short for each in found]
 
-    assert verdicts() == [(False, True), (False, False)]
+    assert excused() == [False, False, False]
     hurts.append(Hurt("worker-1", 960.0, 980.0))
     hurts.append(Hurt("postgres", 979.0, 986.0))
-    assert verdicts() == [(True, True), (False, False)]
-    hurts.pop()
-    assert verdicts() == [(False, True), (False, False)]
+    assert excused() == [True, False, False]
+    hurts.append(Hurt("postgres", 999.0, 1_000.0))
+    assert excused() == [True, True, False]
+    del hurts[1:]
+    assert excused() == [False, False, False]
     counter = tmp_path / "schedstat"
     monkeypatch.setattr(waits, "_counters", lambda: [("ws_1", counter)])
     for at, waited in ((970.0, 0.0), (985.0, 9.0), (999.0, 19.0)):
         counter.write_text(f"0 {waited * 1e9:.0f} 1\n")
         monkeypatch.setattr(time, "time", lambda at=at: at)
         waits._read()
-    assert verdicts() == [(True, True), (False, False)]
+    assert excused() == [True, True, False]
 
 
 def test_a_program_that_was_replaced_is_a_violation_unless_it_was_hurt(tmp_path: Path) -> None:

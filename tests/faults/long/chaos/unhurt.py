@@ -2,8 +2,9 @@
 
 The faults of a run say which agents and programs they have hurt, and when. A workspace that failed
 at another time is a violation, listed with its reason; so is a program that the supervisor
-replaced. The exception is an agent whose lease ran out because the machine was too busy to run the
-agent or the workers, or because faults kept the control plane from answering.
+replaced. The exception is an agent that ran out of time, for its lease or for the end of a forced
+task, because the machine was too busy to run the agent or the workers, or because faults kept the
+control plane from answering.
 """
 
 import json
@@ -17,12 +18,13 @@ from typing import Any
 from psycopg import Connection
 
 from evershell.agents.shutdown import ExitCode
+from evershell.core.bounds import FORCE_MARGIN
 from evershell.store.service_clock import STEP_SECONDS
 from tests.faults.long.chaos.waits import Waits
 from tests.support.stack import Stack
 
-# A lease was too short if, for this share of it, the agent or a worker (on average) waited for a
-# processor, or faults kept the control plane from answering.
+# The time that an agent had was too short if, for this share of it, the agent or a worker (on
+# average) waited for a processor, or faults kept the control plane from answering.
 _LOST_SHARE = 0.5
 _STEP_OF_OUTAGE_SECONDS = 0.1
 # How long the controllers may take to notice that an agent has ended.
@@ -129,7 +131,7 @@ class Verdict:
     """The verdict on a workspace whose failure no fault explains."""
 
     text: str
-    # Whether its lease was too short for this machine and these faults.
+    # Whether its agent had too little time on this machine and with these faults.
     is_too_short: bool
 
 
@@ -137,23 +139,22 @@ def judge_workspaces(
     stack: Stack, failed: Sequence[Failure], hurts: Sequence[Hurt], waits: Waits
 ) -> Iterator[Verdict]:
     """Yields a verdict on each workspace whose failure no fault explains."""
-    lease_seconds = stack.lease_seconds
     for each in failed:
-        if any(each.is_by(hurt, lease_seconds) for hurt in hurts):
+        if any(each.is_by(hurt, stack.lease_seconds) for hurt in hurts):
             continue
         text = f"{each.workspace_id} lost its agent at {_time(each.at)}, although nobody hurt it: "
-        ran_out_at = _ran_out_at(stack.state_dir, each)
-        if ran_out_at is None:
+        what, seconds, ran_out_at = _ran_out(stack, each)
+        if not what:
             yield Verdict(text + each.reason, is_too_short=False)
             continue
-        began = ran_out_at - lease_seconds
+        began = ran_out_at - seconds
         waited = waits.of(each.workspace_id, began, ran_out_at)
         outage = _outage_seconds(len(stack.worker_addresses()), hurts, began, ran_out_at)
         yield Verdict(
-            f"{text}its lease of {lease_seconds:g} s ran out at {_time(ran_out_at)}. In this time "
+            f"{text}{what} of {seconds:g} s ran out at {_time(ran_out_at)}. In this time "
             f"its agent waited {waited.agent:.1f} s for a processor, and a worker "
             f"{waited.worker:.1f} s. For {outage:.1f} s, the database or all workers were hurt",
-            is_too_short=max(*waited, outage) >= _LOST_SHARE * lease_seconds,
+            is_too_short=max(*waited, outage) >= _LOST_SHARE * seconds,
         )
 
 
@@ -182,16 +183,18 @@ def judge_programs(output: Path, hurts: Sequence[Hurt]) -> Iterator[str]:
             yield f"the supervisor replaced {name}, although nobody hurt it: {ended}"
 
 
-def _ran_out_at(state_dir: Path, failure: Failure) -> float | None:
-    """Returns when the lease of the agent ran out; None if it did not run out."""
+def _ran_out(stack: Stack, failure: Failure) -> tuple[str, float, float]:
+    """What ran out, how long it was, and when it ran out. All empty if nothing ran out."""
+    if failure.reason == _NOT_INTERRUPTED:
+        return "the time to end a forced task", FORCE_MARGIN.total_seconds(), failure.at
     if failure.reason == _LEASE_EXPIRED:
-        return failure.at
-    log = state_dir / "fleet" / failure.workspace_id / "log"
+        return "its lease", stack.lease_seconds, failure.at
+    log = stack.state_dir / "fleet" / failure.workspace_id / "log"
     for ending in _lines(log, "agent_ending"):
         at = _seconds(ending)
         if failure.up_at <= at <= failure.at and ending["exit_code"] == ExitCode.LEASE_OVER:
-            return at
-    return None
+            return "its lease", stack.lease_seconds, at
+    return "", 0.0, 0.0
 
 
 def _lines(path: Path, *events: str) -> Iterator[dict[str, Any]]:
