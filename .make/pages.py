@@ -35,7 +35,7 @@ SECTIONS = {
     "tls_cert_file": "TLS",
     "jwt_issuer": "Credentials",
     "oidc_client_id": "Sign-in of the console",
-    "rate_limit": "Rate limits",
+    "rate_limit_per_second": "Rate limits",
     "model": "Agents and models",
     "pod_backend": "Pods",
     "pod_image": "Kubernetes",

@@ -108,7 +108,7 @@ def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
             "DATABASE_URL": url,
             "SERVER_PORT": str(port),
             "WORKERS": "1",
-            "RATE_LIMIT": "off",
+            "RATE_LIMIT_PER_SECOND": "0",
             "LEASE_SECONDS": str(LEASE_SECONDS),
             "RUN_ID": _RUN_ID,
             "METRICS_PORT": "0",

@@ -67,7 +67,7 @@ class Stack(Service):
             "RUNTIME_PORT": str(ports[2 + workers]),
             "WORKERS": "2",
             # Off, because tests share credentials and make more calls than the limits allow.
-            "RATE_LIMIT": "off",
+            "RATE_LIMIT_PER_SECOND": "0",
             # Tests receive webhooks on loopback.
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             **environment,

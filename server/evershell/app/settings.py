@@ -127,12 +127,10 @@ class ServerSettings(PodSettings):
     oidc_scopes: str = "openid"
     """The scopes that are requested, separated by spaces."""
 
-    rate_limit: bool = True
-    """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
-    rate_limit_per_second: int = Field(100, ge=2)
-    """How many calls per second each credential may make, with bursts of twice as many. CancelTask,
-    CancelTasks, HoldOrg and ReleaseOrg are counted separately, and together may make half as many.
-    """
+    rate_limit_per_second: int = Field(100, ge=0)
+    """How many [calls per second](calls.md#rate-limits) each credential may make, with bursts of
+    twice as many. CancelTask, CancelTasks, HoldOrg and ReleaseOrg are counted separately, and
+    together may make half as many. 0: no limit; otherwise at least 2."""
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
@@ -212,6 +210,13 @@ class ServerSettings(PodSettings):
     def _resolve(cls, value: Path) -> Path:
         # Sandboxes hide this folder, and need its real path to do so.
         return Path(os.path.realpath(value))
+
+    @field_validator("rate_limit_per_second")
+    @classmethod
+    def _with_half_for_cancellations(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0, for no limit, or at least 2")
+        return value
 
     @field_validator("agent_command")
     @classmethod

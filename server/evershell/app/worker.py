@@ -248,9 +248,9 @@ def _tracing() -> tuple["Tracing", Interceptor]:
 
 
 def _rate_limits(settings: Settings) -> RateLimits | None:
-    if not settings.rate_limit:
-        return None
     calls = settings.rate_limit_per_second
+    if not calls:
+        return None
     cancellations = calls // 2
     return RateLimits(Rate(calls, 2 * calls), Rate(cancellations, 2 * cancellations))
 

@@ -85,7 +85,12 @@ class Installed(Stack):
 
     def __init__(self, folder: Path, installation: Environment) -> None:
         ports = free_ports(5, in_a_row=5)
-        super().__init__(folder / "state", METRICS_PORT=str(ports[0]))
+        super().__init__(
+            folder / "state",
+            METRICS_PORT=str(ports[0]),
+            # Version 0.1.0 does not take 0. No caller reaches this limit.
+            RATE_LIMIT_PER_SECOND="100000",
+        )
         self._installation = installation
 
     @property

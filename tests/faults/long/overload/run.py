@@ -125,7 +125,10 @@ class Run:
     def _start(self) -> Stack:
         port = free_ports(self.workers + 3, in_a_row=self.workers + 3)[0]
         self._stack = stack = Stack(
-            self.state_dir, WORKERS=str(self.workers), METRICS_PORT=str(port), RATE_LIMIT="off"
+            self.state_dir,
+            WORKERS=str(self.workers),
+            METRICS_PORT=str(port),
+            RATE_LIMIT_PER_SECOND="0",
         )
         stack.checkout = self.checkout
         stack.start()

@@ -46,7 +46,7 @@ def main(calls: int, warm_up: int, seed: int | None) -> None:
     )
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     history = folder / "history.jsonl"
-    stack = Stack(folder / "state", RATE_LIMIT="on", LOG_LEVEL="INFO", **_LIMITS)
+    stack = Stack(folder / "state", LOG_LEVEL="INFO", **_LIMITS)
     with stack.ended(), closing(Recorder(history)) as recorder:
         stack.start()
         problems = list(_soak(stack, calls, warm_up, seed, recorder))
