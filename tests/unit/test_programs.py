@@ -58,6 +58,22 @@ def test_no_setting_is_removed_and_exists() -> None:
     assert not removed_settings._INSTEAD.keys() & {name.upper() for name in Settings.model_fields}
 
 
+def test_an_edge_needs_its_workers_as_arguments(tmp_path: Path) -> None:
+    def rendered(*workers: str, **variables: str) -> str:
+        path = tmp_path / "envoy.yaml"
+        path.unlink(missing_ok=True)
+        command = ["edge", "--render", str(path), *workers]
+        done = CliRunner().invoke(main, command, env={"STATE_DIR": str(tmp_path), **variables})
+        return path.read_text() if done.exit_code == 0 else done.stderr
+
+    assert "Missing HOST:PORT of the workers." in rendered()
+    assert "EDGE_WORKERS: Give `evershell edge` the workers" in rendered(EDGE_WORKERS="a:1")
+    config = rendered("a:1", "b:2")
+    assert '"address": "b", "port_value": 2' in config
+    # An `up` of version 0.1.0 renders the configuration like this.
+    assert rendered(EDGE_WORKERS="a:1,b:2", RUN_ID="run_1") == config
+
+
 @pytest.mark.parametrize("program", ["serve", "up"])
 def test_signing_keys_that_are_not_valid_are_refused_in_one_line(
     program: str, tmp_path: Path

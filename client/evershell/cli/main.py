@@ -61,7 +61,7 @@ _OPERATIONS = {
     "orgs": Command("Create and list organizations.", "server"),
     "serve": Command("Run one control-plane worker.", "server"),
     "fleet": Command("Run one fleet controller, which leads or stands by.", "server"),
-    "edge": Command("Run Envoy in front of the workers of EDGE_WORKERS.", "local"),
+    "edge": Command("Run Envoy in front of workers.", "local"),
     "rotate": Command("Replace the signing key of the control plane.", "server"),
     "migrate": Command("Bring the database to the schema of this version.", "server"),
     "fence": Command("Fence all agents after a restore of the database.", "server"),

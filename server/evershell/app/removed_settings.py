@@ -11,6 +11,7 @@ _TEMPLATE = "Set {} in POD_TEMPLATE_FILE; with the chart, in its value `agents`.
 # For each of these settings, what to do instead.
 _INSTEAD = {
     "CRASH_POINTS_DIR": "Unset it: only tests used it.",
+    "EDGE_WORKERS": "Give `evershell edge` the workers as arguments: HOST:PORT, for each one.",
     "LOG_MAX_BYTES": "Unset it: only tests used it. Logs are rotated at 16 MiB.",
     "OIDC_RESOURCE": "Add `resource=…`, URL-encoded, to the query of OIDC_AUTHORIZATION_URL.",
     "POD_CPU_LIMIT": _TEMPLATE.format("resources.limits.cpu"),

@@ -72,9 +72,6 @@ class ServerSettings(PodSettings):
     """The port of the first worker of the control plane. The other workers use the next ports."""
     workers: int = Field(2, ge=1, le=64)
     """The number of workers."""
-    edge_workers: str = ""
-    """`host:port` of the workers for `evershell edge`; several are separated by commas. A name
-    stands for all of its addresses, which are resolved again every few seconds."""
     listen_host: str = "127.0.0.1"
     """The IPv4 address on which Envoy and the workers listen. With `up` and local pods, the workers
     listen on 127.0.0.1, because no other machine calls them."""

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -19,9 +20,11 @@ _ADMIN_SECONDS = 5.0
 
 
 @click.command(
-    help="Run Envoy in front of the workers that EDGE_WORKERS names. It ends at once on SIGTERM; "
-    "to move its callers to other edges before that, run this command with --drain."
+    help="Run Envoy in front of the WORKERS, each of which is HOST:PORT. A name stands for all of "
+    "its addresses, which are resolved again every few seconds. Envoy ends at once on SIGTERM; to "
+    "move its callers to other edges before that, run this command with --drain."
 )
+@click.argument("workers", nargs=-1)
 @click.option(
     "--admin-socket",
     type=click.Path(path_type=Path),
@@ -43,13 +46,19 @@ _ADMIN_SECONDS = 5.0
     metavar="FILE",
     help="Do not run Envoy. Write its configuration to this file.",
 )
-def edge(admin_socket: Path | None, drain_seconds: float | None, config_path: Path | None) -> None:
+def edge(
+    workers: Sequence[str],
+    admin_socket: Path | None,
+    drain_seconds: float | None,
+    config_path: Path | None,
+) -> None:
     """Becomes Envoy, drains a running Envoy, or only writes the configuration."""
     if config_path is not None:
         with problems_reported():
-            envoy.render(_wanted(admin_socket or config_path.with_name("admin.sock")), config_path)
+            socket = admin_socket or config_path.with_name("admin.sock")
+            envoy.render(_wanted(workers, socket), config_path)
     elif drain_seconds is None:
-        _run(admin_socket)
+        _run(workers, admin_socket)
     elif admin_socket is None:
         raise click.UsageError("--drain needs --admin-socket.")
     else:
@@ -71,12 +80,12 @@ def _drain(admin_socket: Path, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def _run(admin_socket: Path | None) -> None:
+def _run(workers: Sequence[str], admin_socket: Path | None) -> None:
     """Writes the configuration, and becomes Envoy."""
     # The folder is not removed. It disappears with the container.
     folder = Path(tempfile.mkdtemp(prefix="edge-"))
     with problems_reported():
-        wanted = _wanted(admin_socket or folder / "admin.sock")
+        wanted = _wanted(workers, admin_socket or folder / "admin.sock")
         envoy.render(wanted, folder / "envoy.yaml")
         envoy.validate(folder / "envoy.yaml")
         options = ("--disable-hot-restart", *envoy.DRAIN_AT_ONCE)
@@ -85,10 +94,12 @@ def _run(admin_socket: Path | None) -> None:
     os.execve(command[0], command, edge_environment(wanted))  # noqa: S606 - no shell is needed
 
 
-def _wanted(admin_socket: Path) -> envoy.Edge:
+def _wanted(workers: Sequence[str], admin_socket: Path) -> envoy.Edge:
     """The edge that the settings describe. Raises click.ClickException or OperatorError."""
     settings = read_settings()
-    workers = [each.strip() for each in settings.edge_workers.split(",") if each.strip()]
+    # The variable is refused above, unless an `up` of version 0.1.0 has started this program.
+    if not workers and (named := os.environ.get("EDGE_WORKERS")):
+        workers = named.split(",")
     if not workers:
-        raise click.ClickException("Set EDGE_WORKERS to host:port of the workers.")
+        raise click.UsageError("Missing HOST:PORT of the workers.")
     return edge_of(settings, workers, admin_socket=admin_socket, metrics_port=settings.metrics_port)

@@ -1,7 +1,6 @@
 """The environments of the stack's programs: which settings and secrets each of them gets."""
 
 import os
-from collections.abc import Sequence
 
 from pydantic import SecretStr
 
@@ -22,10 +21,9 @@ def service_settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"listen_host": "127.0.0.1"})
 
 
-def render_environment(settings: Settings, workers: Sequence[str]) -> dict[str, str]:
+def render_environment(settings: Settings) -> dict[str, str]:
     """The environment of a program that only writes the configuration of Envoy."""
-    ports = {"METRICS_PORT": str(edge_metrics_port(settings)), "EDGE_WORKERS": ",".join(workers)}
-    return _environment(settings) | ports
+    return _environment(settings) | {"METRICS_PORT": str(edge_metrics_port(settings))}
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:

@@ -190,12 +190,10 @@ def _render(settings: Settings, edge: EdgeProcess, path: Path) -> None:
 
     Its version may differ from the version of this process. Raises OperatorError.
     """
-    socket = str(edge.settings.admin_socket)
+    options = ("--admin-socket", str(edge.settings.admin_socket), "--render", str(path))
     done = subprocess.run(
-        run_lock.command(
-            settings.state_dir, "edge", "--admin-socket", socket, "--render", str(path)
-        ),
-        env=render_environment(settings, edge.settings.workers),
+        run_lock.command(settings.state_dir, "edge", *options, *edge.settings.workers),
+        env=render_environment(settings),
         check=False,
         capture_output=True,
         text=True,

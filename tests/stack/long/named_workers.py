@@ -62,7 +62,7 @@ class NamedWorkers:
         self._new_addresses = (f"127.0.0.{number}" for number in range(2, 250))
         self._run(
             "edge",
-            EDGE_WORKERS=f"{NAME}:{self.port}",
+            f"{NAME}:{self.port}",
             REST_PORT=str(rest_port),
             GRPC_PORT=str(grpc_port),
             TMPDIR=str(folder),

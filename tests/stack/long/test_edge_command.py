@@ -15,9 +15,9 @@ from tests.support.waiting import eventually
 LIMIT_SECONDS = 30
 
 
-def edge(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[str]":
+def edge(folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "evershell.commands", "edge", *options],
+        [sys.executable, "-m", "evershell.commands", "edge", *arguments],
         env={**os.environ, "TMPDIR": str(folder), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -44,7 +44,7 @@ def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> 
     process = edge(
         tmp_path,
         *options,
-        EDGE_WORKERS=f"127.0.0.1:{closed}",
+        f"127.0.0.1:{closed}",
         REST_PORT=str(rest_port),
         GRPC_PORT=str(grpc_port),
     )

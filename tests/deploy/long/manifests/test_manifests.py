@@ -284,7 +284,7 @@ def test_an_edge_drains_for_longer_than_a_wait_before_it_ends(
     assert drain_seconds > MAX_WAIT_SECONDS
     assert spec["terminationGracePeriodSeconds"] >= drain_seconds + START_SECONDS
     socket = Path(values["--admin-socket"])
-    assert container["args"] == ["edge", "--admin-socket", str(socket)]
+    assert container["args"] == ["edge", "--admin-socket", str(socket), "edge-workers:50051"]
     assert str(socket.parent) in [each["mountPath"] for each in container["volumeMounts"]]
 
 

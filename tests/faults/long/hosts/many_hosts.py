@@ -108,8 +108,8 @@ class ManyHosts(Stack):
         self._start(
             EDGE,
             "edge",
+            *self.worker_addresses(),
             LISTEN_HOST=self.network.address(EDGE),
-            EDGE_WORKERS=",".join(self.worker_addresses()),
             TMPDIR=str(self.state_dir / "edge"),
         )
         self.ready = {
@@ -180,8 +180,8 @@ class ManyHosts(Stack):
         }
         return socket_url
 
-    def _start(self, host: str, program: str, **environment: str) -> None:
-        self._run(host, sys.executable, "-m", "evershell.commands", program, **environment)
+    def _start(self, host: str, *command: str, **environment: str) -> None:
+        self._run(host, sys.executable, "-m", "evershell.commands", *command, **environment)
 
     def _run(self, host: str, *command: str, **environment: str) -> None:
         with (self.state_dir / "logs" / f"{host}.log").open("ab") as log:
