@@ -12,8 +12,10 @@ _random = random.SystemRandom()
 _given: set[int] = set()
 
 
-def free_ports(count: int, in_a_row: int = 2) -> list[int]:
+def free_ports(count: int, in_a_row: int = 2, distance: int = 0) -> list[int]:
     """Returns free ports. The last `in_a_row` of them are consecutive.
+
+    With `distance`, the ports that come so far after these are free too.
 
     The ports are below the ephemeral range, so the kernel cannot give them to connections before a
     server listens on them. Each worker of pytest-xdist has its own range of ports. Otherwise, two
@@ -26,13 +28,12 @@ def free_ports(count: int, in_a_row: int = 2) -> list[int]:
     own = range(10_000 + worker * size, 10_000 + (worker + 1) * size)
     scattered = max(0, count - in_a_row)
     while True:
-        first = _random.choice(own[:-in_a_row])
-        ports = [
-            *_random.sample(own, scattered),
-            *range(first, first + count - scattered),
-        ]
-        wanted = set(ports)
-        if len(wanted) == count and not wanted & _given and all(map(_is_free, ports)):
+        first = _random.choice(own[: -in_a_row - distance])
+        row = range(first, first + count - scattered)
+        ports = [*_random.sample(own, scattered), *row]
+        wanted = {*ports, *(port + distance for port in row)}
+        is_distinct = len(wanted) == count + (len(row) if distance else 0)
+        if is_distinct and not wanted & _given and all(map(_is_free, wanted)):
             _given.update(wanted)
             return ports
 

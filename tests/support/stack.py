@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from evershell.app.settings import Settings
+from evershell.app.settings import AGENT_PORT_DISTANCE, Settings
 from evershell.stack import postgres
 from tests.support import pod_processes, secrets
 from tests.support.cluster import copy_cluster
@@ -51,7 +51,7 @@ class Stack(Service):
         super().__init__()
         self.state_dir = state_dir
         workers = int(environment.get("WORKERS", "2"))
-        ports = free_ports(2 + 2 * workers, in_a_row=2 * workers)
+        ports = free_ports(2 + workers, in_a_row=workers, distance=AGENT_PORT_DISTANCE)
         self._environment = {
             **{
                 name: value
@@ -64,7 +64,6 @@ class Stack(Service):
             "REST_PORT": str(ports[0]),
             "GRPC_PORT": str(ports[1]),
             "SERVER_PORT": str(ports[2]),
-            "RUNTIME_PORT": str(ports[2 + workers]),
             "WORKERS": "2",
             # Off, because tests share credentials and make more calls than the limits allow.
             "RATE_LIMIT_PER_SECOND": "0",
@@ -213,13 +212,14 @@ class Stack(Service):
         return float(self._environment.get("LEASE_SECONDS", default))
 
     def worker_addresses(self) -> list[str]:
-        return self._addresses_of_workers(int(self.ready["server_addr"].rpartition(":")[2]))
+        return self._addresses_of_workers(0)
 
     def runtime_addresses(self) -> list[str]:
         """Returns the addresses at which agents call the workers if AGENT_TLS is on."""
-        return self._addresses_of_workers(int(self._environment["RUNTIME_PORT"]))
+        return self._addresses_of_workers(AGENT_PORT_DISTANCE)
 
-    def _addresses_of_workers(self, first_port: int) -> list[str]:
+    def _addresses_of_workers(self, distance: int) -> list[str]:
+        first_port = int(self.ready["server_addr"].rpartition(":")[2]) + distance
         workers = int(self._environment["WORKERS"])
         return [f"127.0.0.1:{first_port + index}" for index in range(workers)]
 

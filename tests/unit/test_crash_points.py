@@ -32,7 +32,7 @@ async def test_a_worker_wraps_nothing_unless_the_folder_is_set(
     monkeypatch.setattr(crash_points, "FOLDER", str(tmp_path) if is_set else "")
     settings = Settings(state_dir=tmp_path, database_url="postgresql:///nowhere")
     settings.signing_key_path.write_text(new_key())
-    async with worker.worker(settings, Metrics()) as server:
+    async with worker.worker(settings, Metrics(), 0) as server:
         assert isinstance(server, Server)
     armed = {"commit_events", "record_cancellation", "record_answer", "cancel_task", "start_task"}
     assert wrapped == (armed if is_set else set())

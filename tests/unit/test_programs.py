@@ -96,7 +96,7 @@ async def test_an_invalid_url_of_the_database_is_not_printed(
     monkeypatch.setenv("DATABASE_URL", "postgresql:///nowhere")
     monkeypatch.setenv(name, "postgresql://user:pass word@host")
     with pytest.raises(OperatorError) as raised:
-        async with worker(Settings.read(), Metrics()):
+        async with worker(Settings.read(), Metrics(), 0):
             pass
     assert str(raised.value) == f"{name} is not a valid URL of PostgreSQL."
 

@@ -15,7 +15,6 @@ POD_IMAGE: {{ .Values.agentImage | default (include "evershell.image" .) | quote
 POD_TEMPLATE_FILE: /etc/evershell-agents/agents.yaml
 # Agents have their own port, which accepts only agents with their certificates.
 AGENT_TLS: "on"
-RUNTIME_PORT: "50151"
 RUNTIME_SERVICE: workers:50151
 LISTEN_HOST: 0.0.0.0
 METRICS_HOST: 0.0.0.0

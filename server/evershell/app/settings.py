@@ -21,6 +21,9 @@ from evershell.fleet.kubernetes.objects import PodSettings
 
 # The longest timeout or lease.
 _DAY_SECONDS = 86_400
+_MAX_PORT = 65_535
+# With AGENT_TLS, a worker serves agents on this port after its own.
+AGENT_PORT_DISTANCE = 100
 
 
 def _program_memory_mb() -> int:
@@ -64,12 +67,13 @@ class ServerSettings(PodSettings):
     """Tasks that ended longer ago are [removed](lifetime.md#retention), with their events. 0 keeps
     everything."""
 
-    rest_port: int = Field(8080, ge=1, le=65535)
+    rest_port: int = Field(8080, ge=1, le=_MAX_PORT)
     """The port for REST, through Envoy."""
-    grpc_port: int = Field(8081, ge=1, le=65535)
+    grpc_port: int = Field(8081, ge=1, le=_MAX_PORT)
     """The port for gRPC, through Envoy."""
-    server_port: int = Field(50051, ge=1, le=65535)
-    """The port of the first worker of the control plane. The other workers use the next ports."""
+    server_port: int = Field(50051, ge=1, le=_MAX_PORT)
+    """The port of the first worker of the control plane. The other workers use the next ports. With
+    `AGENT_TLS`, each worker also serves agents on the port that is 100 higher than its own."""
     workers: int = Field(2, ge=1, le=64)
     """The number of workers."""
     listen_host: str = "127.0.0.1"
@@ -86,9 +90,6 @@ class ServerSettings(PodSettings):
     agent_tls: bool = False
     """TLS between the control plane and its agents, in both directions. Its certificates need no
     settings."""
-    runtime_port: int = Field(50151, ge=1, le=65535)
-    """With `AGENT_TLS`, the port on which the first worker serves agents. The other workers use the
-    next ports."""
 
     jwt_issuer: str = "https://auth.evershell.ai"
     """The issuer of session tokens."""
@@ -183,7 +184,7 @@ class ServerSettings(PodSettings):
 
     metrics_host: str = "127.0.0.1"
     """The address on which programs serve their metrics. In a pod, the pod's address."""
-    metrics_port: int = Field(0, ge=0, le=65535)
+    metrics_port: int = Field(0, ge=0, le=_MAX_PORT)
     """The port of the first worker's [metrics](monitoring.md#metrics). The other workers use the
     next ports, then the first fleet controller, Envoy, and the second fleet controller. 0: no
     metrics."""
@@ -221,6 +222,13 @@ class ServerSettings(PodSettings):
         # Raises ValueError if the quotes in the command do not match.
         shlex.split(value)
         return value
+
+    @model_validator(mode="after")
+    def _with_a_port_for_each_worker(self) -> Self:
+        last = self.server_port + self.workers - 1 + self.agent_tls * AGENT_PORT_DISTANCE
+        if last > _MAX_PORT:
+            raise ValueError(f"SERVER_PORT is too high: the last port of a worker would be {last}")
+        return self
 
     @model_validator(mode="after")
     def _found_in_pods(self) -> Self:
@@ -305,7 +313,7 @@ class ServerSettings(PodSettings):
     @property
     def worker_addresses(self) -> list[str]:
         """host:port of each worker."""
-        return [f"{self.listen_host}:{self.server_port + index}" for index in range(self.workers)]
+        return self._addresses(self.server_port)
 
     @property
     def runtime_addresses(self) -> list[str]:
@@ -314,7 +322,10 @@ class ServerSettings(PodSettings):
             return [each.strip() for each in self.runtime_service.split(",")]
         if not self.agent_tls:
             return self.worker_addresses
-        return [f"{self.listen_host}:{self.runtime_port + index}" for index in range(self.workers)]
+        return self._addresses(self.server_port + AGENT_PORT_DISTANCE)
+
+    def _addresses(self, first_port: int) -> list[str]:
+        return [f"{self.listen_host}:{first_port + index}" for index in range(self.workers)]
 
     @property
     def logs_dir(self) -> Path:

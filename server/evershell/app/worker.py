@@ -34,7 +34,7 @@ from evershell.app.program import (
     serving_metrics,
     signing_keys_of,
 )
-from evershell.app.settings import Settings
+from evershell.app.settings import AGENT_PORT_DISTANCE, Settings
 from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.api_keys import ApiKeys
@@ -76,7 +76,7 @@ DRAIN_SECONDS = 4.0
 async def serve(settings: Settings, port: int) -> None:
     """Runs one worker until SIGTERM or SIGINT, then drains it. Raises OperatorError."""
     metrics = log_and_metrics("serve", settings)
-    async with turns.counted(), worker(settings, metrics) as server:
+    async with turns.counted(), worker(settings, metrics, port) as server:
         with serving_metrics(metrics, settings):
             exempt_from_collection()
             await server.start(f"{settings.listen_host}:{port}", serving=False)
@@ -85,8 +85,8 @@ async def serve(settings: Settings, port: int) -> None:
 
 
 @asynccontextmanager
-async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
-    """A worker that does not listen yet. Raises OperatorError."""
+async def worker(settings: Settings, metrics: Metrics, port: int) -> AsyncIterator[Server]:
+    """A worker that will listen on this port. Raises OperatorError."""
     signing_keys, prices = signing_keys_of(settings), read_prices(settings.prices_file)
     async with AsyncExitStack() as stack:
         pool, clock = await stack.enter_async_context(database(settings, metrics, CALLS_NAME))
@@ -185,7 +185,9 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             admission,
             interceptors,
             subscriptions.drain,
-            AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
+            AgentListener(f"{settings.listen_host}:{port + AGENT_PORT_DISTANCE}", tls)
+            if tls
+            else None,
             probe,
             [room.service for room in rooms],
         )

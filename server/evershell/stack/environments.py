@@ -32,7 +32,6 @@ def worker_environment(settings: Settings, index: int) -> dict[str, str]:
     It has the key of the agents' model only on Kubernetes, where agents get the key from a worker.
     """
     own = _service_environment(settings) | _metrics_port(settings, index)
-    own["RUNTIME_PORT"] = str(settings.runtime_port + index)
     if settings.pod_backend == "local":
         own.pop("OPENAI_API_KEY", None)
     return own

@@ -3,7 +3,7 @@
 import errno
 import socket
 
-from evershell.app.settings import Settings
+from evershell.app.settings import AGENT_PORT_DISTANCE, Settings
 from evershell.core.errors import OperatorError
 from evershell.stack.environments import service_settings
 
@@ -15,7 +15,8 @@ def check_ports(settings: Settings) -> None:
     for index in range(settings.workers):
         addresses[f"SERVER_PORT + {index}"] = workers, settings.server_port + index
         if settings.agent_tls:
-            addresses[f"RUNTIME_PORT + {index}"] = workers, settings.runtime_port + index
+            after = AGENT_PORT_DISTANCE + index
+            addresses[f"SERVER_PORT + {after}"] = workers, settings.server_port + after
     if settings.metrics_port:
         for index in range(settings.workers + 3):
             port = settings.metrics_port + index
@@ -23,8 +24,8 @@ def check_ports(settings: Settings) -> None:
     if len({port for _, port in addresses.values()}) < len(addresses):
         message = (
             "Two of these ports are the same: REST_PORT, GRPC_PORT, WORKERS ports from SERVER_PORT "
-            "on, WORKERS ports from RUNTIME_PORT on (with AGENT_TLS), and WORKERS + 3 ports from "
-            "METRICS_PORT on."
+            f"on, WORKERS ports from SERVER_PORT + {AGENT_PORT_DISTANCE} on (with AGENT_TLS), and "
+            "WORKERS + 3 ports from METRICS_PORT on."
         )
         raise OperatorError(message)
     for name, (host, port) in addresses.items():

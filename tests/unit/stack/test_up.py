@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import SecretStr
 
-from evershell.app.settings import Settings
+from evershell.app.settings import AGENT_PORT_DISTANCE, Settings
 from evershell.core.errors import OperatorError
 from evershell.fleet.local import isolation
 from evershell.stack import up
@@ -111,22 +111,31 @@ def test_another_stack_is_refused(wanted: Literal["auto", "sandbox"], host: str)
 
 @pytest.fixture
 def ports() -> dict[str, int]:
-    rest, grpc, server, _, runtime, _, metrics, *_ = free_ports(11, in_a_row=9)
+    rest, grpc, server, _ = free_ports(4, distance=AGENT_PORT_DISTANCE)
+    metrics, *_ = free_ports(5, in_a_row=5)
     return {
         "rest_port": rest,
         "grpc_port": grpc,
         "server_port": server,
-        "runtime_port": runtime,
         "metrics_port": metrics,
     }
 
 
-@pytest.fixture(params=["rest_port", "grpc_port", "server_port", "runtime_port", "metrics_port"])
-def taken(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[str]:
-    """The name of the setting whose port is taken."""
-    name = str(request.param)
-    with socket.create_server(("127.0.0.1", ports[name])):
-        yield name
+@pytest.fixture(
+    params=[
+        ("rest_port", 0),
+        ("grpc_port", 0),
+        ("server_port", 1),
+        ("server_port", AGENT_PORT_DISTANCE),
+        ("metrics_port", 0),
+    ]
+)
+def taken(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """The name of a setting, and a port that belongs to it and is taken."""
+    name, distance = request.param
+    port = ports[name] + distance
+    with socket.create_server(("127.0.0.1", port)):
+        yield name, port
 
 
 def problem(**settings: object) -> str:
@@ -140,9 +149,9 @@ def test_free_ports_are_accepted(ports: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - nothing listens there
-def test_a_taken_port_is_named(ports: dict[str, int], taken: str, host: str) -> None:
-    said = problem(**ports, agent_tls=True, listen_host=host)
-    assert said == f"Port {ports[taken]} is taken. Set {taken.upper()} to another one."
+def test_a_taken_port_is_named(ports: dict[str, int], taken: tuple[str, int], host: str) -> None:
+    said, (name, port) = problem(**ports, agent_tls=True, listen_host=host), taken
+    assert said == f"Port {port} is taken. Set {name.upper()} to another one."
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "::1", "nowhere.invalid"])
@@ -154,7 +163,7 @@ def test_a_host_that_is_no_address_of_this_machine_is_refused(
 
 
 def test_ports_that_are_not_used_may_be_taken(ports: dict[str, int]) -> None:
-    with socket.create_server(("127.0.0.1", ports["runtime_port"])):
+    with socket.create_server(("127.0.0.1", ports["server_port"] + AGENT_PORT_DISTANCE)):
         check_ports(Settings.model_validate(ports))
 
 

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 import yaml
 
-from evershell.app.settings import Settings
+from evershell.app.settings import AGENT_PORT_DISTANCE, Settings
 from evershell.app.worker import DRAIN_SECONDS
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.cli.values import DURATION
@@ -127,7 +127,7 @@ def test_the_settings_are_valid(
         monkeypatch.setenv(name, value)
     settings = Settings.read()
     assert settings.agent_tls
-    assert settings.runtime_port == RUNTIME_PORT
+    assert settings.server_port + AGENT_PORT_DISTANCE == RUNTIME_PORT
     assert settings.runtime_addresses == [f"workers:{RUNTIME_PORT}"]
     assert settings.state_dir == Path("/etc/evershell")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evershell.app.settings import AGENT_PORT_DISTANCE
 from tests.deploy.long.node import node
 from tests.support.constants import with_constants
 from tests.support.ports import free_ports
@@ -34,7 +35,8 @@ def running_stack(
     """
     node.require()
     host = os.environ.get("NODE_HOST") or _own_address()
-    first, _, runtime, _ = free_ports(4)
+    first, _ = free_ports(2, distance=AGENT_PORT_DISTANCE)
+    runtime = first + AGENT_PORT_DISTANCE
     template = folder / "agents.yaml"
     resources = {
         "requests": {"cpu": "10m", "memory": "32Mi"},
@@ -51,7 +53,6 @@ def running_stack(
         LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers
         SERVER_PORT=str(first),
         AGENT_TLS="on",
-        RUNTIME_PORT=str(runtime),
         RUNTIME_SERVICE=f"{host}:{runtime},{host}:{runtime + 1}",
     )
     constants = {"evershell.app.pod_backends": {"_END_SECONDS": end_seconds}}
