@@ -39,7 +39,7 @@ SECTIONS = {
     "model": "Agents and models",
     "pod_backend": "Pods",
     "pod_image": "Kubernetes",
-    "metrics_host": "Programs, metrics and logs",
+    "metrics_address": "Programs, metrics and logs",
     "webhook_allowed_networks": "Webhooks",
 }
 CONFIGURATION = """\
@@ -53,7 +53,7 @@ of an earlier version, stops the program with a message that says what to do.
 
 <!-- not run: starts a stack, which runs until Ctrl-C -->
 ```sh
-STATE_DIR=/srv/evershell WORKERS=4 METRICS_PORT=9100 evershell up
+STATE_DIR=/srv/evershell WORKERS=4 METRICS_ADDRESS=127.0.0.1:9100 evershell up
 ```
 
 The command line and the Python client have [their own variables](command-line.md#which-service).

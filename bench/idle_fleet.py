@@ -111,9 +111,9 @@ def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
             "RATE_LIMIT_PER_SECOND": "0",
             "LEASE_SECONDS": str(LEASE_SECONDS),
             "RUN_ID": _RUN_ID,
-            "METRICS_PORT": "0",
         }
-        of_controller = {**environment, "METRICS_PORT": str(processes.free_port())}
+        address = f"127.0.0.1:{processes.free_port()}"
+        of_controller = {**environment, "METRICS_ADDRESS": address}
         migrate = f"from evershell.store.migrate import migrate; migrate({url!r})"
         subprocess.run([python, "-c", migrate], cwd=checkout, check=True)
         fleet = [python, str(_CONTROLLER)]

@@ -4,7 +4,7 @@ from tests.support.metrics import await_metrics, scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# The metrics ports of the two workers and the two controllers, as offsets from METRICS_PORT.
+# The metrics ports of the two workers and the two controllers, as offsets from METRICS_ADDRESS.
 # Envoy's port has offset 3.
 PROGRAMS = (0, 1, 2, 4)
 

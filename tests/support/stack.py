@@ -203,7 +203,7 @@ class Stack(Service):
     @property
     def metrics_port(self) -> int:
         """The metrics port of the first worker; 0 if metrics are off."""
-        return int(self._environment.get("METRICS_PORT", "0"))
+        return int(self._environment.get("METRICS_ADDRESS", "").rpartition(":")[2] or 0)
 
     @property
     def lease_seconds(self) -> float:

@@ -19,7 +19,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     state_dir = tmp_path_factory.mktemp("stack") / "state"
     running = Stack(
         state_dir,
-        METRICS_PORT=str(free_ports(5, in_a_row=5)[0]),
+        METRICS_ADDRESS=f"127.0.0.1:{free_ports(5, in_a_row=5)[0]}",
         # Tests receive webhooks on loopback.
         WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
     )

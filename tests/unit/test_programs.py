@@ -11,6 +11,7 @@ from click import ClickException
 from click.testing import CliRunner
 
 from evershell.app import removed_settings
+from evershell.app.removed_settings import RENAMED, refuse_removed_settings
 from evershell.app.settings import Settings
 from evershell.app.worker import worker
 from evershell.cli.main import main
@@ -52,6 +53,22 @@ def test_a_removed_setting_is_refused_with_what_to_do_instead(
     # settings, so they are not refused.
     monkeypatch.setenv("RUN_ID", "run_1")
     read_settings()
+
+
+@pytest.mark.parametrize(("port", "address"), [("0", ""), ("9001", "127.0.0.1:9001")])
+def test_a_program_keeps_its_metrics_under_an_up_of_the_previous_version(
+    port: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("METRICS_HOST", "127.0.0.1"), ("METRICS_PORT", port)):
+        monkeypatch.setenv(name, value)
+    # So that the variable that the program sets is removed after the test.
+    monkeypatch.setenv("METRICS_ADDRESS", "")
+    with pytest.raises(ClickException, match=r"METRICS_PORT: Set METRICS_ADDRESS to host:port\."):
+        read_settings()
+    # `restart` checks the settings of the operator.
+    refuse_removed_settings(os.environ, but=RENAMED)
+    monkeypatch.setenv("RUN_ID", "run_1")
+    assert read_settings().metrics_address == address
 
 
 def test_no_setting_is_removed_and_exists() -> None:
@@ -111,6 +128,7 @@ async def test_an_invalid_url_of_the_database_is_not_printed(
         ("MODEL_TIMEOUT_SECONDS", "inf"),
         ("TOOL_TIMEOUT_SECONDS", "inf"),
         ("TLS_CLIENT_CA_FILE", "ca.pem"),
+        ("METRICS_ADDRESS", "9100"),
     ],
 )
 def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: str) -> None:
@@ -215,7 +233,7 @@ async def test_a_controller_makes_no_turn_before_it_can_lead(tmp_path: Path) -> 
     count = TurnCount()
     environment = os.environ | {
         "STATE_DIR": str(tmp_path),
-        "METRICS_PORT": "0",
+        "METRICS_ADDRESS": "",
         turns.VARIABLE: str(count.descriptor),
     }
     program = await asyncio.create_subprocess_exec(

@@ -20,3 +20,11 @@ def test_all_ports_of_workers_exist() -> None:
         Settings(server_port=65_535, workers=2)
     with pytest.raises(ValidationError, match="the last port of a worker would be 65536"):
         Settings(server_port=65_435, workers=2, agent_tls=True)
+
+
+def test_an_address_of_metrics_is_a_host_and_a_port() -> None:
+    of_ipv6 = Settings(metrics_address="[::1]:9100")
+    assert (of_ipv6.metrics_host, of_ipv6.metrics_port) == ("::1", 9100)
+    for address in ("9100", ":9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:9100"):
+        with pytest.raises(ValidationError, match="must be host:port"):
+            Settings(metrics_address=address)

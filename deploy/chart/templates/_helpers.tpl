@@ -17,8 +17,7 @@ POD_TEMPLATE_FILE: /etc/evershell-agents/agents.yaml
 AGENT_TLS: "on"
 RUNTIME_SERVICE: workers:50151
 LISTEN_HOST: 0.0.0.0
-METRICS_HOST: 0.0.0.0
-METRICS_PORT: "9100"
+METRICS_ADDRESS: 0.0.0.0:9100
 STATE_DIR: /etc/evershell
 {{- range $name, $value := .Values.settings }}
 {{ $name }}: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}

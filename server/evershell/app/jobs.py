@@ -51,7 +51,7 @@ JOBS = (
     Job(
         name="counts",
         what="counts workspaces and holds, and finds the oldest task that has ended, "
-        "for the [metrics](monitoring.md#metrics), with `METRICS_PORT`",
+        "for the [metrics](monitoring.md#metrics), with `METRICS_ADDRESS`",
         pause_seconds=60,
         of=_count,
     ),

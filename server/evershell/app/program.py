@@ -27,7 +27,7 @@ def log_and_metrics(program: str, settings: Settings) -> Metrics:
 
 @contextmanager
 def serving_metrics(metrics: Metrics, settings: Settings) -> Iterator[None]:
-    """Serves the metrics, unless the port is 0. Raises OperatorError if it cannot use the port."""
+    """Serves the metrics at METRICS_ADDRESS, if it is set. Raises OperatorError if it cannot."""
     with ExitStack() as stack:
         try:
             stack.enter_context(
@@ -35,8 +35,8 @@ def serving_metrics(metrics: Metrics, settings: Settings) -> Iterator[None]:
             )
         except OSError as error:
             message = (
-                f"Metrics cannot be served on port {settings.metrics_port} ({error.strerror}). "
-                "Set METRICS_PORT to another one."
+                f"Metrics cannot be served at {settings.metrics_address} ({error.strerror}). "
+                "Set METRICS_ADDRESS to another address."
             )
             raise OperatorError(message) from error
         yield

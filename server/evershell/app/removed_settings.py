@@ -3,7 +3,7 @@
 A program of the service does not start if one of them is set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from evershell.core.errors import OperatorError
 
@@ -13,6 +13,7 @@ _INSTEAD = {
     "CRASH_POINTS_DIR": "Unset it: only tests used it.",
     "EDGE_WORKERS": "Give `evershell edge` the workers as arguments: HOST:PORT, for each one.",
     "LOG_MAX_BYTES": "Unset it: only tests used it. Logs are rotated at 16 MiB.",
+    **dict.fromkeys(("METRICS_HOST", "METRICS_PORT"), "Set METRICS_ADDRESS to host:port."),
     "OIDC_RESOURCE": "Add `resource=…`, URL-encoded, to the query of OIDC_AUTHORIZATION_URL.",
     "POD_CPU_LIMIT": _TEMPLATE.format("resources.limits.cpu"),
     "POD_CPU_REQUEST": _TEMPLATE.format("resources.requests.cpu"),
@@ -32,15 +33,29 @@ _INSTEAD = {
 }
 
 
-def refuse_removed_settings(environment: Mapping[str, str]) -> None:
-    """Raises OperatorError if the environment has a setting that was removed."""
+# `up` of version 0.1.0 gives these to its programs, which use them under another name.
+RENAMED = frozenset({"METRICS_HOST", "METRICS_PORT"})
+
+
+def refuse_removed_settings(
+    environment: Mapping[str, str], but: Collection[str] = frozenset()
+) -> None:
+    """Raises OperatorError if the environment has a setting that was removed, except for `but`."""
     # If RUN_ID is set, `up` has started this program, and the environment has been checked already:
     # by `up`, or by `restart` if the version of `up` is earlier than the version of this program.
     # An earlier `up` also passes on settings that the operator has not set, and a check here would
     # refuse them.
     if "RUN_ID" in environment:
         return
-    given = {name.upper() for name, value in environment.items() if value}
+    given = {name.upper() for name, value in environment.items() if value} - set(but)
     problems = [f"{name}: {advice}" for name, advice in _INSTEAD.items() if name in given]
     if problems:
         raise OperatorError(f"Some settings no longer exist. {' '.join(problems)}")
+
+
+def renamed_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings that an `up` of version 0.1.0 has given to this program under an old name."""
+    port = environment.get("METRICS_PORT", "0") if "RUN_ID" in environment else "0"
+    if port == "0":
+        return {}
+    return {"METRICS_ADDRESS": f"{environment['METRICS_HOST']}:{port}"}

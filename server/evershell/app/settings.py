@@ -1,6 +1,7 @@
 """The settings: one frozen object, read from the environment once and validated then."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
@@ -182,12 +183,10 @@ class ServerSettings(PodSettings):
     tool_network: Literal["none", "host"] = "none"
     """In a sandbox, the network of a tool: none, or the network of this machine."""
 
-    metrics_host: str = "127.0.0.1"
-    """The address on which programs serve their metrics. In a pod, the pod's address."""
-    metrics_port: int = Field(0, ge=0, le=_MAX_PORT)
-    """The port of the first worker's [metrics](monitoring.md#metrics). The other workers use the
-    next ports, then the first fleet controller, Envoy, and the second fleet controller. 0: no
-    metrics."""
+    metrics_address: str = ""
+    """`host:port` at which the first worker serves its [metrics](monitoring.md#metrics), for
+    example `127.0.0.1:9100`. The other workers use the next ports, then the first fleet controller,
+    Envoy, and the second fleet controller. If empty, there are no metrics."""
     otel_exporter_otlp_endpoint: str = ""
     """Where [spans](monitoring.md#traces) are sent, by OTLP over HTTP. If empty, nowhere.
     OpenTelemetry reads its other variables (`OTEL_…`) itself."""
@@ -214,6 +213,14 @@ class ServerSettings(PodSettings):
     def _with_half_for_cancellations(cls, value: int) -> int:
         if value == 1:
             raise ValueError("must be 0, for no limit, or at least 2")
+        return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _as_host_and_port(cls, value: str) -> str:
+        form = re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d{1,5})", value)
+        if value and not (form and 0 < int(form[2]) <= _MAX_PORT):
+            raise ValueError("must be host:port")
         return value
 
     @field_validator("agent_command")
@@ -299,6 +306,15 @@ class ServerSettings(PodSettings):
     @property
     def rest_url(self) -> str:
         return f"{'https' if self.tls_cert_file else 'http'}://{self.edge_host}:{self.rest_port}"
+
+    @property
+    def metrics_host(self) -> str:
+        return self.metrics_address.rpartition(":")[0].strip("[]")
+
+    @property
+    def metrics_port(self) -> int:
+        """The port of METRICS_ADDRESS; 0 if there are no metrics."""
+        return int(self.metrics_address.rpartition(":")[2] or 0)
 
     @property
     def session_url(self) -> str:

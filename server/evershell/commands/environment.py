@@ -9,7 +9,7 @@ import click
 import psycopg
 from pydantic import ValidationError
 
-from evershell.app.removed_settings import refuse_removed_settings
+from evershell.app.removed_settings import refuse_removed_settings, renamed_settings
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError, UnavailableError
 from evershell.stack.ready import Ready
@@ -34,6 +34,7 @@ def read_settings() -> Settings:
     """The settings. Raises click.ClickException, which names each variable that is not valid."""
     with problems_reported():
         refuse_removed_settings(os.environ)
+    os.environ.update(renamed_settings(os.environ))
     try:
         return Settings.read()
     except ValidationError as error:

@@ -6,7 +6,7 @@ import signal
 import click
 import psutil
 
-from evershell.app.removed_settings import refuse_removed_settings
+from evershell.app.removed_settings import RENAMED, refuse_removed_settings
 from evershell.commands.environment import problems_reported, read_settings
 from evershell.stack.run_lock import choose_installation, running_pid
 from evershell.version import VERSION
@@ -27,7 +27,7 @@ def restart() -> None:
         with problems_reported():
             # The restarted programs get the environment of the stack, which may be of an earlier
             # version.
-            refuse_removed_settings(psutil.Process(pid).environ())
+            refuse_removed_settings(psutil.Process(pid).environ(), but=RENAMED)
         choose_installation(state_dir)
         os.kill(pid, signal.SIGHUP)
     except (OSError, psutil.Error) as error:

@@ -23,7 +23,7 @@ def service_settings(settings: Settings) -> Settings:
 
 def render_environment(settings: Settings) -> dict[str, str]:
     """The environment of a program that only writes the configuration of Envoy."""
-    return _environment(settings) | {"METRICS_PORT": str(edge_metrics_port(settings))}
+    return _environment(settings) | _metrics_address(settings, settings.workers + 1)
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
@@ -31,7 +31,7 @@ def worker_environment(settings: Settings, index: int) -> dict[str, str]:
 
     It has the key of the agents' model only on Kubernetes, where agents get the key from a worker.
     """
-    own = _service_environment(settings) | _metrics_port(settings, index)
+    own = _service_environment(settings) | _metrics_address(settings, index)
     if settings.pod_backend == "local":
         own.pop("OPENAI_API_KEY", None)
     return own
@@ -43,7 +43,8 @@ def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
     Unless the pods are on Kubernetes, the controller gives agents the key of their model. The
     second controller's metrics port follows the edge's metrics port.
     """
-    return _service_environment(settings) | _metrics_port(settings, settings.workers + 2 * index)
+    place = settings.workers + 2 * index
+    return _service_environment(settings) | _metrics_address(settings, place)
 
 
 def edge_metrics_port(settings: Settings) -> int:
@@ -88,5 +89,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {**os.environ, **own, "MIGRATION_DATABASE_URL": ""}
 
 
-def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
-    return {"METRICS_PORT": str(settings.metrics_port + index)} if settings.metrics_port else {}
+def _metrics_address(settings: Settings, place: int) -> dict[str, str]:
+    """The address of the metrics of a program, whose port comes so far after the first one."""
+    host, colon, _ = settings.metrics_address.rpartition(":")
+    return {"METRICS_ADDRESS": f"{host}:{settings.metrics_port + place}"} if colon else {}

@@ -20,18 +20,18 @@ def check_ports(settings: Settings) -> None:
     if settings.metrics_port:
         for index in range(settings.workers + 3):
             port = settings.metrics_port + index
-            addresses[f"METRICS_PORT + {index}"] = settings.metrics_host, port
+            addresses[f"METRICS_ADDRESS + {index}"] = settings.metrics_host, port
     if len({port for _, port in addresses.values()}) < len(addresses):
         message = (
             "Two of these ports are the same: REST_PORT, GRPC_PORT, WORKERS ports from SERVER_PORT "
             f"on, WORKERS ports from SERVER_PORT + {AGENT_PORT_DISTANCE} on (with AGENT_TLS), and "
-            "WORKERS + 3 ports from METRICS_PORT on."
+            "WORKERS + 3 ports from METRICS_ADDRESS on."
         )
         raise OperatorError(message)
     for name, (host, port) in addresses.items():
         setting = name.split()[0]
         try:
-            _bind(host, port, any_family=setting == "METRICS_PORT")
+            _bind(host, port, any_family=setting == "METRICS_ADDRESS")
         except OSError as error:
             raise OperatorError(_problem(error, setting, host, port)) from error
 
@@ -47,8 +47,8 @@ def _bind(host: str, port: int, *, any_family: bool) -> None:
 
 def _problem(error: OSError, name: str, host: str, port: int) -> str:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        if name == "METRICS_PORT":
-            return f"{host} is not an address of this machine. Set METRICS_HOST to one."
+        if name == "METRICS_ADDRESS":
+            return f"{host} is not an address of this machine. Set METRICS_ADDRESS to one."
         return f"{host} is not an IPv4 address of this machine. Set LISTEN_HOST to one."
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} is taken. Set {name} to another one."

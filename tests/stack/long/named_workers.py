@@ -92,8 +92,7 @@ class NamedWorkers:
         self.running[address] = self._run(
             "serve",
             LISTEN_HOST=address,
-            METRICS_HOST=address,
-            METRICS_PORT=str(self._metrics_port),
+            METRICS_ADDRESS=f"{address}:{self._metrics_port}",
         )
         eventually(lambda: self._health(address) == "SERVING", START_SECONDS)
         return address

@@ -124,7 +124,7 @@ def timed_stack(
     return Stack(
         folder / "state",
         DATABASE_URL=database_url,
-        METRICS_PORT=str(port),
+        METRICS_ADDRESS=f"127.0.0.1:{port}",
         **settings,
         **clocks.environment,
     ).started()

@@ -39,7 +39,7 @@ def cramped(disks: Path) -> Iterator[Stack]:
     running = Stack(
         disks,
         LEASE_SECONDS=str(_LEASE_SECONDS),
-        METRICS_PORT=str(free_ports(5, in_a_row=5)[0]),
+        METRICS_ADDRESS=f"127.0.0.1:{free_ports(5, in_a_row=5)[0]}",
         **with_constants(disks.with_name("constants"), SMALL_LOGS),
     )
     running.output = disks / "logs" / "up.output"

@@ -17,6 +17,7 @@ from evershell.stack.environments import (
     edge_metrics_port,
     fleet_environment,
     foreign_environment,
+    render_environment,
     worker_environment,
 )
 from evershell.stack.envoy.collector import Collector
@@ -34,7 +35,7 @@ SECRETS = {
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
-    for name, value in {**SECRETS, "PATH": "/bin", "METRICS_PORT": "9000"}.items():
+    for name, value in {**SECRETS, "PATH": "/bin", "METRICS_ADDRESS": "127.0.0.1:9000"}.items():
         monkeypatch.setenv(name, value)
     return Settings.read()
 
@@ -56,9 +57,9 @@ def test_envoy_gets_the_headers_for_the_collector_of_spans(settings: Settings) -
 
 def test_a_worker_gets_no_key_of_a_model_and_no_role_that_migrates(settings: Settings) -> None:
     environment = worker_environment(settings, 1)
-    assert (environment["DATABASE_URL"], environment["METRICS_PORT"]) == (
+    assert (environment["DATABASE_URL"], environment["METRICS_ADDRESS"]) == (
         SECRETS["DATABASE_URL"],
-        "9001",
+        "127.0.0.1:9001",
     )
     assert "OPENAI_API_KEY" not in environment
     assert environment["MIGRATION_DATABASE_URL"] == ""
@@ -67,9 +68,11 @@ def test_a_worker_gets_no_key_of_a_model_and_no_role_that_migrates(settings: Set
 def test_the_controller_gets_the_key_of_the_model(settings: Settings) -> None:
     environment, standby = fleet_environment(settings, 0), fleet_environment(settings, 1)
     assert settings.openai_api_key == SecretStr(environment["OPENAI_API_KEY"])
-    assert environment["METRICS_PORT"] == str(9000 + settings.workers)
-    assert edge_metrics_port(settings) == 9000 + settings.workers + 1
-    assert standby == environment | {"METRICS_PORT": str(9000 + settings.workers + 2)}
+    first = 9000 + settings.workers
+    assert environment["METRICS_ADDRESS"] == f"127.0.0.1:{first}"
+    assert edge_metrics_port(settings) == first + 1
+    assert render_environment(settings)["METRICS_ADDRESS"] == f"127.0.0.1:{first + 1}"
+    assert standby == environment | {"METRICS_ADDRESS": f"127.0.0.1:{first + 2}"}
     assert environment["MIGRATION_DATABASE_URL"] == ""
 
 
@@ -110,14 +113,14 @@ def test_another_stack_is_refused(wanted: Literal["auto", "sandbox"], host: str)
 
 
 @pytest.fixture
-def ports() -> dict[str, int]:
+def ports() -> dict[str, str]:
     rest, grpc, server, _ = free_ports(4, distance=AGENT_PORT_DISTANCE)
     metrics, *_ = free_ports(5, in_a_row=5)
     return {
-        "rest_port": rest,
-        "grpc_port": grpc,
-        "server_port": server,
-        "metrics_port": metrics,
+        "rest_port": str(rest),
+        "grpc_port": str(grpc),
+        "server_port": str(server),
+        "metrics_address": f"127.0.0.1:{metrics}",
     }
 
 
@@ -127,13 +130,13 @@ def ports() -> dict[str, int]:
         ("grpc_port", 0),
         ("server_port", 1),
         ("server_port", AGENT_PORT_DISTANCE),
-        ("metrics_port", 0),
+        ("metrics_address", 0),
     ]
 )
-def taken(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[tuple[str, int]]:
+def taken(request: pytest.FixtureRequest, ports: dict[str, str]) -> Iterator[tuple[str, int]]:
     """The name of a setting, and a port that belongs to it and is taken."""
     name, distance = request.param
-    port = ports[name] + distance
+    port = int(ports[name].rpartition(":")[2]) + distance
     with socket.create_server(("127.0.0.1", port)):
         yield name, port
 
@@ -144,37 +147,39 @@ def problem(**settings: object) -> str:
     return str(refused.value)
 
 
-def test_free_ports_are_accepted(ports: dict[str, int]) -> None:
+def test_free_ports_are_accepted(ports: dict[str, str]) -> None:
     check_ports(Settings.model_validate(ports | {"agent_tls": True}))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - nothing listens there
-def test_a_taken_port_is_named(ports: dict[str, int], taken: tuple[str, int], host: str) -> None:
+def test_a_taken_port_is_named(ports: dict[str, str], taken: tuple[str, int], host: str) -> None:
     said, (name, port) = problem(**ports, agent_tls=True, listen_host=host), taken
     assert said == f"Port {port} is taken. Set {name.upper()} to another one."
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "::1", "nowhere.invalid"])
 def test_a_host_that_is_no_address_of_this_machine_is_refused(
-    ports: dict[str, int], host: str
+    ports: dict[str, str], host: str
 ) -> None:
     said = problem(**ports, listen_host=host)
     assert said == f"{host} is not an IPv4 address of this machine. Set LISTEN_HOST to one."
 
 
-def test_ports_that_are_not_used_may_be_taken(ports: dict[str, int]) -> None:
-    with socket.create_server(("127.0.0.1", ports["server_port"] + AGENT_PORT_DISTANCE)):
+def test_ports_that_are_not_used_may_be_taken(ports: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", int(ports["server_port"]) + AGENT_PORT_DISTANCE)):
         check_ports(Settings.model_validate(ports))
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
-def test_metrics_need_an_address_of_this_machine(ports: dict[str, int], host: str) -> None:
-    said = problem(**ports, metrics_host=host)
-    assert said == f"{host} is not an address of this machine. Set METRICS_HOST to one."
+@pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]", "nowhere.invalid"])
+def test_metrics_need_an_address_of_this_machine(ports: dict[str, str], host: str) -> None:
+    said = problem(**ports | {"metrics_address": f"{host}:9100"})
+    address = host.strip("[]")
+    assert said == f"{address} is not an address of this machine. Set METRICS_ADDRESS to one."
 
 
 @pytest.mark.skipif(
     not Path("/proc/net/if_inet6").exists(), reason="this machine has no addresses of IPv6"
 )
-def test_metrics_may_have_an_address_of_ipv6(ports: dict[str, int]) -> None:
-    check_ports(Settings.model_validate(ports | {"metrics_host": "::1"}))
+def test_metrics_may_have_an_address_of_ipv6(ports: dict[str, str]) -> None:
+    port = ports["metrics_address"].rpartition(":")[2]
+    check_ports(Settings.model_validate(ports | {"metrics_address": f"[::1]:{port}"}))

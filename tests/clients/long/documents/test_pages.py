@@ -20,7 +20,9 @@ PAGES = sorted(
 def demo_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose demo workspace only these pages use. Each page ends its tasks."""
     folder = tmp_path_factory.mktemp("pages")
-    with Stack(folder / "state", METRICS_PORT=str(free_ports(5, in_a_row=5)[0])).started() as stack:
+    with Stack(
+        folder / "state", METRICS_ADDRESS=f"127.0.0.1:{free_ports(5, in_a_row=5)[0]}"
+    ).started() as stack:
         yield stack
 
 
@@ -29,7 +31,7 @@ def test_a_page_prints_what_it_shows(page: Path, demo_stack: Stack, tmp_path: Pa
     folder, home = tmp_path / "folder", tmp_path / "home"
     folder.mkdir()
     home.mkdir()
-    environment = {"HOME": str(home), "METRICS_PORT": str(demo_stack.metrics_port)}
+    environment = {"HOME": str(home), "METRICS_ADDRESS": f"127.0.0.1:{demo_stack.metrics_port}"}
     walked = documents.run(page.read_text(), demo_stack, folder, **environment)
     wrong = [
         f"{step.block.text}-- has printed:\n{printed}"

@@ -77,7 +77,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     stack = Stack(
         state,
         DATABASE_URL=database.url,
-        METRICS_PORT=str(ports[0]),
+        METRICS_ADDRESS=f"127.0.0.1:{ports[0]}",
         WORKERS="1",
         POOL_SIZE=str(_POOL_SIZE),
         LEASE_SECONDS=str(_LEASE_SECONDS),

@@ -87,15 +87,21 @@ class Installed(Stack):
         ports = free_ports(5, in_a_row=5)
         super().__init__(
             folder / "state",
+            # `up` is of version 0.1.0, which has this name, and does not take 0 as a limit. No
+            # caller reaches this limit.
             METRICS_PORT=str(ports[0]),
-            # Version 0.1.0 does not take 0. No caller reaches this limit.
             RATE_LIMIT_PER_SECOND="100000",
         )
+        self._metrics_port = ports[0]
         self._installation = installation
 
     @property
     def python(self) -> str:
         return str(self._installation.python)
+
+    @property
+    def metrics_port(self) -> int:
+        return self._metrics_port
 
     def run(self, installation: Environment, command: str) -> None:
         """Runs a command of an installation, for this stack."""

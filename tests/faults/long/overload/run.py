@@ -127,7 +127,7 @@ class Run:
         self._stack = stack = Stack(
             self.state_dir,
             WORKERS=str(self.workers),
-            METRICS_PORT=str(port),
+            METRICS_ADDRESS=f"127.0.0.1:{port}",
             RATE_LIMIT_PER_SECOND="0",
         )
         stack.checkout = self.checkout

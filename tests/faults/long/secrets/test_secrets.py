@@ -159,7 +159,7 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
             MODEL="openai:test",
             OPENAI_BASE_URL=model.base_url,
             OPENAI_API_KEY=model_key,
-            METRICS_PORT=str(free_ports(WORKERS + 3, in_a_row=WORKERS + 3)[0]),
+            METRICS_ADDRESS=f"127.0.0.1:{free_ports(WORKERS + 3, in_a_row=WORKERS + 3)[0]}",
             OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
             OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{collector_key}",
             OTEL_BSP_SCHEDULE_DELAY="100",
