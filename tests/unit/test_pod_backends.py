@@ -1,5 +1,6 @@
 """The spec of an agent: which signing key its secrets come from, and which model key it has."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,19 +29,18 @@ def test_a_spec_is_made_with_the_signing_key_of_the_agent(signing_key: int, text
     assert is_issued_by(spec.tls_certificate, certificates.control_plane().trusted)
 
 
-def test_the_file_of_the_models_key_is_read_for_each_agent(tmp_path: Path) -> None:
-    path = tmp_path / "key"
+def test_the_key_of_the_model_in_the_file_of_keys_is_read_for_each_agent(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
     settings = Settings.model_validate(
-        {"openai_api_key": "from the environment", "openai_api_key_file": path}
+        {"openai_api_key": "from the environment", "agent_keys_file": path}
     )
     made = spec_for(settings, PodTokens(NEW), None)
-    for key in ("first", "second"):
-        path.write_text(f"{key}\n")
+    for key in ("the first", "the second"):
+        path.write_text(json.dumps({"OPENAI_API_KEY": key}))
         assert made(AgentIdentity("ws_1", 3)).openai_api_key == key
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match="OPENAI_API_KEY_FILE cannot be read"):
-        made(AgentIdentity("ws_1", 3))
-    without_file = settings.model_copy(update={"openai_api_key_file": None})
+    path.write_text('{"NAME": "another key"}')
+    assert made(AgentIdentity("ws_1", 3)).openai_api_key == "from the environment"
+    without_file = settings.model_copy(update={"agent_keys_file": None})
     key = spec_for(without_file, PodTokens(NEW), None)(AgentIdentity("ws_1", 3)).openai_api_key
     assert key == "from the environment"
 

@@ -137,6 +137,7 @@ def spec_for(
 
     def whole(agent: AgentIdentity) -> PodSpec:
         tls = certificates.agent(agent) if certificates is not None else None
+        keys = _agent_keys(settings)
         return PodSpec(
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
@@ -152,8 +153,8 @@ def spec_for(
             tls_trusted=tls.trusted if tls else "",
             model=settings.model,
             openai_base_url=settings.openai_base_url,
-            openai_api_key=_model_key(settings),
-            keys=_agent_keys(settings),
+            openai_api_key=keys.get("OPENAI_API_KEY", settings.openai_api_key.get_secret_value()),
+            keys=keys,
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             crash_points_dir=crash_points.FOLDER,
@@ -202,25 +203,14 @@ def _first_spec_for(
     return first
 
 
-def _model_key(settings: Settings) -> str:
-    """The key of the model. Raises OSError if its file cannot be read."""
-    if settings.openai_api_key_file is None:
-        return settings.openai_api_key.get_secret_value()
-    try:
-        return settings.openai_api_key_file.read_text().strip()
-    except OSError as error:
-        # This text becomes the reason for the failure of the workspace, so it names the setting.
-        problem = f"OPENAI_API_KEY_FILE cannot be read: {error.strerror}"
-        raise OSError(error.errno, problem) from error
-
-
 def _agent_keys(settings: Settings) -> dict[str, str]:
-    """The keys of a custom agent. Raises OSError if their file cannot be read or is not valid."""
+    """The keys of agents. Raises OSError if their file cannot be read or is not valid."""
     if settings.agent_keys_file is None:
         return {}
     try:
         keys = json.loads(settings.agent_keys_file.read_text())
     except OSError as error:
+        # This text becomes the reason for the failure of the workspace, so it names the setting.
         problem = f"AGENT_KEYS_FILE cannot be read: {error.strerror}"
         raise OSError(error.errno, problem) from error
     except ValueError:

@@ -137,10 +137,8 @@ class ServerSettings(PodSettings):
     openai_base_url: str = ""
     """The base URL of the endpoint: the part before `/chat/completions`. If empty, OpenAI's own."""
     openai_api_key: SecretStr = SecretStr("")
-    """The key for the endpoint. May be empty if the endpoint needs none."""
-    openai_api_key_file: Path | None = None
-    """A file with the key for the endpoint, which replaces `OPENAI_API_KEY`. It is read whenever an
-    agent starts, so the key can be [rotated](operating.md#rotate-secrets) without a restart."""
+    """The key for the endpoint. May be empty if the endpoint needs none, or if the key is in
+    `AGENT_KEYS_FILE`."""
     prices_file: Path | None = None
     """A file with prices of models, which replace or extend the prices of the release: see
     [costs](costs.md#prices)."""
@@ -156,8 +154,10 @@ class ServerSettings(PodSettings):
     of a shell. If empty, the agent of this package. [Cancel the agent you
     have](your-agent.md) says what it can be."""
     agent_keys_file: Path | None = None
-    """A file with the keys of an agent of your own: a JSON object that maps names to texts. It is
-    read whenever an agent starts. [Keys](your-agent.md#keys) says who can read them."""
+    """A file with the keys of agents: a JSON object that maps names to texts. It is read whenever
+    an agent starts, so keys can be [rotated](operating.md#rotate-secrets) without a restart. Its
+    `OPENAI_API_KEY` replaces the setting with this name. [Keys](your-agent.md#keys) says how an
+    agent of your own gets them."""
 
     pod_backend: Literal["local", "kubernetes"] = "local"
     """Where pods run: as processes of this machine, or in a
@@ -274,7 +274,6 @@ class ServerSettings(PodSettings):
         "tls_key_file",
         "tls_client_ca_file",
         "oidc_client_secret_file",
-        "openai_api_key_file",
         "agent_keys_file",
         "prices_file",
         "pod_template_file",

@@ -40,9 +40,13 @@ def server() -> Iterator[ModelServer]:
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("key") / "key"
-    path.write_text(f"{KEY}\n")
+    path = tmp_path_factory.mktemp("key") / "keys.json"
+    write_key(path, KEY)
     return path
+
+
+def write_key(path: Path, key: str) -> None:
+    path.write_text(json.dumps({"OPENAI_API_KEY": key}))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def stack(
         PRICES_FILE=str(prices),
         **crash_points_in(points),
         OPENAI_BASE_URL=server.base_url,
-        OPENAI_API_KEY_FILE=str(key_file),
+        AGENT_KEYS_FILE=str(key_file),
     ).started() as running:
         yield running
 
@@ -167,13 +171,13 @@ def test_the_key_is_rotated_without_a_restart(
         return server.headers[-1]["authorization"].removeprefix("Bearer ")
 
     assert used() == KEY
-    key_file.write_text("the-next-key")
+    write_key(key_file, "the-next-key")
     try:
         assert used() == KEY
         workspace.replace_agent()
         assert used() == "the-next-key"
     finally:
-        key_file.write_text(KEY)
+        write_key(key_file, KEY)
 
 
 def test_cancelling_in_a_model_call_finishes_the_iteration(
