@@ -37,7 +37,7 @@ SECTIONS = {
     "oidc_client_id": "Sign-in of the console",
     "rate_limit_per_second": "Rate limits",
     "model": "Agents and models",
-    "pod_backend": "Pods",
+    "runtime_service": "Pods",
     "pod_image": "Kubernetes",
     "metrics_address": "Programs, metrics and logs",
     "webhook_allowed_networks": "Webhooks",

@@ -28,3 +28,10 @@ def test_an_address_of_metrics_is_a_host_and_a_port() -> None:
     for address in ("9100", ":9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:9100"):
         with pytest.raises(ValidationError, match="must be host:port"):
             Settings(metrics_address=address)
+
+
+def test_pods_run_on_kubernetes_if_they_have_an_image() -> None:
+    assert not Settings(runtime_service="workers:50151").on_kubernetes
+    assert Settings(pod_image="image", runtime_service="workers:50151").on_kubernetes
+    with pytest.raises(ValidationError, match="POD_IMAGE needs RUNTIME_SERVICE"):
+        Settings(pod_image="image")

@@ -10,7 +10,6 @@
 
 {{/* The settings of all programs. */}}
 {{- define "evershell.settings" -}}
-POD_BACKEND: kubernetes
 POD_IMAGE: {{ .Values.agentImage | default (include "evershell.image" .) | quote }}
 POD_TEMPLATE_FILE: /etc/evershell-agents/agents.yaml
 # Agents have their own port, which accepts only agents with their certificates.

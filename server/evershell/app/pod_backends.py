@@ -51,7 +51,7 @@ async def pods_of(
 
     Raises OperatorError.
     """
-    if settings.pod_backend == "kubernetes":
+    if settings.on_kubernetes:
         async with _kubernetes_pods(settings, pod_tokens, certificates) as backend:
             yield backend
         return
@@ -104,7 +104,7 @@ async def _kubernetes_pods(
         from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
     except ModuleNotFoundError as error:
         raise OperatorError(
-            "POD_BACKEND is kubernetes, but its client is not installed. Install the extra "
+            "POD_IMAGE is set, but the client of Kubernetes is not installed. Install the extra "
             "`kubernetes` of evershell."
         ) from error
     command = shlex.split(settings.agent_command)

@@ -17,6 +17,7 @@ _INSTEAD = {
     "OIDC_RESOURCE": "Add `resource=…`, URL-encoded, to the query of OIDC_AUTHORIZATION_URL.",
     "OPENAI_API_KEY_FILE": "Set AGENT_KEYS_FILE to a file with this JSON object: "
     '{"OPENAI_API_KEY": "…"}.',
+    "POD_BACKEND": "Unset it. Pods run on Kubernetes if POD_IMAGE is set.",
     "POD_CPU_LIMIT": _TEMPLATE.format("resources.limits.cpu"),
     "POD_CPU_REQUEST": _TEMPLATE.format("resources.requests.cpu"),
     "POD_END_SECONDS": "Unset it: only tests used it. The time is 20 s.",

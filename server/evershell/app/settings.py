@@ -159,9 +159,6 @@ class ServerSettings(PodSettings):
     `OPENAI_API_KEY` replaces the setting with this name. [Keys](your-agent.md#keys) says how an
     agent of your own gets them."""
 
-    pod_backend: Literal["local", "kubernetes"] = "local"
-    """Where pods run: as processes of this machine, or in a
-    [Kubernetes cluster](kubernetes.md)."""
     runtime_service: str = ""
     """`host:port` of the workers as agents reach them; several are separated by commas. Required
     for pods on Kubernetes. If empty, the workers are on the agents' machine."""
@@ -239,7 +236,7 @@ class ServerSettings(PodSettings):
 
     @model_validator(mode="after")
     def _found_in_pods(self) -> Self:
-        if self.pod_backend == "local":
+        if not self.on_kubernetes:
             for word in shlex.split(self.agent_command)[1:]:
                 path = Path(word)
                 if path.is_file() and not path.is_absolute():
@@ -251,10 +248,8 @@ class ServerSettings(PodSettings):
 
     @model_validator(mode="after")
     def _complete_for_kubernetes(self) -> Self:
-        if self.pod_backend == "kubernetes":
-            for name in ("pod_image", "runtime_service"):
-                if not getattr(self, name):
-                    raise ValueError(f"POD_BACKEND=kubernetes needs {name.upper()}")
+        if self.on_kubernetes and not self.runtime_service:
+            raise ValueError("POD_IMAGE needs RUNTIME_SERVICE")
         return self
 
     @model_validator(mode="after")

@@ -129,7 +129,7 @@ async def worker(settings: Settings, metrics: Metrics, port: int) -> AsyncIterat
             store,
             clock,
             settings.lease_seconds,
-            agents_on_loopback=settings.pod_backend == "local",
+            agents_on_loopback=not settings.on_kubernetes,
             # Agents on other hosts find the workers under this name.
             agents_elsewhere=bool(settings.runtime_service),
             prices=prices,

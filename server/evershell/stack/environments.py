@@ -16,7 +16,7 @@ def service_settings(settings: Settings) -> Settings:
 
     Other machines can reach only the edge, unless the pods are on Kubernetes and call the workers.
     """
-    if settings.pod_backend == "kubernetes":
+    if settings.on_kubernetes:
         return settings
     return settings.model_copy(update={"listen_host": "127.0.0.1"})
 
@@ -32,7 +32,7 @@ def worker_environment(settings: Settings, index: int) -> dict[str, str]:
     It has the key of the agents' model only on Kubernetes, where agents get the key from a worker.
     """
     own = _service_environment(settings) | _metrics_address(settings, index)
-    if settings.pod_backend == "local":
+    if not settings.on_kubernetes:
         own.pop("OPENAI_API_KEY", None)
     return own
 

@@ -58,7 +58,7 @@ async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.A
         # A workspace that was idle in an earlier run is still shown as idle, although it has no
         # agent, until the controller assigns it to this run. Pods on Kubernetes are not tied to a
         # run of the stack.
-        is_placed = workspace.run_id == settings.run_id or settings.pod_backend == "kubernetes"
+        is_placed = workspace.run_id == settings.run_id or settings.on_kubernetes
         is_idle = workspace.status is WorkspaceStatus.IDLE and is_placed
         # The task wakes a suspended workspace.
         if not is_idle and workspace.status is not WorkspaceStatus.SUSPENDED:

@@ -208,7 +208,7 @@ def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
     Raises OperatorError if a sandbox is wanted but does not work. With POD_ISOLATION=auto, a stack
     that only this machine can call gets no isolation and a warning instead.
     """
-    if settings.pod_backend != "local":
+    if settings.on_kubernetes:
         return settings.pod_isolation
     chosen: isolation.Isolation
     try:

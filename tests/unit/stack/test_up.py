@@ -97,7 +97,6 @@ def test_a_stack_that_only_its_machine_can_call_starts_with_a_warning(
 @pytest.mark.usefixtures("_no_sandbox")
 def test_pods_on_kubernetes_need_no_sandbox_here() -> None:
     elsewhere = Settings(
-        pod_backend="kubernetes",
         pod_image="image",
         runtime_service="workers:1",
         listen_host="192.0.2.1",

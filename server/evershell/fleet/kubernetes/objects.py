@@ -56,10 +56,16 @@ class PodSettings(BaseSettings):
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
     pod_image: str = ""
-    """The image of the agents. Required for pods on Kubernetes."""
+    """The image of the agents. If set, pods run in a [Kubernetes cluster](kubernetes.md); if empty,
+    as processes of this machine."""
     pod_template_file: Path | None = None
     """A file with the [resources, the volume and more fields](kubernetes.md#the-template-of-pods)
     of the pods, in YAML. The controller reads it when it starts. If empty, the defaults."""
+
+    @property
+    def on_kubernetes(self) -> bool:
+        """Whether pods run in a Kubernetes cluster."""
+        return bool(self.pod_image)
 
 
 _DEFAULTS: Object = {

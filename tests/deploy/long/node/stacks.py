@@ -1,4 +1,4 @@
-"""Stacks outside the cluster, with POD_BACKEND=kubernetes, and their workspaces."""
+"""Stacks outside the cluster, with pods on Kubernetes, and their workspaces."""
 
 import json
 import os
@@ -46,7 +46,6 @@ def running_stack(
     template.write_text(json.dumps({"resources": resources, "volume": volume}))
     running = Stack(
         folder / "state",
-        POD_BACKEND="kubernetes",
         POD_IMAGE="evershell:1",
         POD_TEMPLATE_FILE=str(template),
         AGENT_COMMAND="/opt/evershell/bin/python -P -m evershell.agents",
