@@ -15,6 +15,7 @@ _INSTEAD = {
     "LOG_MAX_BYTES": "Unset it: only tests used it. Logs are rotated at 16 MiB.",
     **dict.fromkeys(("METRICS_HOST", "METRICS_PORT"), "Set METRICS_ADDRESS to host:port."),
     "OIDC_RESOURCE": "Add `resource=…`, URL-encoded, to the query of OIDC_AUTHORIZATION_URL.",
+    "OIDC_SCOPES": "Add `scope=…`, URL-encoded, to the query of OIDC_AUTHORIZATION_URL.",
     "OPENAI_API_KEY_FILE": "Set AGENT_KEYS_FILE to a file with this JSON object: "
     '{"OPENAI_API_KEY": "…"}.',
     "POD_BACKEND": "Unset it. Pods run on Kubernetes if POD_IMAGE is set.",

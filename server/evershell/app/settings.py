@@ -117,14 +117,13 @@ class ServerSettings(PodSettings):
     """A file with the secret of this client."""
     oidc_authorization_url: str = ""
     """The authorization endpoint of the provider, including the query parameters that it needs,
-    such as the `resource` of [RFC 8707](https://www.rfc-editor.org/rfc/rfc8707)."""
+    such as the `resource` of [RFC 8707](https://www.rfc-editor.org/rfc/rfc8707). Its `scope` names
+    the scopes, for example `…?scope=openid+offline_access`; by default, `openid`."""
     oidc_token_url: str = ""
     """The token endpoint of the provider."""
     oidc_end_session_url: str = ""
     """The end session endpoint of the provider. If empty, signing out ends only the session of the
     console."""
-    oidc_scopes: str = "openid"
-    """The scopes that are requested, separated by spaces."""
 
     rate_limit_per_second: int = Field(100, ge=0)
     """How many [calls per second](calls.md#rate-limits) each credential may make, with bursts of

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import httpx
 import pytest
@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 PROVIDER = Provider(
     client_id="console",
     client_secret="a secret",
-    authorization_url="http://127.0.0.1:9/auth",
+    authorization_url="http://127.0.0.1:9/auth?scope=openid+offline_access&resource=https%3A%2F%2Fa",
     token_url="http://127.0.0.1:9/token",
 )
 # Cookies of a session that is over, for example because the client's secret was replaced.
@@ -96,7 +96,13 @@ def test_a_user_whose_session_is_over_gets_the_page_to_sign_in_again(
 ) -> None:
     assert get(provided, path).status_code == 200
     begun = get(provided, "/console/sign-in")
-    assert begun.headers["location"].startswith(PROVIDER.authorization_url)
+    assert begun.headers["location"].startswith("http://127.0.0.1:9/auth?")
+
+
+def test_the_provider_gets_the_query_of_its_endpoint(provided: RunningEdge) -> None:
+    begun = get(provided, "/console/sign-in", cookies="")
+    asked = parse_qs(urlsplit(begun.headers["location"]).query)
+    assert (asked["scope"], asked["resource"]) == (["openid offline_access"], ["https://a"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import json
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
@@ -62,7 +62,6 @@ class Provider:
     token_url: str
     # The provider's URL that ends a session; empty if the provider has none.
     end_session_url: str = ""
-    scopes: tuple[str, ...] = ("openid",)
     # The scheme with which browsers reach the edge.
     public_scheme: str = "http"
 
@@ -142,6 +141,10 @@ class Provider:
         prefix = "__Host-" if self.public_scheme == "https" else ""
         return {kind: f"{prefix}{name}" for kind, name in _COOKIES.items()}
 
+    def _scopes(self) -> list[str]:
+        """The scopes that the query of the authorization endpoint names."""
+        return parse_qs(urlsplit(self.authorization_url).query).get("scope", ["openid"])[0].split()
+
     def _config(self, *, passing: dict[str, str] | None = None) -> dict[str, Any]:
         """The filter's configuration for a route.
 
@@ -168,7 +171,8 @@ class Provider:
                 "redirect_path_matcher": {"path": {"exact": _CALLBACK_PATH}},
                 "signout_path": {"path": {"exact": _SIGN_OUT_PATH}},
                 "pass_through_matcher": from_other,
-                "auth_scopes": list(self.scopes),
+                # They replace the `scope` of the authorization endpoint.
+                "auth_scopes": self._scopes(),
                 "forward_bearer_token": True,
                 "use_refresh_token": True,
                 "cookie_configs": {
@@ -230,6 +234,5 @@ def provider_of(settings: Settings) -> Provider | None:
         authorization_url=settings.oidc_authorization_url,
         token_url=settings.oidc_token_url,
         end_session_url=settings.oidc_end_session_url,
-        scopes=tuple(settings.oidc_scopes.split()),
         public_scheme=urlsplit(public).scheme,
     )
