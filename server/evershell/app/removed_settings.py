@@ -35,8 +35,6 @@ _INSTEAD = {
     "TOOL_PROCESSES": "Unset it: a tool call has up to 512 processes.",
     "WORKSPACE_FILES_MB": "Keep pods/ of STATE_DIR on a file system of its own, and watch it.",
 }
-
-
 # `up` of version 0.1.0 gives these to its programs, which use them under another name.
 RENAMED = frozenset({"METRICS_HOST", "METRICS_PORT"})
 
