@@ -33,8 +33,8 @@ def test_a_stream_on_each_worker_has_the_events_of_all_workers(
 async def test_an_event_costs_the_database_the_same_however_many_watch(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """Most watchers wait for events that do not exist yet, each from a different position."""
     follow, wait = 20, 200
+    last_seq = workspace.log()[-1]["seq"]
     request = workspace_service_pb2.WatchEventsRequest
     metadata = (("authorization", f"Bearer {stack.tokens['read_only']}"),)
     async with grpc.aio.insecure_channel(stack.worker_addresses()[0]) as channel:
@@ -46,7 +46,7 @@ async def test_an_event_costs_the_database_the_same_however_many_watch(
             )
 
         following = [asyncio.create_task(_until_end(watch(0))) for _ in range(follow)]
-        waiting = [watch(10**9 + number) for number in range(wait)]
+        waiting = [watch(int(last_seq)) for _ in range(wait)]
         # The calls on a connection begin in order, so all watchers have begun once this call ends.
         await stub.GetWorkspace(
             workspace_service_pb2.GetWorkspaceRequest(workspace_id=workspace.id), metadata=metadata

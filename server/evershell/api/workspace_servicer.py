@@ -107,7 +107,6 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             request.after,
             self.store,
             self.feeds,
-            self.clock,
             event_codec.encode_events,
             event_codec.encode_heartbeat,
         )
@@ -121,7 +120,6 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             event_stream.position(request.after),
             self.store,
             self.feeds,
-            self.clock,
             event_stream.Frames,
             lambda _: event_stream.HEARTBEAT,
             opening=(event_stream.OPENING,),

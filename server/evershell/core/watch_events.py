@@ -8,13 +8,12 @@ from evershell.core.errors import Failure
 from evershell.core.event import Encoded, Event
 from evershell.core.event_feeds import (
     BATCH_EVENTS,
-    HEARTBEAT_SECONDS,
     EventFeeds,
     FeedEndedError,
     Heartbeat,
     Message,
 )
-from evershell.core.ports import Clock, Workspaces
+from evershell.core.ports import Workspaces
 from evershell.core.validation import Fields
 from evershell.core.workspace import WorkspaceStatus
 
@@ -25,7 +24,6 @@ async def watch_events(
     after_seq: int,
     store: Workspaces,
     feeds: EventFeeds,
-    clock: Clock,
     encode: Callable[[Sequence[Event]], Sequence[Encoded]],
     encode_heartbeat: Callable[[Heartbeat], Encoded],
     opening: Sequence[Encoded] = (),
@@ -43,13 +41,14 @@ async def watch_events(
     Ends only when the consumer or the server stops, or the workspace is deleted. For a slow
     consumer, at most its current batch and the next one are buffered.
 
-    Raises Failure: validation_error (events after `after_seq` were removed), permission_denied,
-    workspace_not_found, unavailable (the server drains); UnavailableError.
+    Raises Failure: validation_error (`after_seq` is beyond the last event, or events after it were
+    removed), permission_denied, workspace_not_found, unavailable (the server drains);
+    UnavailableError.
     """
     last_seq = await _admit(caller, workspace_id, after_seq, store)
     # Frees memory: there may be thousands of streams, which may last for days.
     del caller
-    seq, beat_at = after_seq, clock()
+    seq = after_seq
     watcher = feeds.join(workspace_id, last_seq)
     try:
         while True:
@@ -82,16 +81,6 @@ async def watch_events(
                 for index in range(max(0, seq + 1 - first_seq), len(encoded)):
                     yield encoded[index]
                 seq = last_seq
-            elif (
-                received
-                and seq == after_seq
-                and (clock() - beat_at).total_seconds() >= HEARTBEAT_SECONDS / 2
-            ):
-                # The log has not reached `after_seq`, so the watcher yields none of the events. It
-                # sends its own heartbeat after half the interval, because the feed sends one only a
-                # whole interval after the last event.
-                beat_at = clock()
-                yield encode_heartbeat(Heartbeat(beat_at, last_seq))
     except FeedEndedError:
         message = f"The server is shutting down. Watch again with after={seq}."
         raise Failure("unavailable", message, retry_after_seconds=1) from None
@@ -106,8 +95,14 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Works
     fields.between("after", after_seq, 0, 2**63 - 1)
     fields.check()
     permission = caller.permission("workspace:read")
+    # This read begins after the call, so it finds every event that the caller can have received.
     workspace = await store.get_workspace(workspace_id, caller.org_id)
-    return permission.check(workspace, workspace_id).last_seq
+    last_seq = permission.check(workspace, workspace_id).last_seq
+    if after_seq > last_seq:
+        raise errors.invalid(
+            {"after": f"must be at most {last_seq}: the log ends with seq {last_seq}"}
+        )
+    return last_seq
 
 
 async def _check_next(workspace_id: str, after_seq: int, first_seq: int, store: Workspaces) -> None:

@@ -271,6 +271,8 @@ CALLING: tuple[Rule, ...] = (
         "tests/unit/core/test_watch_events.py tests/contracts/test_store_lists.py "
         "tests/wire/api/test_event_stream.py",
         (f"{_STORE}events.sql", "AND seq > %(after_seq)s", "AND seq >= %(after_seq)s"),
+        (f"{_CORE}watch_events.py", "if after_seq > last_seq:", "if False:"),
+        (f"{_CORE}watch_events.py", "if after_seq > last_seq:", "if after_seq >= last_seq > 0:"),
         (
             f"{_CORE}event_feeds.py",
             "if quiet_seconds >= HEARTBEAT_SECONDS:",

@@ -98,7 +98,9 @@ def test_a_watch_of_a_task_has_its_events_and_ends_with_it(service: Service) -> 
     taken.await_cancelled()
 
 
-@pytest.mark.parametrize("slug", ["workspace_not_found", "permission_denied", "internal"])
+@pytest.mark.parametrize(
+    "slug", ["workspace_not_found", "permission_denied", "internal", "validation_error"]
+)
 def test_a_failure_that_time_does_not_heal_is_raised(service: Service, slug: str) -> None:
     call = start(next, service.client.watch("ws_1"))
     service.take_stream()[1].send(error=error(slug))

@@ -6,17 +6,15 @@ from typing import Any, cast
 
 import pytest
 
-from evershell.core import event_feeds
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event, EventBatch
-from evershell.core.event_feeds import EventFeeds, Heartbeat
+from evershell.core.event_feeds import EventFeeds
 from evershell.core.watch_events import watch_events
 from tests.support.waiting import eventually_async
 from tests.support.world import World, caller, iteration
 
 # The last `seq` of a running task that has done nothing yet.
 LAST_SEQ = 2
-FAR = 10**9
 
 
 class Watched:
@@ -50,7 +48,6 @@ class Watched:
             after,
             self.world.store,
             self.feeds,
-            self.world.clock,
             self.encode,
             lambda heartbeat: heartbeat,
             opening,
@@ -78,14 +75,9 @@ def next_of(watching: list[AsyncGenerator[Any, None]]) -> list[asyncio.Task[Any]
     return [asyncio.ensure_future(anext(each)) for each in watching]
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-async def test_an_event_is_read_and_encoded_once_for_all_watchers(
-    watched: Watched, ahead: bool
-) -> None:
-    """Watchers that wait for events far ahead do not cause additional reads."""
+async def test_an_event_is_read_and_encoded_once_for_all_watchers(watched: Watched) -> None:
     watching = [watched.watch() for _ in range(40)]
-    waiting = [watched.watch(FAR + number) for number in range(40)] if ahead else []
-    received, beyond = next_of(watching), next_of(waiting)
+    received = next_of(watching)
     await watched.are_waiting()
     for number in range(1, 4):
         watched.reads.clear()
@@ -97,10 +89,10 @@ async def test_an_event_is_read_and_encoded_once_for_all_watchers(
         received = next_of(watching)
         await watched.are_waiting()
     assert watched.encoded == [3, 4, 5]
-    for each in (*received, *beyond):
+    for each in received:
         assert not each.done()
         each.cancel()
-    await asyncio.gather(*received, *beyond, return_exceptions=True)
+    await asyncio.gather(*received, return_exceptions=True)
     await watched.are_waiting()
     assert not watched.world.subscriptions.has_subscribers(watched.workspace.id)
 
@@ -134,21 +126,6 @@ async def test_a_watcher_misses_nothing_while_its_opening_is_written(watched: Wa
     async with asyncio.timeout(30):
         assert [await anext(watching) for _ in range(2)] == [LAST_SEQ + 1, LAST_SEQ + 2]
     await watching.aclose()
-
-
-async def test_a_watcher_far_ahead_gets_heartbeats_while_others_get_events(
-    watched: Watched,
-) -> None:
-    waiting = watched.watch(FAR)
-    (received,) = next_of([waiting])
-    await watched.are_waiting()
-    await watched.commit(1)
-    await watched.are_waiting()
-    assert not received.done()
-    watched.world.clock.advance(event_feeds.HEARTBEAT_SECONDS)
-    await watched.commit(2)
-    assert await received == Heartbeat(watched.world.clock(), LAST_SEQ + 2)
-    await waiting.aclose()
 
 
 async def test_a_failed_read_ends_the_watchers_and_the_next_one_begins_again(

@@ -68,14 +68,14 @@ def stream(
     by: Caller | None = None,
     encode: Callable[[Sequence[Event]], Sequence[Any]] = unencoded,
     opening: Sequence[Any] = (),
+    feeds: EventFeeds | None = None,
 ) -> Any:
     return watch_events(
         by or caller(),
         workspace_id,
         after,
         world.store,
-        EventFeeds(world.store, subscriptions, world.clock),
-        world.clock,
+        feeds or EventFeeds(world.store, subscriptions, world.clock),
         encode,
         as_is,
         opening=opening,
@@ -147,27 +147,41 @@ async def test_a_stream_skips_no_event_that_a_deletion_has_removed(world: World)
         await anext(stream(world, busy.id, Scripted(world), after=1))
 
 
-async def test_a_heartbeat_names_the_last_event_of_the_log_and_not_a_later_position(
-    world: World,
-) -> None:
-    busy, running = await world.add_busy()
+async def test_a_heartbeat_names_the_last_event_of_the_log(world: World) -> None:
+    busy, _ = await world.add_busy()
     idle = await world.add()
-    (beat,) = await watch(world, idle.id, Scripted(world), after=7, until=1)
-    assert (type(beat), beat.seq) == (Heartbeat, 0)
-    (beat,) = await watch(world, busy.id, Scripted(world), after=2, until=1)
-    assert (type(beat), beat.seq) == (Heartbeat, 2)
+    for at, last_seq in ((idle, 0), (busy, 2)):
+        (beat,) = await watch(world, at.id, Scripted(world), after=last_seq, until=1)
+        assert (type(beat), beat.seq) == (Heartbeat, last_seq)
 
-    async def commit() -> None:
-        await world.commit(busy.id, running.id, iteration(1))
 
-    found = await watch(world, busy.id, Scripted(world, commit), after=3, until=1)
-    assert (type(found[0]), found[0].seq) == (Heartbeat, 3)
+async def test_a_stream_from_beyond_the_log_names_its_last_event(world: World) -> None:
+    """Otherwise, a watcher with a position of another log would wait for ever."""
+    busy, _ = await world.add_busy()
+    idle = await world.add()
+    for at, last_seq in ((idle, 0), (busy, 2)):
+        for after in (last_seq + 1, 2**63 - 1):
+            opened = stream(world, at.id, Scripted(world), after, opening=("opened",))
+            with pytest.raises(Failure) as raised:
+                await anext(opened)
+            assert (raised.value.slug, raised.value.details["fields"]) == (
+                "validation_error",
+                {"after": f"must be at most {last_seq}: the log ends with seq {last_seq}"},
+            )
 
-    async def commit_two() -> None:
-        await world.commit(busy.id, running.id, iteration(2), iteration(3))
 
-    found = await watch(world, busy.id, Scripted(world, commit_two), after=4, until=2)
-    assert [(type(item), item.seq) for item in found] == [(Event, 5), (Heartbeat, 5)]
+async def test_a_stream_resumes_after_an_event_that_the_feed_has_not_read_yet(world: World) -> None:
+    """The watcher has seen the event on another worker."""
+    busy, running = await world.add_busy()
+    subscriptions = Scripted(world)
+    feeds = EventFeeds(world.store, subscriptions, world.clock)
+    watching = [stream(world, busy.id, subscriptions, 2, feeds=feeds)]
+    received = asyncio.ensure_future(anext(watching[0]))
+    await world.commit(busy.id, running.id, iteration(1))
+    watching.append(stream(world, busy.id, subscriptions, 3, feeds=feeds))
+    assert (await anext(watching[1]), (await received).seq) == (Heartbeat(world.clock(), 3), 3)
+    for each in watching:
+        await each.aclose()
 
 
 async def test_the_opening_comes_after_the_first_read(world: World) -> None:

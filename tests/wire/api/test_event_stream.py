@@ -126,6 +126,19 @@ async def test_a_stream_from_a_removed_event_is_refused(server: Running, world: 
     assert event.id == "4"
 
 
+async def test_a_stream_from_beyond_the_log_is_refused(server: Running, world: World) -> None:
+    busy, _ = await world.add_busy()
+    for after, last_id in ((3, ""), (0, "3")):
+        seen = await server.fails(stream(server, busy.id, after, last_event_id=last_id))
+        assert (seen.slug, seen.trailers["x-evershell-status"]) == ("validation_error", "400")
+        assert "ends with seq 2" in seen.envelope["details"]["fields"]["after"]
+    request = messages.WatchEventsRequest(workspace_id=busy.id, after=3)
+    seen = await server.fails(server.stub.WatchEvents(request, metadata=bearer()))
+    assert seen.code is grpc.StatusCode.INVALID_ARGUMENT
+    (violation,) = seen.details["BadRequest"].field_violations
+    assert (violation.field, "ends with seq 2" in violation.description) == ("after", True)
+
+
 @pytest.mark.parametrize("last_id", ["x", "-1", "1.0", str(2**63), "1,2"])
 async def test_an_invalid_last_id_is_refused(server: Running, world: World, last_id: str) -> None:
     idle = await world.add()

@@ -164,6 +164,7 @@ class AsyncTaskCalls(AsyncPlainCalls):
 
         Raises:
             WorkspaceNotFoundError: There is no such workspace.
+            ValidationError: The log ends before `after`, or the next event was removed.
             DeadlineExceededError: The timeout has passed.
             UnavailableError: The service could not be reached for `reconnect_for`.
             CallError: Any other failure.

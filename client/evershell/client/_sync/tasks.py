@@ -165,6 +165,7 @@ class TaskCalls(PlainCalls):
 
         Raises:
             WorkspaceNotFoundError: There is no such workspace.
+            ValidationError: The log ends before `after`, or the next event was removed.
             DeadlineExceededError: The timeout has passed.
             UnavailableError: The service could not be reached for `reconnect_for`.
             CallError: Any other failure.

@@ -588,9 +588,9 @@ class WatchEventsRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     after: _builtins.int
-    """The stream begins after this `seq`; with 0, at the first event that still exists. If the next
-    event was removed, the call fails with `validation_error`, which names the first event that
-    still exists.
+    """The stream begins after this `seq`; with 0, at the first event that still exists. The call
+    fails with `validation_error` if the next event was removed, or if no event has had this `seq`
+    yet. The error names the first event that still exists, or the last one.
     """
     def __init__(
         self,
@@ -616,8 +616,9 @@ class StreamEventsRequest(_message.Message):
     """The id of the workspace."""
     after: _builtins.int
     """The stream begins after this `seq`; with 0, at the first event that still exists. The header
-    `last-event-id` takes precedence. If the next event was removed, the call fails with
-    `validation_error`, which names the first event that still exists.
+    `last-event-id` takes precedence. The call fails with `validation_error` if the next event was
+    removed, or if no event has had this `seq` yet. The error names the first event that still
+    exists, or the last one.
     """
     def __init__(
         self,

@@ -258,7 +258,6 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             after_seq,
             self.store,
             self.feeds,
-            self.clock,
             encode.encode_updates,
             # A stream of A2A has no heartbeats.
             lambda _: encode.Update(None, is_end=False, messages=()),
