@@ -43,7 +43,7 @@ HOT_METHOD = "CancelTask"
 CALL_TIMEOUT = "35s"
 # No limit, because a stream has no end.
 STREAM_TIMEOUT = "0s"
-# Longer than any pause in a stream, which sends a heartbeat after 15 s.
+# Longer than any pause in a stream, which sends a heartbeat after 4 s.
 STREAM_IDLE_TIMEOUT = "300s"
 
 # The listener joins a request's content type and content length into this header (see envoy.yaml).

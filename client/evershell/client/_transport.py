@@ -24,8 +24,8 @@ from evershell.client.endpoint import Endpoint, channel_options
 from evershell.client.errors import ClientClosedError, UnavailableError
 
 # If nothing arrives for this time, the stream is broken: without events, the service sends a
-# heartbeat every 15 s.
-IDLE_SECONDS = 45.0
+# heartbeat every 4 s.
+IDLE_SECONDS = 8.0
 _IDLE_CHECKS = 3
 
 Headers = list[tuple[str, str]]

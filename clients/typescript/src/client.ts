@@ -49,8 +49,8 @@ const MAX_WAIT_MS = 30_000;
 const PAUSE_MS = 500;
 // How long `cancelAndWait`, and a watch that has connected, go on while the service is unavailable.
 const OUTAGE_MS = 300_000;
-// How long a stream may be silent. The service sends a heartbeat after 15 s without an event.
-const IDLE_MS = 45_000;
+// How long a stream may be silent. The service sends a heartbeat after 4 s without an event.
+const IDLE_MS = 10_000;
 const ENDED = [Task_Status.completed, Task_Status.failed, Task_Status.cancelled, Task_Status.delivery_failed];
 const RECORDED = [Outcome.accepted, Outcome.already_requested];
 

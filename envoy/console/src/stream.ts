@@ -8,9 +8,9 @@ import { Failure } from "./failure";
 import { credentials, token } from "./session";
 import { withVisibleDirections } from "./text";
 
-// The service sends a comment after 15 s without an event. A connection that is silent for longer
+// The service sends a comment after 4 s without an event. A connection that is silent for longer
 // is lost, even if the browser has not noticed.
-const SILENCE_MS = 25_000;
+const SILENCE_MS = 10_000;
 // HTTP statuses after which a retry would fail as well.
 const FINAL = [400, 403, 404];
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from evershell.core.event import EventBatch
 from evershell.core.ports import Clock, Subscription, Subscriptions, Workspaces
 
-HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 4.0
 # The maximum number of events that are read at a time.
 BATCH_EVENTS = 100
 # How many watchers are woken at a time. Other calls are served before the next group is woken.
@@ -188,9 +188,9 @@ class _Feed:
                 continue
             quiet_seconds = (self._clock() - quiet_since).total_seconds()
             if quiet_seconds >= HEARTBEAT_SECONDS:
-                quiet_since = self._clock()
+                quiet_since, quiet_seconds = self._clock(), 0.0
                 await self._send(Heartbeat(quiet_since, self._last_seq))
-            elif not await subscription.wait(HEARTBEAT_SECONDS - quiet_seconds):
+            if not await subscription.wait(HEARTBEAT_SECONDS - quiet_seconds):
                 await self._send(Heartbeat(self._clock(), self._last_seq))
                 raise FeedEndedError
 

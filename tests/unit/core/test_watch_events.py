@@ -201,25 +201,41 @@ async def test_a_spurious_subscription_does_not_delay_the_heartbeat(world: World
     busy, _ = await world.add_busy()
 
     async def nothing() -> None:
-        world.clock.advance(6)
+        world.clock.advance(1.5)
 
     subscriptions = Scripted(world, nothing, nothing)
     (beat,) = await watch(world, busy.id, subscriptions, after=2, until=1)
     assert isinstance(beat, Heartbeat)
-    assert subscriptions.waits == [15, 9, 3]
+    assert subscriptions.waits == [4, 2.5, 1]
 
 
 async def test_an_event_restarts_the_heartbeat_interval(world: World) -> None:
     busy, running = await world.add_busy()
 
     async def late() -> None:
-        world.clock.advance(14)
+        world.clock.advance(3)
         await world.commit(busy.id, running.id, iteration(1))
 
     subscriptions = Scripted(world, late)
     found = await watch(world, busy.id, subscriptions, after=2, until=2)
     assert isinstance(found[1], Heartbeat)
-    assert subscriptions.waits == [15, 15]
+    assert subscriptions.waits == [4, 4]
+
+
+async def test_a_quiet_log_is_read_once_for_each_heartbeat(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, _ = await world.add_busy()
+    subscriptions, reads = Scripted(world), count()
+    read = world.store.list_events
+
+    async def count_and_read(*place: Any) -> Any:
+        next(reads)
+        return await read(*place)
+
+    monkeypatch.setattr(world.store, "list_events", count_and_read)
+    await watch(world, busy.id, subscriptions, after=2, until=3)
+    assert next(reads) <= 1 + len(subscriptions.waits)
 
 
 async def test_an_event_between_the_read_and_the_wait_is_not_lost(world: World) -> None:

@@ -79,7 +79,7 @@ def test_no_parser_sees_another_line_end() -> None:
 
 
 async def test_the_first_message_opens_an_empty_stream(server: Running, world: World) -> None:
-    """Without this message, a browser would not know for 15 s whether it is connected."""
+    """Without this message, a browser would not know for 4 s whether it is connected."""
     idle = await world.add()
     first = await stream(server, idle.id).read()
     assert first == HttpBody(content_type="text/event-stream", data=b"retry: 1000\n")

@@ -157,7 +157,7 @@ class AsyncTaskCalls(AsyncPlainCalls):
             timeout: The limit of the whole watch, in seconds or as a timedelta. None for no limit.
             reconnect_for: How long to keep trying to reconnect, in seconds or as a timedelta. The
                 first connection has the client's timeout. A connection on which nothing arrives is
-                given up after 45 to 60 s.
+                given up after 8 to 11 s.
 
         Returns:
             A generator. Closing it, for example with `contextlib.aclosing`, ends the stream.

@@ -268,7 +268,7 @@ class WorkspaceServiceServicer:
         """Streams the events of a workspace: first the recorded events with a `seq` above `after`, then
         each new event.
 
-        Effect: none. The stream sends a heartbeat after 15 s without an event.
+        Effect: none. The stream sends a heartbeat after 4 s without an event.
         Idempotency: a read. To resume, set `after` to the last `seq` received.
         Flow: a slow watcher does not miss events. The service reads at most one batch ahead of the
         watcher.
@@ -284,7 +284,7 @@ class WorkspaceServiceServicer:
         WatchEvents.
 
         Effect: none. The `id` of each Server-Sent Event is the `seq`, its `event` is the type, and its
-        `data` is a WatchEventsResponse as JSON. The stream sends a comment after 15 s without an
+        `data` is a WatchEventsResponse as JSON. The stream sends a comment after 4 s without an
         event.
         Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
         browsers do automatically. The header takes precedence over `after`.

@@ -114,7 +114,7 @@ class WorkspaceServiceStub:
     """Streams the events of a workspace: first the recorded events with a `seq` above `after`, then
     each new event.
 
-    Effect: none. The stream sends a heartbeat after 15 s without an event.
+    Effect: none. The stream sends a heartbeat after 4 s without an event.
     Idempotency: a read. To resume, set `after` to the last `seq` received.
     Flow: a slow watcher does not miss events. The service reads at most one batch ahead of the
     watcher.
@@ -126,7 +126,7 @@ class WorkspaceServiceStub:
     WatchEvents.
 
     Effect: none. The `id` of each Server-Sent Event is the `seq`, its `event` is the type, and its
-    `data` is a WatchEventsResponse as JSON. The stream sends a comment after 15 s without an
+    `data` is a WatchEventsResponse as JSON. The stream sends a comment after 4 s without an
     event.
     Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
     browsers do automatically. The header takes precedence over `after`.
@@ -400,7 +400,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Streams the events of a workspace: first the recorded events with a `seq` above `after`, then
     each new event.
 
-    Effect: none. The stream sends a heartbeat after 15 s without an event.
+    Effect: none. The stream sends a heartbeat after 4 s without an event.
     Idempotency: a read. To resume, set `after` to the last `seq` received.
     Flow: a slow watcher does not miss events. The service reads at most one batch ahead of the
     watcher.
@@ -412,7 +412,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     WatchEvents.
 
     Effect: none. The `id` of each Server-Sent Event is the `seq`, its `event` is the type, and its
-    `data` is a WatchEventsResponse as JSON. The stream sends a comment after 15 s without an
+    `data` is a WatchEventsResponse as JSON. The stream sends a comment after 4 s without an
     event.
     Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
     browsers do automatically. The header takes precedence over `after`.
@@ -719,7 +719,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the events of a workspace: first the recorded events with a `seq` above `after`, then
         each new event.
 
-        Effect: none. The stream sends a heartbeat after 15 s without an event.
+        Effect: none. The stream sends a heartbeat after 4 s without an event.
         Idempotency: a read. To resume, set `after` to the last `seq` received.
         Flow: a slow watcher does not miss events. The service reads at most one batch ahead of the
         watcher.
@@ -737,7 +737,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         WatchEvents.
 
         Effect: none. The `id` of each Server-Sent Event is the `seq`, its `event` is the type, and its
-        `data` is a WatchEventsResponse as JSON. The stream sends a comment after 15 s without an
+        `data` is a WatchEventsResponse as JSON. The stream sends a comment after 4 s without an
         event.
         Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
         browsers do automatically. The header takes precedence over `after`.
