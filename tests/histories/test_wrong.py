@@ -1,6 +1,7 @@
 """The checker refuses wrong histories, and reports the shortest contradiction."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -316,3 +317,15 @@ def test_a_webhook_gets_every_event_in_order_and_may_get_it_twice() -> None:
         judged.calls[:], judged.deliveries[:] = _hooked(*seqs)
         found = judge(judged)
         assert [rule in each.rule for each in found if rule] == [True] * bool(rule), found
+
+
+@pytest.mark.parametrize(("minutes", "is_refused"), [(0, True), (60, False)])
+def test_a_delivery_is_missing_only_if_it_can_be_due(minutes: int, is_refused: bool) -> None:
+    """A clock that was an hour ahead has recorded an event. Its delivery is due in an hour."""
+    judged = history([])
+    judged.calls[:], judged.deliveries[:] = _hooked(1, 3)
+    started = next(each for call in judged.calls for _, each in call.messages[1:])["event"]
+    started["time"] = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)).isoformat()
+    for delivery in judged.deliveries:
+        delivery.event["time"] = "2026-01-01T00:00:00Z"
+    assert bool(judge(judged)) is is_refused

@@ -32,5 +32,6 @@ A history must contain every call that changes its workspaces. The check has the
   newest task, or the only task that has not ended.
 - The model does not cover a SubmitTask that is repeated with an idempotency key.
 - A webhook is judged at the end of the history, unless it was deleted. Only events of tasks that
-  were submitted after its creation and seen by a watcher are judged.
+  were submitted after its creation and seen by a watcher are judged. An event with a `time` after
+  the end of the history, which a wrong clock has given it, is not judged.
 """

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from evershell.histories.claims import Seen
+from evershell.histories.claims import LATE_SECONDS, Seen
 from evershell.histories.lines import Call, Delivery, History
 
 # A rule, and the calls or events that violate it.
@@ -71,6 +72,19 @@ def _ends_once(log: list[_Entry]) -> Iterator[Contradiction]:
             ends[str(task)] = entry
 
 
+def _until(history: History) -> float:
+    """LATE_SECONDS after the `time` of the event that was seen last. No later event can be due."""
+    seen = [(each.at, each.event) for each in history.deliveries]
+    for call in history.calls:
+        seen += [(at, message["event"]) for at, message in call.messages if "event" in message]
+    return _time(max(seen, key=lambda each: each[0])[1]) + LATE_SECONDS if seen else 0.0
+
+
+def _time(event: Mapping[str, Any]) -> float:
+    """When the event was recorded, in seconds since 1970, by the clock of the service."""
+    return datetime.fromisoformat(event["time"]).timestamp() if "time" in event else 0.0
+
+
 def _delivered(history: History, logs: dict[str, dict[int, _Entry]]) -> Iterator[Contradiction]:
     # The deliveries to each webhook, by workspace and task.
     got: dict[str, dict[tuple[str, str], list[Delivery]]] = defaultdict(lambda: defaultdict(list))
@@ -85,6 +99,7 @@ def _delivered(history: History, logs: dict[str, dict[int, _Entry]]) -> Iterator
             yield rule, [of_task[-1], delivery]
         of_task.append(delivery)
     deleted = {str(each.arguments.get("webhook_id")) for each in _named(history, "DeleteWebhook")}
+    until = _until(history)
     for call in _named(history, "CreateWebhook"):
         if call.answer is None or call.answer["webhook"]["id"] in deleted:
             continue
@@ -99,6 +114,9 @@ def _delivered(history: History, logs: dict[str, dict[int, _Entry]]) -> Iterator
                 kind, task, _ = entry.identity()
                 of_task = got[webhook["id"]][workspace_id, str(task)]
                 sent = (int(each.event["seq"]) for each in of_task)
+                if _time(entry.event) > until:
+                    # A clock was wrong, and the delivery is due later.
+                    continue
                 if kind in webhook["event_types"] and task in later and seq not in sent:
                     yield f"{webhook['id']} gets every event of its types", [call, entry.source]
 
