@@ -32,13 +32,13 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/core/test_cancel_task.py",
         (
             f"{_CORE}cancel_task.py",
-            "    # Checks and records in one transaction.",
+            "    recorded = await record(",
             "    early = await store.get_workspace(request.workspace_id)\n"
             "    if early is not None and early.current_task_id is not None:\n"
             "        open_task = await store.get_task(early.id, early.current_task_id)\n"
             "        with suppress(AgentUnreachableError):\n"
             "            await agents.cancel_task(early, open_task)\n"
-            "    # Checks and records in one transaction.",
+            "    recorded = await record(",
         ),
     ),
     rule(
