@@ -35,7 +35,7 @@ SECTIONS = {
     "tls_cert_file": "TLS",
     "jwt_issuer": "Credentials",
     "oidc_client_id": "Sign-in of the console",
-    "rate_limit_per_second": "Rate limits",
+    "rate_limit": "Rate limits",
     "model": "Agents and models",
     "runtime_service": "Pods",
     "pod_image": "Kubernetes",

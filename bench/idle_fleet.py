@@ -108,7 +108,7 @@ def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
             "DATABASE_URL": url,
             "SERVER_PORT": str(port),
             "WORKERS": "1",
-            "RATE_LIMIT_PER_SECOND": "0",
+            "RATE_LIMIT": "off",
             "LEASE_SECONDS": str(LEASE_SECONDS),
             "RUN_ID": _RUN_ID,
         }

@@ -111,7 +111,7 @@ class Side:
         environment = {
             "STATE_DIR": str(self.stack.state_dir),
             "DATABASE_URL": self.stack.ready["database_url"],
-            "RATE_LIMIT_PER_SECOND": "0",
+            "RATE_LIMIT": "off",
         }
         command = [self.stack.python, "-m", self.stack.module, "serve", "--port", str(port)]
         with processes.started(command, log, environment, self.checkout) as process:

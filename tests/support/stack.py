@@ -66,7 +66,7 @@ class Stack(Service):
             "SERVER_PORT": str(ports[2]),
             "WORKERS": "2",
             # Off, because tests share credentials and make more calls than the limits allow.
-            "RATE_LIMIT_PER_SECOND": "0",
+            "RATE_LIMIT": "off",
             # Tests receive webhooks on loopback.
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             **environment,

@@ -123,7 +123,7 @@ async def test_an_invalid_url_of_the_database_is_not_printed(
     [
         ("REST_PORT", "eighty"),
         ("WORKERS", "0"),
-        ("RATE_LIMIT_PER_SECOND", "1"),
+        ("RATE_LIMIT", "1"),
         ("LEASE_SECONDS", "inf"),
         ("MODEL_TIMEOUT_SECONDS", "inf"),
         ("TOOL_TIMEOUT_SECONDS", "inf"),

@@ -7,9 +7,12 @@ from evershell.app.settings import Settings
 from evershell.app.worker import _rate_limits
 
 
-def test_no_calls_a_second_is_no_limit() -> None:
-    assert _rate_limits(Settings(rate_limit_per_second=0)) is None
-    assert _rate_limits(Settings(rate_limit_per_second=2)) is not None
+def test_a_rate_limit_is_off_or_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, calls in (("off", 0), ("false", 0), ("0", 0), ("on", 100), ("2", 2)):
+        monkeypatch.setenv("RATE_LIMIT", value)
+        settings = Settings.read()
+        assert settings.rate_limit == calls
+        assert (_rate_limits(settings) is None) is (calls == 0)
 
 
 def test_all_ports_of_workers_exist() -> None:

@@ -29,7 +29,7 @@ _INSTEAD = {
     "POD_RUNTIME_CLASS": _TEMPLATE.format("pod.runtimeClassName"),
     "POD_STORAGE": _TEMPLATE.format("volume.resources.requests.storage"),
     "POD_STORAGE_CLASS": _TEMPLATE.format("volume.storageClassName"),
-    "RATE_LIMIT": "Unset it. RATE_LIMIT_PER_SECOND=0 turns the limit off.",
+    "RATE_LIMIT_PER_SECOND": "Set RATE_LIMIT to the number of calls per second, or to `off`.",
     "RUNTIME_PORT": "Unset it: with AGENT_TLS, workers serve agents on SERVER_PORT + 100.",
     "TOOL_FILE_MB": "Unset it: a tool writes files of up to 4096 MiB each.",
     "TOOL_PROCESSES": "Unset it: a tool call has up to 512 processes.",

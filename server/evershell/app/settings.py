@@ -125,10 +125,10 @@ class ServerSettings(PodSettings):
     """The end session endpoint of the provider. If empty, signing out ends only the session of the
     console."""
 
-    rate_limit_per_second: int = Field(100, ge=0)
+    rate_limit: int = Field(100, ge=0, json_schema_extra={"type": ["integer", "boolean"]})
     """How many [calls per second](calls.md#rate-limits) each credential may make, with bursts of
     twice as many. CancelTask, CancelTasks, HoldOrg and ReleaseOrg are counted separately, and
-    together may make half as many. 0: no limit; otherwise at least 2."""
+    together may make half as many. `off` or 0: no limit; otherwise at least 2."""
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
@@ -204,11 +204,18 @@ class ServerSettings(PodSettings):
         # Sandboxes hide this folder, and need its real path to do so.
         return Path(os.path.realpath(value))
 
-    @field_validator("rate_limit_per_second")
+    @field_validator("rate_limit", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        # In YAML, `off` is `false`.
+        words = {"off": 0, "false": 0, "on": 100, "true": 100}
+        return words.get(str(value).lower(), value)
+
+    @field_validator("rate_limit")
     @classmethod
     def _with_half_for_cancellations(cls, value: int) -> int:
         if value == 1:
-            raise ValueError("must be 0, for no limit, or at least 2")
+            raise ValueError("must be `off` or at least 2")
         return value
 
     @field_validator("metrics_address")

@@ -250,7 +250,7 @@ def _tracing() -> tuple["Tracing", Interceptor]:
 
 
 def _rate_limits(settings: Settings) -> RateLimits | None:
-    calls = settings.rate_limit_per_second
+    calls = settings.rate_limit
     if not calls:
         return None
     cancellations = calls // 2

@@ -23,7 +23,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack with a low rate, so that a test can empty the bucket faster than it refills."""
     with Stack(
         tmp_path_factory.mktemp("limited") / "state",
-        RATE_LIMIT_PER_SECOND=str(PER_SECOND),
+        RATE_LIMIT=str(PER_SECOND),
     ).started() as stack:
         yield stack
 

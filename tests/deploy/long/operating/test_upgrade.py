@@ -85,13 +85,8 @@ class Installed(Stack):
 
     def __init__(self, folder: Path, installation: Environment) -> None:
         ports = free_ports(5, in_a_row=5)
-        super().__init__(
-            folder / "state",
-            # `up` is of version 0.1.0, which has this name, and does not take 0 as a limit. No
-            # caller reaches this limit.
-            METRICS_PORT=str(ports[0]),
-            RATE_LIMIT_PER_SECOND="100000",
-        )
+        # `up` is of version 0.1.0, in which the setting has this name.
+        super().__init__(folder / "state", METRICS_PORT=str(ports[0]))
         self._metrics_port = ports[0]
         self._installation = installation
 

@@ -87,7 +87,7 @@ def environment(state_dir: Path) -> dict[str, str]:
     prices = state_dir.with_name(f"{state_dir.name}.prices.json")
     prices.write_text(PRICES)
     # The load exceeds the rate limits, so they are off.
-    return {"PRICES_FILE": str(prices), "RATE_LIMIT_PER_SECOND": "0", "LOG_LEVEL": "INFO"}
+    return {"PRICES_FILE": str(prices), "RATE_LIMIT": "off", "LOG_LEVEL": "INFO"}
 
 
 def run(plan: Plan, state_dir: Path) -> Outcome:

@@ -48,7 +48,7 @@ def main(
 ) -> None:
     """Starts a stack. Prints a line for each row and number of keys, or one line with `--mixed`."""
     with tempfile.TemporaryDirectory(prefix="neighbours-") as folder:
-        stack = Stack(Path(folder) / "state", WORKERS="2", RATE_LIMIT_PER_SECOND="0")
+        stack = Stack(Path(folder) / "state", WORKERS="2", RATE_LIMIT="off")
         with stack.started():
             mine = [Workspace(stack).id for _ in range(_MIXED_KEYS if mixed else max(keys))]
             if mixed:

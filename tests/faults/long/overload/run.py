@@ -128,7 +128,7 @@ class Run:
             self.state_dir,
             WORKERS=str(self.workers),
             METRICS_ADDRESS=f"127.0.0.1:{port}",
-            RATE_LIMIT_PER_SECOND="0",
+            RATE_LIMIT="off",
         )
         stack.checkout = self.checkout
         stack.start()

@@ -26,7 +26,7 @@ from tests.support.stack import Stack, Workspace
 _WORKSPACES = 6
 _PROBLEMS_SHOWN = 10
 # Rate limiting is on, so that its counters can grow, but the limit is too high to be reached.
-_LIMITS = {"RATE_LIMIT_PER_SECOND": "100000"}
+_LIMITS = {"RATE_LIMIT": "100000"}
 
 
 @click.command()
