@@ -56,7 +56,7 @@ SUSPENDING: tuple[Rule, ...] = (
     ),
     rule(
         "the task that wakes a workspace can be cancelled at once",
-        f"{_MACHINE} tests/contracts/test_store_cancellations.py",
+        f"{_UNIT} {_MACHINE} tests/contracts/test_store_cancellations.py",
         (
             f"{_STORE}functions/cancellation_outcome.sql",
             "'provisioning' AND t.id IS NULL THEN",
