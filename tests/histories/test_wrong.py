@@ -323,9 +323,9 @@ def test_a_webhook_gets_every_event_in_order_and_may_get_it_twice() -> None:
 def test_a_delivery_is_missing_only_if_it_can_be_due(minutes: int, is_refused: bool) -> None:
     """A clock that was an hour ahead has recorded an event. Its delivery is due in an hour."""
     judged = history([])
-    judged.calls[:], judged.deliveries[:] = _hooked(1, 3)
+    judged.calls[:], got = _hooked(1, 3)
     started = next(each for call in judged.calls for _, each in call.messages[1:])["event"]
     started["time"] = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)).isoformat()
-    for delivery in judged.deliveries:
-        delivery.event["time"] = "2026-01-01T00:00:00Z"
+    recorded = {"time": "2026-01-01T00:00:00Z"}
+    judged.deliveries[:] = [Delivery("wh", each.at, {**each.event, **recorded}) for each in got]
     assert bool(judge(judged)) is is_refused
