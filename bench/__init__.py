@@ -6,7 +6,7 @@ options are environment variables:
 - QUICK=1: shorter windows (periods of measurement), fewer rounds and fewer rows. The run takes 60 s
   instead of 10 minutes.
 - ROWS=text: only rows, or blocks of rows, whose names contain the text. Writes bench.partial.json.
-- ROUNDS=n: the number of rounds, for all rows.
+- ROUNDS=n: the number of rounds, for all rows, however long they take.
 - COMPARE=path: alternates between the server of the checkout at `path` (before) and the server of
   this checkout (after), and prints before ÷ after for each row. Writes bench.partial.json.
 - BENCH_CACHE=folder: where `python -m bench.size` keeps the large database. If there is no such

@@ -3,6 +3,7 @@
 The docstring of the package explains the options and how to read the results.
 """
 
+import math
 import os
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def main() -> int:
     except ValueError as error:
         console.print(str(error))
         return 2
-    until = time.monotonic() + (_QUICK_SECONDS if options.quick else _SECONDS)
+    until = time.monotonic() + _limit_seconds(options)
     blocks = _selected(all_blocks(options.quick), options)
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
@@ -157,6 +158,12 @@ def _measure(
             if number == 0:
                 skipped[block.name] = "there was no time left"
     return results
+
+
+def _limit_seconds(options: Options) -> float:
+    if options.rounds:
+        return math.inf
+    return _QUICK_SECONDS if options.quick else _SECONDS
 
 
 def _rounds(block: Block, options: Options) -> int:
