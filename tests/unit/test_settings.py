@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from evershell.app.removed_settings import renamed_settings
 from evershell.app.settings import Settings
 from evershell.app.worker import _rate_limits
 
@@ -31,6 +32,12 @@ def test_an_address_of_metrics_is_a_host_and_a_port() -> None:
     for address in ("9100", ":9100", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:9100"):
         with pytest.raises(ValidationError, match="must be host:port"):
             Settings(metrics_address=address)
+
+
+def test_a_program_of_an_earlier_up_reads_the_address_of_its_metrics() -> None:
+    given = {"RUN_ID": "run_1", "METRICS_HOST": "::1", "METRICS_PORT": "9100"}
+    assert renamed_settings(given) == {"METRICS_ADDRESS": "[::1]:9100"}
+    assert renamed_settings(given | {"METRICS_PORT": "0"}) == {}
 
 
 def test_pods_run_on_kubernetes_if_they_have_an_image() -> None:

@@ -1,9 +1,11 @@
 """Judges what watchers and webhooks got."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 from typing import Any
 
 from evershell.histories.claims import LATE_SECONDS, Seen
@@ -73,11 +75,17 @@ def _ends_once(log: list[_Entry]) -> Iterator[Contradiction]:
 
 
 def _until(history: History) -> float:
-    """LATE_SECONDS after the `time` of the event that was seen last. No later event can be due."""
+    """The `time` of an event at the end of the history, plus LATE_SECONDS. Later ones are not due.
+
+    Compares the clock of the service with the times at which events were seen, by their median.
+    """
     seen = [(each.at, each.event) for each in history.deliveries]
     for call in history.calls:
         seen += [(at, message["event"]) for at, message in call.messages if "event" in message]
-    return _time(max(seen, key=lambda each: each[0])[1]) + LATE_SECONDS if seen else 0.0
+    ahead = [_time(event) - at for at, event in seen if "time" in event]
+    if not ahead:
+        return math.inf
+    return max(at for at, _ in seen) + median(ahead) + LATE_SECONDS
 
 
 def _time(event: Mapping[str, Any]) -> float:

@@ -60,4 +60,5 @@ def renamed_settings(environment: Mapping[str, str]) -> dict[str, str]:
     port = environment.get("METRICS_PORT", "0") if "RUN_ID" in environment else "0"
     if port == "0":
         return {}
-    return {"METRICS_ADDRESS": f"{environment['METRICS_HOST']}:{port}"}
+    host = environment["METRICS_HOST"]
+    return {"METRICS_ADDRESS": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}

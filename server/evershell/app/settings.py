@@ -125,7 +125,7 @@ class ServerSettings(PodSettings):
     """The end session endpoint of the provider. If empty, signing out ends only the session of the
     console."""
 
-    rate_limit: int = Field(100, ge=0, json_schema_extra={"type": ["integer", "boolean"]})
+    rate_limit: int = Field(100, ge=0, json_schema_extra={"type": ["integer", "boolean", "string"]})
     """How many [calls per second](calls.md#rate-limits) each credential may make, with bursts of
     twice as many. CancelTask, CancelTasks, HoldOrg and ReleaseOrg are counted separately, and
     together may make half as many. `off` or 0: no limit; otherwise at least 2."""

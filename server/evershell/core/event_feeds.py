@@ -186,7 +186,10 @@ class _Feed:
                 del events
                 quiet_since = self._clock()
                 continue
-            quiet_seconds = (self._clock() - quiet_since).total_seconds()
+            now = self._clock()
+            # A correction may set the clock of the service back.
+            quiet_since = min(quiet_since, now)
+            quiet_seconds = (now - quiet_since).total_seconds()
             if quiet_seconds >= HEARTBEAT_SECONDS:
                 quiet_since, quiet_seconds = self._clock(), 0.0
                 await self._send(Heartbeat(quiet_since, self._last_seq))

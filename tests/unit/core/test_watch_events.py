@@ -209,6 +209,18 @@ async def test_a_spurious_subscription_does_not_delay_the_heartbeat(world: World
     assert subscriptions.waits == [4, 2.5, 1]
 
 
+async def test_a_clock_that_steps_back_does_not_silence_the_heartbeats(world: World) -> None:
+    busy, _ = await world.add_busy()
+
+    async def step_back() -> None:
+        world.clock.advance(-3_600)
+
+    subscriptions = Scripted(world, step_back)
+    (beat,) = await watch(world, busy.id, subscriptions, after=2, until=1)
+    assert isinstance(beat, Heartbeat)
+    assert subscriptions.waits == [4, 4]
+
+
 async def test_an_event_restarts_the_heartbeat_interval(world: World) -> None:
     busy, running = await world.add_busy()
 
