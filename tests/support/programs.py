@@ -9,7 +9,8 @@ from tests.support.stack import ROOT
 
 # These variables take precedence over STATE_DIR, so `command` removes them.
 OVERRIDES = ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE", "DATABASE_URL")
-# Names a file that does not exist, so that programs ignore the profiles of whoever runs the tests.
+# Names a file that does not exist, so that programs ignore the profiles of the user who runs the
+# tests.
 NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
 
 

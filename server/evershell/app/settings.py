@@ -25,6 +25,8 @@ _DAY_SECONDS = 86_400
 _MAX_PORT = 65_535
 # With AGENT_TLS, a worker serves agents on this port after its own.
 AGENT_PORT_DISTANCE = 100
+# The default of RATE_LIMIT.
+_RATE_LIMIT = 100
 
 
 def _program_memory_mb() -> int:
@@ -125,7 +127,9 @@ class ServerSettings(PodSettings):
     """The end session endpoint of the provider. If empty, signing out ends only the session of the
     console."""
 
-    rate_limit: int = Field(100, ge=0, json_schema_extra={"type": ["integer", "boolean", "string"]})
+    rate_limit: int = Field(
+        _RATE_LIMIT, ge=0, json_schema_extra={"type": ["integer", "boolean", "string"]}
+    )
     """How many [calls per second](calls.md#rate-limits) each credential may make, with bursts of
     twice as many. CancelTask, CancelTasks, HoldOrg and ReleaseOrg are counted separately, and
     together may make half as many. `off` or 0: no limit; otherwise at least 2."""
@@ -208,7 +212,7 @@ class ServerSettings(PodSettings):
     @classmethod
     def _on_or_off(cls, value: object) -> object:
         # In YAML, `off` is `false`.
-        words = {"off": 0, "false": 0, "on": 100, "true": 100}
+        words = {"off": 0, "false": 0, "on": _RATE_LIMIT, "true": _RATE_LIMIT}
         return words.get(str(value).lower(), value)
 
     @field_validator("rate_limit")

@@ -54,9 +54,9 @@ _CHANNEL_OPTIONS = (
 )
 
 
-# The values of `slug` if the service gave no slug. NO_CONNECTION: over REST, there was no
-# connection, or the connection broke. NO_ANSWER: the caller's own time limit passed. BARE: the
-# answer was not in the service's form; over gRPC, also if there was no connection or it broke.
+# The values of `slug` if the service gave no slug. NO_CONNECTION: a REST call had no connection, or
+# its connection broke. NO_ANSWER: the caller's own time limit passed. BARE: the answer was not in
+# the service's form. A gRPC call without a connection, or with a broken one, counts as BARE too.
 NO_CONNECTION, NO_ANSWER, BARE = "(no connection)", "(no answer)", "(bare status)"
 
 
