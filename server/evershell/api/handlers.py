@@ -151,6 +151,8 @@ def _streaming(behavior: _Behavior) -> Handler:
         async with aclosing(cast(AsyncGenerator[Any, None], produced)):
             async for message in produced:
                 await context.write(message)
+                # Frees the memory while the stream is quiet.
+                del message
                 call.has_streamed = True
 
     return stream

@@ -132,6 +132,8 @@ class EventBatch(list[Event]):
     Watchers that share the read also share the encoded result.
     """
 
+    __slots__ = ("_encoded",)
+
     def __init__(self, events: Iterable[Event] = ()) -> None:
         super().__init__(events)
         self._encoded: dict[Callable[[Sequence[Event]], Any], Any] = {}

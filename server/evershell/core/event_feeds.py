@@ -182,10 +182,10 @@ class _Feed:
             if events:
                 self._last_seq = events[-1].seq
                 await self._send(events)
-                # Frees the memory while the log is quiet.
-                del events
                 quiet_since = self._clock()
                 continue
+            # Frees the memory while the log is quiet.
+            del events
             now = self._clock()
             # A correction may set the clock of the service back.
             quiet_since = min(quiet_since, now)

@@ -76,7 +76,14 @@ class Authentication(Interceptor):
 
         async def checked_again(call: Call) -> Any:
             await authenticate(call)
-            return await _Rechecks(authenticate, call).surround(proceed)
+            rechecks = _Rechecks(authenticate, call)
+            try:
+                return await proceed(call)
+            except asyncio.CancelledError:
+                rechecks.raise_error()
+                raise
+            finally:
+                rechecks.stop()
 
         return checked_again if method.is_stream or method.path == WAITS else authenticated
 
@@ -134,19 +141,13 @@ class _Rechecks:
         self._timer: asyncio.TimerHandle | None = None
         self._check: asyncio.Task[None] | None = None
         self._error: Exception | None = None
-
-    async def surround(self, proceed: Handler) -> Any:
-        """Handles the call. Raises the error of a check that failed."""
         self._schedule()
-        try:
-            return await proceed(self._call)
-        except asyncio.CancelledError:
-            # If the caller has cancelled the call as well, `uncancel` does not return 0.
-            if self._error is not None and not self._stream.uncancel():
-                raise self._error from None
-            raise
-        finally:
-            self._stop()
+
+    def raise_error(self) -> None:
+        """Raises the error if the stream was cancelled because a check failed."""
+        # If the caller has cancelled the call as well, `uncancel` does not return 0.
+        if self._error is not None and not self._stream.uncancel():
+            raise self._error from None
 
     def _schedule(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(RECHECK_SECONDS, self._begin)
@@ -166,7 +167,8 @@ class _Rechecks:
             self._check = None
             self._schedule()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ends the checks, at the end of the stream."""
         if self._timer is not None:
             self._timer.cancel()
         if self._check is not None:

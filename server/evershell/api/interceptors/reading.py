@@ -89,7 +89,7 @@ class Reading(Interceptor):
         limit, is_strict = self._limit(method), method.path in self._strict
         read = _read_first if method.path in self._reads else _read_only
 
-        async def serve(call: Call, message: bytes) -> Any:
+        def parse(call: Call, message: bytes) -> None:
             # Over REST, the message has the path in addition to the body. The edge has checked the
             # body's size.
             if len(message) > (limit + _MAX_PATH_BYTES if call.is_rest else limit):
@@ -105,10 +105,9 @@ class Reading(Interceptor):
                 raise _invalid(text) from error
             if is_strict and _has_unknown_fields(call.request):
                 raise _invalid("The request has a field that this version does not know.")
-            return await proceed(call)
 
         if method.service == RUNTIME_SERVICE:
-            return self._of_agents(read, limit, serve)
+            return self._of_agents(read, limit, parse, proceed)
         places, check = self._shares.bodies(method), SCOPE_CHECKS.get(method.path)
         has_place_of_edge = kind_of(method) is Kind.OTHERS
 
@@ -124,8 +123,12 @@ class Reading(Interceptor):
                     # in two cases: if the call counts against the edge's own limit for large calls,
                     # or if the request takes much memory. Urgent calls, streams, and calls that
                     # wait for the end of a task do not count against the edge's limit.
-                    return await serve(call, message)
-            return await serve(call, message)
+                    parse(call, message)
+                    return await proceed(call)
+            parse(call, message)
+            # Frees memory: there may be thousands of streams, which may last for days.
+            del body, message
+            return await proceed(call)
 
         return read_and_serve
 
@@ -133,7 +136,8 @@ class Reading(Interceptor):
         self,
         read: Callable[[Context], Awaitable[bytes]],
         limit: int,
-        serve: Callable[[Call, bytes], Awaitable[Any]],
+        parse: Callable[[Call, bytes], None],
+        proceed: Handler,
     ) -> Handler:
         """Returns a handler that serves each agent's calls with this size limit one at a time.
 
@@ -155,7 +159,8 @@ class Reading(Interceptor):
             message = await _message(lambda: read(call.context), of_agent, of_worker)
             try:
                 async with self._large if len(message) > _LARGE_BYTES else nullcontext():
-                    return await serve(call, message)
+                    parse(call, message)
+                    return await proceed(call)
             finally:
                 of_worker.release()
                 asyncio.get_running_loop().call_later(
