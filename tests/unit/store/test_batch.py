@@ -284,6 +284,18 @@ async def test_an_item_replaces_one_with_the_same_key_that_still_waits(table: Ta
     assert table.statements == [[1], [21, 30]]
 
 
+async def test_a_new_item_waits_like_those_that_are_handled_again(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "_RETRY_SECONDS", 3_600.0)
+    table.may_end.set()
+    table.errors[1] = UnavailableError("the database does not answer")
+    batch = Batch(table.commit, at_most=10)
+    await put(batch, 1, 2)
+    await put(batch, 3)
+    assert table.statements == [[1, 2]]
+
+
 async def test_items_are_handled_again_until_the_database_answers(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,12 +304,9 @@ async def test_items_are_handled_again_until_the_database_answers(
     table.errors[1] = UnavailableError("the database does not answer")
     batch = Batch(table.commit, at_most=10)
     await put(batch, 1, 2)
-    assert table.statements == [[1, 2]]
-    # The new item waits like the others. It does not cause a statement at once.
-    await put(batch, 3)
     await eventually_async(lambda: len(table.statements) >= 3)
     table.errors.clear()
-    await eventually_async(lambda: sorted(table.committed) == [1, 2, 3])
+    await eventually_async(lambda: sorted(table.committed) == [1, 2])
 
 
 async def test_after_a_failure_a_newer_item_counts(table: Table) -> None:
