@@ -196,6 +196,8 @@ async def full(bench: Bench, tasks: int) -> tuple[Workspace, list[Task]]:
 
 async def deliver_all(bench: Bench) -> None:
     worker = WebhookDeliveries(bench.pool, lambda: bench.now, "a")
+    while await worker.read_log():
+        pass
     while claimed := (await worker.claim([], [])).deliveries:
         await worker.record(
             [AttemptResult(key=each.key, delivered_seq=each.events[-1][0]) for each in claimed]
@@ -281,6 +283,17 @@ async def test_a_removal_waits_for_deliveries_but_not_for_ever(bench: Bench) -> 
     assert await bench.store.remove_workspace(at.id) is True
     await deliver_all(bench)
     assert await bench.store.remove_workspace(other.id) is True
+
+
+async def test_a_removal_waits_until_the_last_event_was_read_for_webhooks(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(), 10)
+    at = workspace()
+    await bench.store.create_workspace(at)
+    await submit_to(bench.store, at.id)
+    at = await delete(bench.store, at.id)
+    assert await bench.store.remove_workspace(at.id) is False
+    await deliver_all(bench)
+    assert await bench.store.remove_workspace(at.id) is True
 
 
 async def test_no_webhook_is_created_for_a_task_that_was_removed(bench: Bench) -> None:

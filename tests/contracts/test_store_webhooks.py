@@ -1,4 +1,4 @@
-"""The contract of WebhookStore, and the deliveries that the trigger records and workers claim."""
+"""The contract of WebhookStore, and the deliveries that workers record and claim."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,10 +14,12 @@ from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
 from evershell.core.task import TaskStarted
+from evershell.features.webhooks import deliveries
 from evershell.features.webhooks.deliveries import MAX_OF_RECEIVER, WebhookDeliveries
 from evershell.features.webhooks.rules import (
     AttemptResult,
     ClaimedDelivery,
+    DeliveryCounts,
     DeliveryStatus,
     TaskScope,
     Webhook,
@@ -73,6 +75,7 @@ class Bench:
         """Runs a task until it has ended. Returns the ids of its workspace and of the task."""
         busy, running = await with_task(self.store, **fields)
         await complete(self.store, busy, running.id)
+        await self.worker().read_log()
         return busy.id, running.id
 
 
@@ -83,6 +86,7 @@ async def bench(database_url: str) -> AsyncIterator[Bench]:
 
 
 async def claim(worker: WebhookDeliveries) -> list[ClaimedDelivery]:
+    await worker.read_log()
     return list((await worker.claim([], [])).deliveries)
 
 
@@ -216,33 +220,115 @@ async def test_an_event_is_delivered_once_and_then_settled(bench: Bench) -> None
     assert await claim(worker) == []
 
 
-async def test_a_failed_transaction_leaves_no_delivery(bench: Bench) -> None:
+async def begin(connection: Any) -> None:
+    """Begins a transaction that may stay open on a slow machine."""
+    await connection.execute("BEGIN")
+    await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+
+
+async def insert_end(connection: Any, task_id: str, seq: int = 100) -> None:
+    """Copies an end of a task, as an event of a task with another id."""
+    await connection.execute(
+        "INSERT INTO events SELECT workspace_id, %s, type, time, %s, NULL, NULL, payload, "
+        "nextval('event_positions') FROM events WHERE type = 'task_completed' "
+        "ORDER BY workspace_id LIMIT 1",
+        (seq, task_id),
+    )
+
+
+async def test_an_event_that_is_committed_after_later_ones_is_not_skipped(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(), 20)
+    await bench.end_task()
+    worker = bench.worker()
+    assert len(await claim(worker)) == 1
+    async with bench.pool.connection() as slow, bench.pool.connection() as undone:
+        await begin(slow)
+        await insert_end(slow, "slow")
+        await begin(undone)
+        await insert_end(undone, "undone", 200)
+        await undone.execute("ROLLBACK")
+        # The log cannot be read beyond the event that is not committed yet.
+        _, task_id = await bench.end_task()
+        assert await worker.read_log()
+        assert await claim(worker) == []
+        await slow.execute("COMMIT")
+    claimed = await claim(worker)
+    assert {each.key.task_id for each in claimed} == {"slow", task_id}
+    assert not await worker.read_log()
+
+
+async def test_events_of_the_previous_version_are_delivered_too(bench: Bench) -> None:
+    """Programs of the previous version write no positions, so a trigger records their events."""
+    types = [EventType.TASK_SUBMITTED, EventType.TASK_COMPLETED]
+    await bench.webhooks.create_webhook(webhook(event_types=types), 20)
+    _, running = await with_task(bench.store)
+    async with bench.pool.connection() as connection:
+        await connection.execute(
+            "INSERT INTO events SELECT workspace_id, 99, 'task_completed', time, task_id, NULL, "
+            "NULL, payload FROM events WHERE task_id = %s",
+            (running.id,),
+        )
+    # The delivery begins with the event that was not read from the log yet.
+    worker = bench.worker()
+    (claimed,) = (await worker.claim([], [])).deliveries
+    assert [event.type for _, event in claimed.events if event] == types
+    await worker.record([delivered(claimed)])
+    assert await claim(worker) == []
+
+
+async def test_a_transaction_that_writes_no_events_holds_up_no_reader(
+    bench: Bench, database_url: str
+) -> None:
+    await bench.webhooks.create_webhook(webhook(), 20)
+    await bench.end_task()
+    async with bench.pool.connection() as undone, bench.pool.connection() as foreign:
+        await begin(foreign)
+        await foreign.execute("SELECT pg_current_xact_id()")
+        await begin(undone)
+        await insert_end(undone, "undone", 200)
+        await undone.execute("ROLLBACK")
+        await bench.end_task()
+        assert len(await claim(bench.worker())) == 2
+        await foreign.execute("ROLLBACK")
+
+
+async def test_one_process_reads_the_log_at_a_time(bench: Bench) -> None:
     await bench.webhooks.create_webhook(webhook(), 20)
     busy, running = await with_task(bench.store)
     await complete(bench.store, busy, running.id)
-    async with bench.pool.connection() as connection:
-        count = "SELECT count(*) AS n FROM webhook_deliveries"
-        before: Any = await (await connection.execute(count)).fetchone()
-        await connection.execute("BEGIN")
-        await connection.execute(
-            "INSERT INTO events SELECT workspace_id, seq + 100, type, time, 'other', NULL, NULL, "
-            "payload FROM events WHERE type = 'task_completed'"
-        )
-        within: Any = await (await connection.execute(count)).fetchone()
-        await connection.execute("ROLLBACK")
-        after = await (await connection.execute(count)).fetchone()
-    assert within.n == before.n + 1
-    assert after == before
+    async with bench.pool.connection() as connection, connection.transaction():
+        await connection.execute(deliveries.SQL.become_reader)
+        assert await bench.worker().read_log()
+        assert await bench.webhooks.list_deliveries(busy.id, running.id) == []
+    assert not await bench.worker().read_log()
+    assert len(await bench.webhooks.list_deliveries(busy.id, running.id)) == 1
+
+
+async def test_the_log_is_not_read_while_there_are_no_webhooks(bench: Bench) -> None:
+    """The events of this time are not read later either."""
+    await bench.end_task()
+    made = webhook()
+    await bench.webhooks.create_webhook(made, 20)
+    assert await claim(bench.worker()) == []
+    await bench.end_task()
+    assert len(await claim(bench.worker())) == 1
+
+
+async def test_an_unread_event_counts_as_pending_since_its_commit(bench: Bench) -> None:
+    """So a reader that stands still is seen in the metric of the oldest event."""
+    await bench.webhooks.create_webhook(webhook(), 20)
+    busy, running = await with_task(bench.store)
+    await complete(bench.store, busy, running.id)
+    assert await deliveries.count_deliveries(bench.pool) == DeliveryCounts(0, 0, NOW)
+    await bench.worker().read_log()
+    assert await deliveries.count_deliveries(bench.pool) == DeliveryCounts(1, 0, NOW)
 
 
 async def test_no_event_that_is_committed_after_a_creation_is_left_out(bench: Bench) -> None:
-    """The creation is answered only after the commit of each event that did not see the webhook."""
+    """The creation is answered only after the commit of each event with an earlier position."""
     await bench.end_task()
     async with bench.pool.connection() as connection, connection.transaction():
-        await connection.execute(
-            "INSERT INTO events SELECT workspace_id, seq + 100, type, time, 'other', NULL, NULL, "
-            "payload FROM events WHERE type = 'task_completed'"
-        )
+        await insert_end(connection, "other")
         creation = asyncio.create_task(bench.webhooks.create_webhook(webhook(), 20))
 
         async def is_visible() -> bool:
@@ -440,6 +526,7 @@ async def test_receivers_take_turns(bench: Bench) -> None:
     )
     await complete(bench.store, foreign, submitted.id)
     worker = bench.worker()
+    await worker.read_log()
     first = await worker.claim([(ORG, "https://b.example:443")], ["org_b"])
     assert first.has_wrapped
     assert {each.webhook.url for each in first.deliveries} == {urls[0], urls[2]}

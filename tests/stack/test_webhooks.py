@@ -44,6 +44,11 @@ def deliveries(workspace: Workspace, task_id: str) -> list[dict[str, Any]]:
     return listed
 
 
+def statuses(workspace: Workspace, task_id: str) -> list[str]:
+    """The statuses of the task's deliveries. A delivery is listed once its event was read."""
+    return [each["status"] for each in deliveries(workspace, task_id)]
+
+
 def test_a_secret_is_answered_once_to_the_caller_who_created_the_webhook(
     stack: Stack, receiver: Receiver
 ) -> None:
@@ -84,7 +89,7 @@ def test_a_receiver_gets_each_event_in_order(
         assert request.headers["user-agent"] == "Evershell-Webhooks"
     ids = [request.headers["webhook-id"] for request in receiver.requests]
     assert len(set(ids)) == len(ids)
-    eventually(lambda: deliveries(workspace, task_id)[0]["status"] == "delivered", LIMIT_SECONDS)
+    eventually(lambda: statuses(workspace, task_id) == ["delivered"], LIMIT_SECONDS)
     (delivery,) = deliveries(workspace, task_id)
     assert delivery["delivered_seq"] == delivery["last_seq"] == expected[-1]["seq"]
     delete(stack, created)
@@ -99,20 +104,20 @@ def test_a_receiver_that_was_gone_gets_its_events_after_a_replay(
     webhook_id = created["webhook"]["id"]
     task_id = workspace.submit("true")
     workspace.await_end(task_id)
-    eventually(lambda: deliveries(workspace, task_id)[0]["status"] == "failed", LIMIT_SECONDS)
+    eventually(lambda: statuses(workspace, task_id) == ["failed"], LIMIT_SECONDS)
     assert deliveries(workspace, task_id)[0]["last_error"] == "the receiver answered 410"
     (listed,) = stack.rest("owner").get("/v1/webhooks")["webhooks"]
     assert listed["disabled_at"]
     seen = len(receiver.requests)
     later_id = workspace.submit("true")
     workspace.await_end(later_id)
-    eventually(lambda: deliveries(workspace, later_id)[0]["status"] == "failed", LIMIT_SECONDS)
+    eventually(lambda: statuses(workspace, later_id) == ["failed"], LIMIT_SECONDS)
     assert len(receiver.requests) == seen
     receiver.behaviour = accept
     replay = stack.rest("owner").post(f"/v1/webhooks/{webhook_id}/replay", {}, 200)
     assert replay == {"replayed": 2, "remaining": 0}
     for each in (task_id, later_id):
-        eventually(lambda: deliveries(workspace, each)[0]["status"] == "delivered", LIMIT_SECONDS)
+        eventually(lambda: statuses(workspace, each) == ["delivered"], LIMIT_SECONDS)
     delete(stack, created)
 
 

@@ -126,6 +126,8 @@ def request_of(
         "trace_id": trace_id or None,
         "payload": cancel_requested_payload(intent),
         "audit": None if audit is None else audit_json(audit),
+        # The requests of the previous version do not have it (migrations/0006_log_readers.sql).
+        "takes_position": True,
     }
 
 

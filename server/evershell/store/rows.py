@@ -320,9 +320,11 @@ def _clean(text: str) -> str:
 
 
 @cache
-def insert(table: str, columns: tuple[str, ...]) -> str:
-    """The statement that inserts a row with these columns."""
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"
+def insert(table: str, columns: tuple[str, ...], **expressions: str) -> str:
+    """The statement that inserts a row with these columns, and with columns from expressions."""
+    names = ", ".join((*columns, *expressions))
+    values = ", ".join([*["%s"] * len(columns), *expressions.values()])
+    return f"INSERT INTO {table} ({names}) VALUES ({values})"
 
 
 @cache

@@ -75,7 +75,8 @@ def _defaults(connection: psycopg.Connection[Any]) -> list[str]:
 _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON orgs, api_keys, workspaces, tasks, events, "
     "idempotency_keys, org_holds, service_clock, agent_cards, webhooks, webhook_deliveries, "
-    "deleted_workspaces TO {role}",
+    "deleted_workspaces, log_readers TO {role}",
+    "GRANT USAGE, SELECT ON SEQUENCE event_positions TO {role}",
     # The service cannot change or remove entries of the audit log.
     "REVOKE ALL ON audit_entries FROM {role}",
     "GRANT SELECT, INSERT ON audit_entries TO {role}",

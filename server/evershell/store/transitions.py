@@ -137,7 +137,7 @@ async def _write_change(connection: Connection, locked: Locked, change: Change) 
         await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
     for number, event in enumerate(change.events, seq + 1):
         await connection.execute(
-            insert("events", EVENT_COLUMNS),
+            insert("events", EVENT_COLUMNS, position="nextval('event_positions')"),
             event_values(workspace_id, number, event),
             prepare=True,
         )

@@ -22,9 +22,24 @@ DELIVERING: tuple[Rule, ...] = (
             "    ORDER BY seq DESC LIMIT {max_events}\n",
         ),
         (
-            f"{_STORE}functions/record_webhook_event.sql",
+            f"{_WEBHOOKS}deliveries.sql",
             "SET last_seq = EXCLUDED.last_seq,",
             "SET last_seq = d.last_seq,",
+        ),
+    ),
+    rule(
+        "an event that is committed after later ones is read too",
+        "tests/contracts/test_store_webhooks.py",
+        (f"{_STORE}event_log.py", "if row.whole == row.last:", "if True:"),
+        (
+            f"{_STORE}event_log.py",
+            "(row.whole if self._writers else row.last)",
+            "row.last",
+        ),
+        (
+            f"{_STORE}event_log.py",
+            "is_blocked = not self._writers.isdisjoint(",
+            "is_blocked = self._writers.isdisjoint(",
         ),
     ),
     rule(

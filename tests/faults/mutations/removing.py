@@ -91,8 +91,9 @@ REMOVING: tuple[Rule, ...] = (
         "the rows of a deleted workspace are removed in bounded transactions, all of them",
         "tests/contracts/test_store_deletion.py",
         (_DELETE, "+ p_limit;", "+ 100 * p_limit;"),
-        (_DELETE, "IF w.updated_at > p_waits_since AND EXISTS (", "IF EXISTS ("),
-        (_DELETE, "IF w.updated_at > p_waits_since AND EXISTS (", "IF false AND EXISTS ("),
+        (_DELETE, "IF w.updated_at > p_waits_since AND (", "IF ("),
+        (_DELETE, "IF w.updated_at > p_waits_since AND (", "IF false AND ("),
+        (_DELETE, "AND e.position > (SELECT position", "AND e.position < (SELECT position"),
         (_DELETE, "    DELETE FROM webhooks WHERE task_id = ANY (task_ids);\n", ""),
     ),
     rule(

@@ -112,6 +112,7 @@ def test_an_up_to_date_database_needs_no_privilege_to_create(empty_database_url:
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("CREATE ROLE limited")
         connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO limited")
+        connection.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO limited")
     limited = make_conninfo(empty_database_url, options="-c role=limited")
     try:
         migrate(limited)

@@ -88,6 +88,10 @@ class Delivering:
     async def end_task(self, org_id: str = ORG) -> tuple[str, str]:
         busy, task = await with_task(self.store, org_id=org_id)
         await complete(self.store, busy, task.id)
+        reader = WebhookDeliveries(self.pool, lambda: self.now, "reader")
+        # The deliverer may be reading the log at the same time.
+        while await reader.read_log():
+            await asyncio.sleep(0)
         return busy.id, task.id
 
     async def status(self, workspace_id: str, task_id: str) -> Any:

@@ -1,4 +1,4 @@
-"""Delivers events to webhooks: claims due deliveries, sends their events, records the results.
+"""Delivers events to webhooks: reads the log, claims due deliveries, sends their events.
 
 Any number of processes may deliver at once. Each receiver has its own asyncio task, so a slow
 receiver delays only its own deliveries.
@@ -43,8 +43,8 @@ _GATHER_SECONDS = 0.1
 # How long after a claim an attempt may begin, so that the attempt ends within the lease of the
 # claim.
 _BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
-# Each claim looks at only some of the receivers. At most this many claims follow each other without
-# a pause.
+# Each claim looks at only some of the receivers, and each read at only some of the events. At most
+# this many follow each other without a pause.
 _MAX_ROUNDS = 4
 # How often this process tries to record a result, whose row may be locked. After that, it drops the
 # result, and the delivery is claimed and sent again.
@@ -126,7 +126,8 @@ class Deliverer:
             self._woken.clear()
             try:
                 for _ in range(_MAX_ROUNDS):
-                    if await self._claim():
+                    has_more = await self._deliveries.read_log()
+                    if await self._claim() and not has_more:
                         break
                 else:
                     asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.wake)

@@ -1,4 +1,4 @@
-"""Claims the deliveries to webhooks that are due, and records their results.
+"""Reads the log for webhooks, claims the deliveries that are due, and records their results.
 
 Statements that lock deliveries skip locked rows. So they never wait for the commit of an event, and
 cannot take part in a deadlock with it. If a result cannot be recorded at once, it is recorded
@@ -24,6 +24,7 @@ from evershell.features.webhooks.rules import (
     DeliveryKey,
 )
 from evershell.features.webhooks.store import COLUMNS, webhook_of
+from evershell.store.event_log import Settled
 from evershell.store.pool import Pool, connected, fetch_one
 from evershell.store.rows import event_of
 from evershell.store.statements import statements
@@ -90,6 +91,26 @@ class WebhookDeliveries:
         self._claim = claim
         # The last receiver that was looked at. The next claim begins after it.
         self._after = ("", "")
+        self._settled = Settled()
+
+    async def read_log(self) -> bool:
+        """Records the deliveries of new events. Returns whether there may be further events.
+
+        Each event in the log is read at least once. If another process reads, returns at once.
+        """
+        async with connected(self._pool) as connection, connection.transaction():
+            reader: Any = await (
+                await connection.execute(SQL.become_reader, prepare=True)
+            ).fetchone()
+            if not reader.is_reader:
+                return True
+            read: Any = await (await connection.execute(SQL.read_position, prepare=True)).fetchone()
+            position, has_more = await self._settled.after(connection, read.position)
+            if position > read.position:
+                events = {"after": read.position, "position": position, "now": self._clock()}
+                await connection.execute(SQL.record_events, events, prepare=True)
+                await connection.execute(SQL.set_position, {"position": position}, prepare=True)
+        return has_more
 
     async def claim(self, busy: Collection[tuple[str, str]], full_orgs: Collection[str]) -> Claimed:
         """Claims due deliveries. Skips receivers in `busy` and organizations in `full_orgs`."""

@@ -1,5 +1,51 @@
 -- The deliveries of webhooks.
 
+-- name: become_reader
+-- One process at a time reads the log for webhooks. A process that finds it taken does not wait.
+SELECT pg_try_advisory_xact_lock(hashtextextended('log reader webhooks', 0)) AS is_reader;
+
+-- name: read_position
+-- The reader skips the events that are older than every webhook: while there are none, nobody reads.
+SELECT greatest(position, (SELECT min(after_position) FROM webhooks)) AS position
+FROM log_readers WHERE name = 'webhooks';
+
+-- name: record_events
+-- Adds the events to the pending deliveries of the webhooks that want them. Events that a delivery
+-- already has are skipped: the delivery of a task's webhook begins with the task's earlier events.
+--
+-- A row that has a `due_at` keeps it, whether the delivery is due, waits for a retry or is claimed.
+-- A claim stays valid: the process that has claimed the row sees the new `last_seq` when it records
+-- its result. Disabled webhooks get rows too. The process that claims a row checks whether the
+-- webhook of the row is disabled.
+INSERT INTO webhook_deliveries AS d (
+    workspace_id, task_id, webhook_id, org_id, receiver, delivered_seq, last_seq, due_at, pending_since
+)
+SELECT
+    e.workspace_id, coalesce(e.task_id, ''), h.id, w.org_id, h.receiver, min(e.seq) - 1, max(e.seq),
+    %(now)s, min(e.time)
+FROM events e JOIN workspaces w ON w.id = e.workspace_id
+CROSS JOIN LATERAL (
+    SELECT * FROM webhooks WHERE org_id = w.org_id AND task_id IS NULL
+    UNION ALL
+    SELECT * FROM webhooks WHERE task_id = e.task_id
+) h
+WHERE e.position > %(after)s AND e.position <= %(position)s AND e.position > h.after_position
+    AND e.type = ANY (h.event_types)
+    AND (h.creator_user_id IS NULL OR h.creator_user_id = w.created_by_user_id)
+GROUP BY 1, 2, 3, 4, 5
+ORDER BY 1, 2, 3
+ON CONFLICT (workspace_id, task_id, webhook_id) DO UPDATE
+SET last_seq = EXCLUDED.last_seq,
+    due_at = coalesce(d.due_at, EXCLUDED.due_at),
+    pending_since = CASE WHEN d.due_at IS NULL THEN EXCLUDED.pending_since ELSE d.pending_since END,
+    attempts = CASE WHEN d.due_at IS NULL THEN 0 ELSE d.attempts END,
+    failed = false,
+    settled_at = NULL
+WHERE d.last_seq < EXCLUDED.last_seq;
+
+-- name: set_position
+UPDATE log_readers SET position = %(position)s WHERE name = 'webhooks';
+
 -- name: claim
 -- `receivers` walks through the index from one receiver to the next, without reading the deliveries
 -- in between.
@@ -77,8 +123,8 @@ ORDER BY c.workspace_id, c.task_id, c.webhook_id, e.seq;
 
 -- name: record
 -- A delivery with further events is due at once, unless the attempt failed. An event that was
--- committed while the row was claimed has not made the delivery due: the trigger leaves `due_at` as
--- it is unless it is null, and only sets `last_seq`.
+-- read while the row was claimed has not made the delivery due: `record_events` leaves `due_at` as it
+-- is unless it is null, and only sets `last_seq`.
 WITH results AS (
     SELECT * FROM json_to_recordset(%(results)s) AS r(
         workspace_id text, task_id text, webhook_id text, delivered_seq bigint, attempts integer,
@@ -171,8 +217,9 @@ WHERE id = %(webhook_id)s
 SELECT EXISTS (SELECT FROM webhooks) OR EXISTS (SELECT FROM webhook_deliveries) AS exist;
 
 -- name: count_deliveries
--- Uses the indexes of due and of failed deliveries. Counts at most 10,001 of each, to stay cheap.
-SELECT p.pending, p.oldest, f.failed
+-- Uses the indexes of due and of failed deliveries. Counts at most 10,001 of each, to stay cheap. The
+-- oldest event may be one that the log's reader has not read yet.
+SELECT p.pending, least(p.oldest, u.oldest) AS oldest, f.failed
 FROM (
     SELECT count(*) AS pending, min(pending_since) AS oldest FROM (
         SELECT pending_since FROM webhook_deliveries WHERE due_at IS NOT NULL LIMIT 10001
@@ -181,4 +228,11 @@ FROM (
     SELECT count(*) AS failed FROM (
         SELECT FROM webhook_deliveries WHERE failed LIMIT 10001
     ) few
-) f;
+) f, (
+    SELECT min(time) AS oldest FROM (
+        SELECT time FROM events
+        WHERE position > (SELECT position FROM log_readers WHERE name = 'webhooks')
+            AND position > (SELECT min(after_position) FROM webhooks)
+        ORDER BY position LIMIT 1
+    ) unread
+) u;

@@ -10,8 +10,8 @@ WHERE org_id = %(org_id)s AND task_id IS NOT DISTINCT FROM %(task_id)s
     AND (name = %(name)s) IS NOT TRUE;
 
 -- name: lock_workspace
--- The task's events are committed only under this lock. So every event is committed either before
--- the earlier events are recorded, or after the webhook, and its trigger then sees the webhook.
+-- The task's events are written only under this lock. So every event either is one of the earlier
+-- events, or gets a position after the webhook's `after_position`.
 SELECT FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
 -- name: find_task
@@ -20,9 +20,9 @@ SELECT FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 SELECT FROM tasks WHERE id = %(task_id)s AND workspace_id = %(workspace_id)s FOR KEY SHARE;
 
 -- name: last_transaction
--- A transaction that began before a webhook was committed may have written an event without seeing
--- the webhook. CreateWebhook is therefore answered only after such transactions have ended. It
--- waits for them only a short time, because some transactions, such as a migration, may take long.
+-- An event that was not committed yet when a webhook was created may have a position before the
+-- webhook's `after_position`. CreateWebhook is therefore answered only after all transactions of that
+-- time have ended. It waits for them only a short time, because some, such as a migration, take long.
 SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS id;
 
 -- name: have_ended

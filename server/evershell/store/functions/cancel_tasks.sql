@@ -71,11 +71,14 @@ BEGIN
         WHERE workspaces.id = cancelled.workspace_id
         RETURNING workspaces.id AS workspace_id, workspaces.last_seq, cancelled.id AS task_id
     ), logged AS (
-        INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, trace_id, payload)
+        INSERT INTO events (
+            workspace_id, seq, type, time, task_id, request_id, trace_id, payload, position
+        )
         SELECT
             counted.workspace_id, counted.last_seq, 'task_cancel_requested',
             p_request.requested_at, counted.task_id, p_request.request_id, p_request.trace_id,
-            p_request.payload
+            p_request.payload,
+            CASE WHEN p_request.takes_position THEN nextval('event_positions') END
         FROM counted
     ), audited AS (
         INSERT INTO audit_entries

@@ -59,10 +59,13 @@ BEGIN
         RETURNING * INTO t;
         w.last_seq := w.last_seq + 1;
         UPDATE workspaces SET last_seq = w.last_seq WHERE id = w.id;
-        INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, trace_id, payload)
+        INSERT INTO events (
+            workspace_id, seq, type, time, task_id, request_id, trace_id, payload, position
+        )
         VALUES (
             w.id, w.last_seq, 'task_cancel_requested', p_request.requested_at, t.id,
-            p_request.request_id, p_request.trace_id, p_request.payload
+            p_request.request_id, p_request.trace_id, p_request.payload,
+            CASE WHEN p_request.takes_position THEN nextval('event_positions') END
         );
     ELSIF outcome = 'already_requested' AND is_forced_earlier(t, p_request.force_at) THEN
         UPDATE tasks

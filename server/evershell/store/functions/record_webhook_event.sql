@@ -1,5 +1,6 @@
--- Adds an event to the pending deliveries of the webhooks that want it, in the transaction of the
--- event. The transaction has locked the workspace, so the events of the workspace come one by one.
+-- Adds an event of a program of the previous version to the pending deliveries of the webhooks that want
+-- it, in the transaction of the event. Events of this version have a position, and are read from the log
+-- (features/webhooks/deliveries.sql: record_events). The transaction has locked the workspace, so the events of the workspace come one by one.
 --
 -- A row that has a `due_at` keeps it, whether the delivery is due, waits for a retry or is claimed.
 -- A claim stays valid: the process that has claimed the row sees the new `last_seq` when it records
@@ -11,12 +12,17 @@ DECLARE
     org text;
     creator text;
     h record;
+    first_seq bigint;
 BEGIN
     -- Without webhooks, an event costs only this check.
     IF NOT EXISTS (SELECT FROM webhooks) THEN
         RETURN NULL;
     END IF;
     SELECT org_id, created_by_user_id INTO org, creator FROM workspaces WHERE id = NEW.workspace_id;
+    -- A new delivery begins with the earlier events that were not read from the log yet.
+    SELECT coalesce(min(seq), NEW.seq) INTO first_seq FROM events
+    WHERE workspace_id = NEW.workspace_id
+        AND position > (SELECT position FROM log_readers WHERE name = 'webhooks');
     -- A loop of small statements takes less time than one statement for all webhooks.
     FOR h IN
         SELECT id, receiver, event_types, creator_user_id FROM webhooks
@@ -32,7 +38,7 @@ BEGIN
             pending_since
         )
         VALUES (
-            NEW.workspace_id, coalesce(NEW.task_id, ''), h.id, org, h.receiver, NEW.seq - 1, NEW.seq,
+            NEW.workspace_id, coalesce(NEW.task_id, ''), h.id, org, h.receiver, first_seq - 1, NEW.seq,
             NEW.time, NEW.time
         )
         ON CONFLICT (workspace_id, task_id, webhook_id) DO UPDATE

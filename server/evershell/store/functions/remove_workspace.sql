@@ -3,8 +3,8 @@
 -- Returns
 --   more     if a further call must remove the rest,
 --   removed  after the last part, and if there is no such workspace,
---   waiting  if a delivery is pending and the workspace has changed after p_waits_since. Nothing is
---            then removed.
+--   waiting  if a delivery is pending, or the reader of webhooks has not read the last event yet, and
+--            the workspace has changed after p_waits_since. Nothing is then removed.
 --
 -- The function waits for the lock of the workspace, and for locks of rows of events and
 -- webhook_deliveries. remove_old_tasks may remove events at the same time; until its transaction has
@@ -25,8 +25,14 @@ BEGIN
         RETURN 'removed';
     END IF;
     ASSERT w.status = 'deleting' AND w.run_id IS NULL AND w.current_task_id IS NULL;
-    IF w.updated_at > p_waits_since AND EXISTS (
-        SELECT FROM webhook_deliveries WHERE workspace_id = w.id AND due_at IS NOT NULL
+    IF w.updated_at > p_waits_since AND (
+        EXISTS (SELECT FROM webhook_deliveries WHERE workspace_id = w.id AND due_at IS NOT NULL)
+        OR EXISTS (
+            SELECT FROM events e
+            WHERE e.workspace_id = w.id AND e.seq = w.last_seq
+                AND e.position > (SELECT position FROM log_readers WHERE name = 'webhooks')
+                AND e.position > (SELECT min(after_position) FROM webhooks)
+        )
     ) THEN
         RETURN 'waiting';
     END IF;

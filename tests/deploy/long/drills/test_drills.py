@@ -105,12 +105,13 @@ def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
         url = receivers.add(refuse("503 Service Unavailable")).url
         created = _webhook(stage, url)
         _end_a_task(workspace)
+        aged = (
+            "UPDATE webhook_deliveries SET pending_since = pending_since - interval '12h 1min' "
+            "WHERE webhook_id = %s"
+        )
         with stage.stack.database() as connection:
-            connection.execute(
-                "UPDATE webhook_deliveries SET pending_since = pending_since - interval '12h 1min' "
-                "WHERE webhook_id = %s",
-                (created,),
-            )
+            # The delivery is recorded once the event was read from the log.
+            eventually(lambda: connection.execute(aged, (created,)).rowcount, _LIMIT_SECONDS)
         held.post("/v1/hold", {"reason": "a drill"}, 200)
         _replace_leader(stage)
         yield {"HoldInForce": "a drill", "WebhookDeliveryOld": created}
