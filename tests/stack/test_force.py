@@ -78,8 +78,8 @@ def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
     assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", True)
     end = workspace.await_end(task_id)
     assert 3 <= time.monotonic() - began < 25
-    assert not running(PLAIN)
     assert (end["status"], end["forced"], end["work_stopped"]) == ("cancelled", True, "yes")
+    assert not running(PLAIN)
     assert end["reason"] == "its agent did not interrupt the task in time"
     assert end["cancel"]["force_requested_by"] == end["cancel"]["requested_by"]
     assert end["iteration_lost"]
