@@ -196,7 +196,7 @@ async def full(bench: Bench, tasks: int) -> tuple[Workspace, list[Task]]:
 
 async def deliver_all(bench: Bench) -> None:
     worker = WebhookDeliveries(bench.pool, lambda: bench.now, "a")
-    while await worker.read_log():
+    while await worker.read_log() is not None:
         pass
     while claimed := (await worker.claim([], [])).deliveries:
         await worker.record(

@@ -249,12 +249,12 @@ async def test_an_event_that_is_committed_after_later_ones_is_not_skipped(bench:
         await undone.execute("ROLLBACK")
         # The log cannot be read beyond the event that is not committed yet.
         _, task_id = await bench.end_task()
-        assert await worker.read_log()
+        assert await worker.read_log() is not None
         assert await claim(worker) == []
         await slow.execute("COMMIT")
     claimed = await claim(worker)
     assert {each.key.task_id for each in claimed} == {"slow", task_id}
-    assert not await worker.read_log()
+    assert await worker.read_log() is None
 
 
 async def test_events_of_the_previous_version_are_delivered_too(bench: Bench) -> None:
@@ -274,6 +274,36 @@ async def test_events_of_the_previous_version_are_delivered_too(bench: Bench) ->
     assert [event.type for _, event in claimed.events if event] == types
     await worker.record([delivered(claimed)])
     assert await claim(worker) == []
+
+
+async def test_an_event_of_the_previous_version_brings_no_event_from_before_the_webhook(
+    bench: Bench,
+) -> None:
+    busy, running = await with_task(bench.store)
+    await complete(bench.store, busy, running.id)
+    await bench.webhooks.create_webhook(webhook(), 20)
+    async with bench.pool.connection() as connection:
+        await connection.execute(
+            "INSERT INTO events SELECT workspace_id, 99, type, time, NULL, NULL, NULL, payload "
+            "FROM events WHERE task_id = %s AND type = 'task_completed'",
+            (running.id,),
+        )
+    (claimed,) = (await bench.worker().claim([], [])).deliveries
+    assert (claimed.delivered_seq, [seq for seq, _ in claimed.events]) == (98, [99])
+
+
+async def test_what_was_seen_at_a_former_server_does_not_count(bench: Bench) -> None:
+    """After a fail-over that has lost commits, positions are given again."""
+    await bench.webhooks.create_webhook(webhook(), 20)
+    worker = bench.worker()
+    await bench.end_task()
+    assert len(await claim(worker)) == 1
+    # As if the worker had seen positions of a former server after a missing one.
+    worker._server = NOW
+    worker._settled._seen = 10**6
+    for _ in range(2):
+        await bench.end_task()
+        assert len(await claim(worker)) == 1
 
 
 async def test_a_transaction_that_writes_no_events_holds_up_no_reader(
@@ -298,9 +328,9 @@ async def test_one_process_reads_the_log_at_a_time(bench: Bench) -> None:
     await complete(bench.store, busy, running.id)
     async with bench.pool.connection() as connection, connection.transaction():
         await connection.execute(deliveries.SQL.become_reader)
-        assert await bench.worker().read_log()
+        assert await bench.worker().read_log() is not None
         assert await bench.webhooks.list_deliveries(busy.id, running.id) == []
-    assert not await bench.worker().read_log()
+    assert await bench.worker().read_log() is None
     assert len(await bench.webhooks.list_deliveries(busy.id, running.id)) == 1
 
 

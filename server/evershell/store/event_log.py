@@ -20,19 +20,21 @@ SQL = statements("event_log", max_events=MAX_EVENTS)
 class Settled:
     """Finds the position up to which each event is visible, or will never exist.
 
-    A missing position belongs to a transaction that is open, or to one that was rolled back. If all
-    transactions that were open when the position was found missing have ended, the position is
-    settled. Only transactions that write events count, so a reader does not wait for others.
+    A missing position belongs to a transaction that is open, or to one that was rolled back. The
+    transactions that are open are listed after the position was found missing. When all of them
+    have ended, the position is settled. Only transactions that write or remove events count.
+
+    An object belongs to one server of the database. Use a new one after a fail-over.
     """
 
     def __init__(self) -> None:
-        # The last position behind a missing one, and the transactions that were open when it was
-        # read.
+        # The last position that was read after a missing one, and the transactions that were open
+        # then.
         self._seen = 0
         self._writers: frozenset[str] = frozenset()
 
     async def after(self, connection: Connection, position: int) -> tuple[int, bool]:
-        """Returns the settled position, which is at least `position`, and whether more follows.
+        """Returns the settled position, at least `position`, and whether no event follows it.
 
         Read the events up to it with a later statement: the statements of this method may not see
         all of them. Raises psycopg.Error.
@@ -41,18 +43,18 @@ class Settled:
         if self._seen > position:
             is_blocked = not self._writers.isdisjoint(await _writers(connection))
             if not is_blocked:
-                position = self._seen
+                return self._seen, False
         cursor = await connection.execute(SQL.look_ahead, {"position": position}, prepare=True)
         row = await cursor.fetchone()
         assert row is not None
         if row.whole == row.last:
-            return row.whole, row.last - position >= MAX_EVENTS
+            return row.whole, row.last - position < MAX_EVENTS
         if is_blocked and row.whole < self._seen:
-            return row.whole, True
+            return row.whole, False
         # Read after the events, so each transaction that has taken one of the missing positions is
         # among them, or has ended.
         self._seen, self._writers = row.last, await _writers(connection)
-        return (row.whole if self._writers else row.last), True
+        return (row.whole if self._writers else row.last), False
 
 
 async def _writers(connection: Connection) -> frozenset[str]:

@@ -1,7 +1,7 @@
 -- The log of the events of all workspaces.
 
 -- name: look_ahead
--- Up to which position no position is missing, and the last position that was read.
+-- `whole` is the last position before the first missing one, `last` the last one that was read.
 WITH later AS (
     SELECT position, row_number() OVER (ORDER BY position) AS number
     FROM (
@@ -15,7 +15,7 @@ SELECT
 FROM later;
 
 -- name: list_writers
--- The open transactions that have written events. `virtualtransaction` identifies a transaction.
+-- The open transactions that have written or removed events. `virtualtransaction` identifies a transaction.
 SELECT virtualtransaction AS writer FROM pg_locks
 WHERE relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database());

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.signing_keys import new_key, with_new_key
+from evershell.core.errors import UnavailableError
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
 from evershell.core.task import TaskStarted
@@ -90,7 +92,7 @@ class Delivering:
         await complete(self.store, busy, task.id)
         reader = WebhookDeliveries(self.pool, lambda: self.now, "reader")
         # The deliverer may be reading the log at the same time.
-        while await reader.read_log():
+        while await reader.read_log() is not None:
             await asyncio.sleep(0)
         return busy.id, task.id
 
@@ -173,6 +175,17 @@ async def test_a_task_with_more_events_than_a_claim_takes_delivers_all_in_order(
         await eventually_async(lambda: len(receiver.events()) >= 11, LIMIT_SECONDS)
     seqs = [int(each["seq"]) for each in receiver.events()]
     assert seqs == list(range(seqs[0], seqs[0] + 11))
+
+
+async def test_what_is_recorded_is_delivered_although_the_log_cannot_be_read(
+    bench: Delivering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, receiver = await bench.receiver()
+    _, task_id = await bench.end_task()
+    refused = AsyncMock(side_effect=UnavailableError("a lock was not free"))
+    monkeypatch.setattr(WebhookDeliveries, "read_log", refused)
+    async with bench.delivering():
+        await eventually_async(lambda: len(receiver.events(task_id)) == 2, LIMIT_SECONDS)
 
 
 async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:

@@ -126,11 +126,13 @@ class Deliverer:
             self._woken.clear()
             try:
                 for _ in range(_MAX_ROUNDS):
-                    has_more = await self._deliveries.read_log()
-                    if await self._claim() and not has_more:
+                    pause = await self._read_log()
+                    if await self._claim() and pause != 0.0:
                         break
                 else:
-                    asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.wake)
+                    pause = _GATHER_SECONDS
+                if pause is not None:
+                    asyncio.get_running_loop().call_later(pause, self.wake)
                 now = asyncio.get_running_loop().time()
                 if now - maintained_at >= _MAINTENANCE_SECONDS:
                     maintained_at, after_id = now, after_id or ""
@@ -146,6 +148,14 @@ class Deliverer:
 
     def _seal_again(self, sealed: bytes, owner: str) -> bytes:
         return self._sealing.seal(self._sealing.open(sealed, owner), owner)
+
+    async def _read_log(self) -> float | None:
+        """Like WebhookDeliveries.read_log. If it fails, what is recorded is still delivered."""
+        try:
+            return await self._deliveries.read_log()
+        except UnavailableError as error:
+            _log.warning("webhooks_log_not_read", error=str(error).strip())
+            return _POLL_SECONDS
 
     async def _claim(self) -> bool:
         """Claims due deliveries. Returns whether the claim has reached the last receiver."""

@@ -1,14 +1,14 @@
 """Reads the log for webhooks, claims the deliveries that are due, and records their results.
 
-Statements that lock deliveries skip locked rows. So they never wait for the commit of an event, and
-cannot take part in a deadlock with it. If a result cannot be recorded at once, it is recorded
+The statements that claim deliveries and record results skip locked rows, so they wait for no other
+transaction. If a result cannot be recorded at once, it is recorded
 later. If it is not recorded before the lease ends, the delivery is claimed again, and its events
 are sent twice.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -31,6 +31,9 @@ from evershell.store.statements import statements
 
 # How long a claim lasts if no result is recorded.
 LEASE_SECONDS = 60.0
+# The pause before the log is read again, if another process reads, or if the next event is not
+# settled yet.
+_READ_AGAIN_SECONDS = 0.1
 # A claim has at most this many deliveries for one receiver.
 MAX_OF_RECEIVER = 100
 # A claim has at most this many events for one delivery.
@@ -92,25 +95,32 @@ class WebhookDeliveries:
         # The last receiver that was looked at. The next claim begins after it.
         self._after = ("", "")
         self._settled = Settled()
+        # When the server of the database started to which `_settled` belongs.
+        self._server: datetime | None = None
 
-    async def read_log(self) -> bool:
-        """Records the deliveries of new events. Returns whether there may be further events.
+    async def read_log(self) -> float | None:
+        """Records the deliveries of new events.
 
-        Each event in the log is read at least once. If another process reads, returns at once.
+        Returns after how many seconds there may be more to read; None if everything was read. If
+        another process reads at the moment, reads nothing.
         """
         async with connected(self._pool) as connection, connection.transaction():
             reader: Any = await (
                 await connection.execute(SQL.become_reader, prepare=True)
             ).fetchone()
             if not reader.is_reader:
-                return True
+                return _READ_AGAIN_SECONDS
+            if reader.server != self._server:
+                self._server, self._settled = reader.server, Settled()
             read: Any = await (await connection.execute(SQL.read_position, prepare=True)).fetchone()
-            position, has_more = await self._settled.after(connection, read.position)
+            position, is_last = await self._settled.after(connection, read.position)
             if position > read.position:
                 events = {"after": read.position, "position": position, "now": self._clock()}
                 await connection.execute(SQL.record_events, events, prepare=True)
                 await connection.execute(SQL.set_position, {"position": position}, prepare=True)
-        return has_more
+        if is_last:
+            return None
+        return 0.0 if position > read.position else _READ_AGAIN_SECONDS
 
     async def claim(self, busy: Collection[tuple[str, str]], full_orgs: Collection[str]) -> Claimed:
         """Claims due deliveries. Skips receivers in `busy` and organizations in `full_orgs`."""

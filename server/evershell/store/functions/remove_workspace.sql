@@ -9,7 +9,7 @@
 -- The function waits for the lock of the workspace, and for locks of rows of events and
 -- webhook_deliveries. remove_old_tasks may remove events at the same time; until its transaction has
 -- ended, the function goes no further than the events. A transaction that has locked a row of
--- webhook_deliveries does not wait for other locks.
+-- webhook_deliveries waits for other such rows for 0.5 s at most.
 CREATE OR REPLACE FUNCTION remove_workspace(
     p_workspace_id text,
     p_limit integer,
