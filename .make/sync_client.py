@@ -42,6 +42,8 @@ TEXTS = {
     "Awaitable[Page[T]]": "Page[T]",
     "Coroutine[Any, Any, None]": "None",
     "Generator[Event, None]": "Generator[Event, None, None]",
+    "Generator[OrganizationEvent, None]": "Generator[OrganizationEvent, None, None]",
+    "Generator[T, None]": "Generator[T, None, None]",
 }
 
 

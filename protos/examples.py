@@ -125,6 +125,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "Event": EVENT,
     "WatchEventsResponse": {"event": EVENT},
+    "WatchOrganizationResponse": {"event": EVENT, "position": "1042"},
     "Workspace": WORKSPACE,
     "AuditEntry": AUDIT_ENTRY,
     "HoldOrgResponse": {"hold": HOLD, "accepted": 3},

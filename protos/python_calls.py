@@ -21,8 +21,15 @@ from python_text import METHODS, Texts, docstring, method_name, section, summari
 from source import PACKAGE, Protos
 
 # The RPCs for which no method is generated. The methods in tasks.py, which do more than a call, are
-# written by hand. StreamEvents is only for REST; the client uses WatchEvents.
-BY_HAND = ("CancelTask", "CancelTasks", "WatchEvents", "StreamEvents")
+# written by hand. StreamEvents and StreamOrganization are only for REST.
+BY_HAND = (
+    "CancelTask",
+    "CancelTasks",
+    "WatchEvents",
+    "StreamEvents",
+    "WatchOrganization",
+    "StreamOrganization",
+)
 # The optional arguments that callers may pass by position, by RPC.
 _POSITIONAL = {"CreateWorkspace": ("name",)}
 _KEY = (

@@ -16,7 +16,7 @@ _EXPORTED: dict[str, list[str] | None] = {
     "_async.client": ["AsyncClient"],
     "_sync.caller": ["Pages"],
     "_sync.client": ["Client"],
-    "answers": ["Answer", "Page"],
+    "answers": ["Answer", "OrganizationEvent", "Page"],
     "errors": None,
     "events": None,
     "types": None,

@@ -75,6 +75,8 @@ _ORDER = {
         "current_task_id",
     ],
 }
+# The client itself reads these messages of a stream, so they need no class.
+_READ = ("Error", "Heartbeat", "OrganizationHeartbeat")
 _SCALARS = {
     FieldDescriptor.TYPE_STRING: ("str", '""'),
     FieldDescriptor.TYPE_BOOL: ("bool", "False"),
@@ -186,8 +188,7 @@ class Results:
             inner = each.message_type
             if inner is None or inner.file.package != PACKAGE or inner.GetOptions().map_entry:
                 continue
-            # The client itself reads these messages of a stream, so they need no class.
-            if inner.full_name in self._taken or inner.name in ("Error", "Heartbeat"):
+            if inner.full_name in self._taken or inner.name in _READ:
                 continue
             if is_made:
                 self._made.add(inner.full_name)

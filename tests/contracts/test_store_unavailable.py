@@ -8,7 +8,7 @@ import pytest
 from evershell.core.change import Hold, unchanged
 from evershell.core.due import Kind
 from evershell.core.errors import UnavailableError
-from evershell.core.event import AuditFilter
+from evershell.core.event import AuditFilter, LogScope
 from evershell.core.ports import Store
 from evershell.core.task_filter import AllTasks, ListFilter, OrgListFilter
 from evershell.store.pool import open_pool
@@ -52,6 +52,9 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
         permission(), OrgListFilter(active=True), None, 1
     ),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
+    "last_position": lambda store: store.last_position(),
+    "find_log_end": lambda store: store.find_log_end(),
+    "list_log_events": lambda store: store.list_log_events([LogScope("org_1")], 0, 1, 1),
     "renew_lease": lambda store: store.renew_lease("ws_1", 1, 30),
     "list_audit_entries": lambda store: store.list_audit_entries(
         permission(), AuditFilter(), None, 1

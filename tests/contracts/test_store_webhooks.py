@@ -25,6 +25,7 @@ from evershell.features.webhooks.rules import (
     Webhook,
 )
 from evershell.features.webhooks.store import PostgresWebhooks
+from evershell.store.event_log import _Writers
 from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
@@ -299,8 +300,7 @@ async def test_what_was_seen_at_a_former_server_does_not_count(bench: Bench) -> 
     await bench.end_task()
     assert len(await claim(worker)) == 1
     # As if the worker had seen positions of a former server after a missing one.
-    worker._server = NOW
-    worker._settled._seen = 10**6
+    worker._settled._seen, worker._settled._writers = 10**6, _Writers(NOW, frozenset())
     for _ in range(2):
         await bench.end_task()
         assert len(await claim(worker)) == 1

@@ -11,7 +11,14 @@ from tests.support.stack import Gate, Stack, Workspace
 
 # The reads that `answers` calls one by one: they need a query, another organization or a running
 # task, or answer with a stream.
-SPECIAL_READS = ("GetCurrentIteration", "GetHold", "ListTasks", "ListWebhooks", "StreamEvents")
+SPECIAL_READS = (
+    "GetCurrentIteration",
+    "GetHold",
+    "ListTasks",
+    "ListWebhooks",
+    "StreamEvents",
+    "StreamOrganization",
+)
 
 
 def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[str, Any]]:
@@ -35,6 +42,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     yield "CancelTask", workspace.cancel(200, task_id=task_id, wait="1s")
     yield "ListTasks", rest.get("/v1/tasks", params={"root_task_id": task_id})
     yield "StreamEvents", next(rest.events(workspace.id))
+    yield "StreamOrganization", next(rest.events(None))
     for read in operations():
         if read.method == "GET" and (name := read.described["operationId"]) not in SPECIAL_READS:
             place = read.path.format(workspace_id=workspace.id, task_id=task_id)

@@ -89,12 +89,12 @@ class Rest:
         assert response.headers["content-type"] == "application/json"
         return rest_failure(response)
 
-    def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Yields the messages of the log's stream: events and heartbeats.
+    def events(self, workspace_id: str | None, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Yields the messages of the stream of a workspace, or of the organization with None.
 
         Checks each event against the OpenAPI document.
         """
-        path = f"/v1/workspaces/{workspace_id}/events"
+        path = f"/v1/workspaces/{workspace_id}/events" if workspace_id else "/v1/events"
         watch = operation("GET", path)
         assert watch is not None
         until = time.monotonic() + LIMIT_SECONDS

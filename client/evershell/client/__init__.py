@@ -12,7 +12,7 @@ from evershell.client._async.caller import AsyncPages
 from evershell.client._async.client import AsyncClient
 from evershell.client._sync.caller import Pages
 from evershell.client._sync.client import Client
-from evershell.client.answers import Answer, Page
+from evershell.client.answers import Answer, OrganizationEvent, Page
 from evershell.client.errors import (
     AgentUnreachableError,
     CallError,
@@ -132,6 +132,7 @@ __all__ = [
     "ModelCallStatus",
     "NotFoundError",
     "OrgOnHoldError",
+    "OrganizationEvent",
     "Page",
     "Pages",
     "ParentNotRunningError",

@@ -1,17 +1,19 @@
 """Decides when to make a call again: after a failure, to resume a stream, or while waiting."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from evershell.workspace.v1 import field_limits, workspace_service_pb2
+from google.protobuf.message import Message
 
 from evershell.backoff import backoff
 from evershell.client import _calls
 from evershell.client._calls import LONGEST_SECONDS, Call, Seconds, request, seconds
 from evershell.client._options import Options
-from evershell.client.answers import from_stream_error
+from evershell.client.answers import OrganizationEvent, from_stream_error
 from evershell.client.errors import (
     AgentUnreachableError,
     CallError,
@@ -24,6 +26,8 @@ from evershell.client.errors import (
 )
 from evershell.client.events import Event, TaskCompleted, event_of
 from evershell.client.types import CancelOutcome, CancelResult, Task
+
+Item = TypeVar("Item")
 
 _log = logging.getLogger("evershell.client")
 
@@ -81,42 +85,42 @@ def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
     )
 
 
-class Watch:
+@dataclass(frozen=True)
+class WatchLimits:
+    """How long a watch may last and reconnect, in seconds, and with which credential."""
+
+    connect_seconds: float
+    reconnect_seconds: float
+    # None for no limit.
+    timeout: float | None
+    renews_credential: bool
+    monotonic: Callable[[], float]
+
+
+class Watch(ABC, Generic[Item]):
     """The state of one watch, which continues over several streams."""
 
-    def __init__(
-        self,
-        workspace_id: str,
-        after: int,
-        task_id: str | None,
-        *,
-        connect_seconds: float,
-        reconnect_seconds: float,
-        timeout: float | None,
-        renews_credential: bool,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._workspace_id = workspace_id
+    rpc: str
+
+    def __init__(self, after: int, limits: WatchLimits) -> None:
+        # The last position that was received.
         self._after = after
-        self._task_id = task_id
-        self._connect_seconds = connect_seconds
-        self._reconnect_seconds = reconnect_seconds
-        self._renews_credential = renews_credential
-        self._monotonic = monotonic
-        self._deadline = None if timeout is None else monotonic() + timeout
+        self._limits = limits
+        self._monotonic = limits.monotonic
+        self._deadline = None if limits.timeout is None else limits.monotonic() + limits.timeout
         self._has_connected = False
         # The number of failures since the last message arrived.
         self._failures = 0
         self._failing_since = 0.0
         self.is_over = False
 
-    def request(self) -> workspace_service_pb2.WatchEventsRequest:
-        """The request for the next stream, which begins after the last received event."""
-        return request(
-            workspace_service_pb2.WatchEventsRequest,
-            workspace_id=self._workspace_id,
-            after=self._after,
-        )
+    @abstractmethod
+    def request(self) -> Message:
+        """The request for the next stream, which begins after the last position."""
+
+    @abstractmethod
+    def _item(self, message: Any) -> Item | None:
+        """What to yield for a message that is not an error; None for nothing."""
 
     def remaining_seconds(self) -> float | None:
         """The time that is left for the watch; None if the watch has no limit."""
@@ -124,21 +128,12 @@ class Watch:
             return None
         return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
 
-    def receive(self, message: Any) -> Event | None:
-        """The event of the message; None if there is nothing to yield. Raises CallError."""
+    def receive(self, message: Any) -> Item | None:
+        """What to yield for the message; None for nothing. Raises CallError."""
         if message.HasField("error"):
             raise from_stream_error(message.error)
         self._has_connected, self._failures = True, 0
-        if not message.HasField("event") or message.event.seq <= self._after:
-            return None
-        event = event_of(message.event)
-        self._after = event.seq
-        if self._task_id is None:
-            return event
-        if event.task_id != self._task_id:
-            return None
-        self.is_over = isinstance(event.payload, TaskCompleted)
-        return event
+        return self._item(message)
 
     def pause_seconds(self, error: CallError) -> float:
         """The pause before the next stream. Raises CallError if there must be no further stream."""
@@ -153,7 +148,8 @@ class Watch:
         remaining = self.remaining_seconds()
         if remaining is not None and pause >= remaining:
             raise DeadlineExceededError("The timeout of the watch has passed.") from error
-        limit_seconds = self._reconnect_seconds if self._has_connected else self._connect_seconds
+        limits = self._limits
+        limit_seconds = limits.reconnect_seconds if self._has_connected else limits.connect_seconds
         if now + pause - self._failing_since > limit_seconds:
             raise error
         return pause
@@ -163,10 +159,58 @@ class Watch:
             return True
         if isinstance(error, UnauthenticatedError):
             # The token may have expired. The next stream uses a new token.
-            return self._renews_credential and self._failures == 1
+            return self._limits.renews_credential and self._failures == 1
         # gRPC reports this error if the connection breaks in the middle of a message.
         is_broken = isinstance(error, InternalError) and not error.is_from_service
         return is_broken and self._failures == 1
+
+
+class WorkspaceWatch(Watch[Event]):
+    """A watch of a workspace."""
+
+    rpc = "WatchEvents"
+
+    def __init__(
+        self, workspace_id: str, after: int, task_id: str | None, limits: WatchLimits
+    ) -> None:
+        super().__init__(after, limits)
+        self._workspace_id = workspace_id
+        self._task_id = task_id
+
+    def request(self) -> Message:
+        return request(
+            workspace_service_pb2.WatchEventsRequest,
+            workspace_id=self._workspace_id,
+            after=self._after,
+        )
+
+    def _item(self, message: Any) -> Event | None:
+        if not message.HasField("event") or message.event.seq <= self._after:
+            return None
+        event = event_of(message.event)
+        self._after = event.seq
+        if self._task_id is None:
+            return event
+        if event.task_id != self._task_id:
+            return None
+        self.is_over = isinstance(event.payload, TaskCompleted)
+        return event
+
+
+class OrganizationWatch(Watch[OrganizationEvent]):
+    """A watch of all workspaces of an organization."""
+
+    rpc = "WatchOrganization"
+
+    def request(self) -> Message:
+        return request(workspace_service_pb2.WatchOrganizationRequest, after=self._after)
+
+    def _item(self, message: Any) -> OrganizationEvent | None:
+        event = event_of(message.event) if message.HasField("event") else None
+        if message.position < self._after + (event is not None):
+            return None
+        self._after = message.position
+        return OrganizationEvent(self._after, event)
 
 
 class Limit:

@@ -82,11 +82,16 @@ class AsyncTransport:
         return response, (await call.initial_metadata(), await call.trailing_metadata())
 
     def stream(
-        self, request: Message, timeout: float | None, headers: Headers, idle_seconds: float
+        self,
+        rpc: str,
+        request: Message,
+        timeout: float | None,
+        headers: Headers,
+        idle_seconds: float,
     ) -> "AsyncStream":
         """Opens a stream of events. Raises ClientClosedError."""
         try:
-            call = self._stub.WatchEvents(request, timeout=timeout, metadata=headers)
+            call = getattr(self._stub, rpc)(request, timeout=timeout, metadata=headers)
         except self.ERRORS as error:
             raise_failure(self.failure(error), error)
         return AsyncStream(self, call, idle_seconds)
@@ -141,11 +146,16 @@ class Transport:
         return response, (call.initial_metadata(), call.trailing_metadata())
 
     def stream(
-        self, request: Message, timeout: float | None, headers: Headers, idle_seconds: float
+        self,
+        rpc: str,
+        request: Message,
+        timeout: float | None,
+        headers: Headers,
+        idle_seconds: float,
     ) -> "Stream":
         """Opens a stream of events. Raises ClientClosedError."""
         try:
-            call = self._stub.WatchEvents(request, timeout=timeout, metadata=headers)
+            call = getattr(self._stub, rpc)(request, timeout=timeout, metadata=headers)
         except self.ERRORS as error:
             raise_failure(self.failure(error), error)
         return Stream(self, call, idle_seconds)

@@ -1,4 +1,6 @@
-"""The answers of the service: a page of a list, the answer to an attempt, and errors."""
+"""The answers of the service: a page of a list, the answer to an attempt, an event of an
+organization, and errors.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from evershell.client.errors import BY_CODE, RULES, CallError
+from evershell.client.events import Event
 
 T = TypeVar("T")
 # Over gRPC, the service sends all details as text. The client converts the text to the types that
@@ -41,6 +44,16 @@ class Answer:
     """How long the attempt took."""
     error: CallError | None = None
     """Why the attempt failed; None if it succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationEvent:
+    """An event of a workspace of the organization, or a sign that there was none."""
+
+    position: int
+    """How far the stream has come. Positions grow, but have gaps."""
+    event: Event | None
+    """None if the service has only sent the position."""
 
 
 OnAnswer = Callable[[Answer], None]

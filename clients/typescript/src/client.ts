@@ -54,7 +54,8 @@ const IDLE_MS = 10_000;
 const ENDED = [Task_Status.completed, Task_Status.failed, Task_Status.cancelled, Task_Status.delivery_failed];
 const RECORDED = [Outcome.accepted, Outcome.already_requested];
 
-type Calls = Omit<ConnectClient<typeof WorkspaceService>, "watchEvents" | "streamEvents">;
+type Streams = "watchEvents" | "streamEvents" | "watchOrganization" | "streamOrganization";
+type Calls = Omit<ConnectClient<typeof WorkspaceService>, Streams>;
 // The fields that `#call` reads from a request. Only CancelTask has `wait`.
 type Request = { $typeName?: string; taskId?: string; wait?: { seconds?: bigint; nanos?: number } };
 type Unary = (request: Request, options: CallOptions) => Promise<unknown>;

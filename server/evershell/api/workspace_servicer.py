@@ -17,7 +17,7 @@ from evershell.workspace.v1 import (
 from evershell.api import codec, event_codec, event_stream
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
-from evershell.core import hold, tasks, watch_events, workspaces
+from evershell.core import hold, tasks, watch_events, watch_organization, workspaces
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
@@ -122,6 +122,33 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             self.feeds,
             event_stream.Frames,
             lambda _: event_stream.HEARTBEAT,
+            opening=(event_stream.OPENING,),
+        )
+
+    def WatchOrganization(
+        self, request: workspace_service_pb2.WatchOrganizationRequest, context: Context
+    ) -> AsyncIterator[Any]:
+        return watch_organization.watch_organization(
+            caller(),
+            request.after,
+            self.store,
+            self.feeds,
+            self.clock,
+            event_codec.encode_organization_events,
+            event_codec.encode_organization_heartbeat,
+        )
+
+    def StreamOrganization(
+        self, request: workspace_service_pb2.StreamOrganizationRequest, context: Context
+    ) -> AsyncIterator[Any]:
+        return watch_organization.watch_organization(
+            caller(),
+            event_stream.position(request.after),
+            self.store,
+            self.feeds,
+            self.clock,
+            event_stream.OrganizationFrames,
+            event_stream.organization_heartbeat,
             opening=(event_stream.OPENING,),
         )
 

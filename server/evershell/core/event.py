@@ -12,7 +12,7 @@ refused. The entries of all other refused calls are collected, and stored within
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from evershell.workspace.v1 import field_limits
 from evershell.workspace.v1.event_types import EventType as EventType
@@ -124,10 +124,30 @@ class Event(NewEvent):
 
     workspace_id: str
     seq: int
+    # The position in the log of all workspaces; 0 if the event was read from the log of its
+    # workspace.
+    position: int = field(default=0, compare=False)
+
+
+class LogScope(NamedTuple):
+    """A part of the log of all workspaces: what a caller may see of it."""
+
+    org_id: str
+    # Only the events of workspaces that this user created; None for all of the organization.
+    creator_id: str | None = None
+
+
+class LogEntry(NamedTuple):
+    """An event in the log of all workspaces, and the scopes to which it belongs."""
+
+    event: Event
+    org_id: str
+    # The user who created the workspace, if a user did.
+    creator_id: str | None
 
 
 class EventBatch(list[Event]):
-    """The events of one read: a gapless part of a workspace's log.
+    """The events of one read: a part of a log, without gaps.
 
     Watchers that share the read also share the encoded result.
     """

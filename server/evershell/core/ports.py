@@ -1,6 +1,6 @@
 """The interfaces that other packages implement for the core (contracts: tests/contracts)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,7 +10,7 @@ from evershell.core.bounds import Bounds
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.due import DueWork, Kind, Place
-from evershell.core.event import AuditEntry, AuditFilter, EventBatch
+from evershell.core.event import AuditEntry, AuditFilter, EventBatch, LogEntry, LogScope
 from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
 from evershell.core.validation import Listed
@@ -194,6 +194,61 @@ class Workspaces(Protocol):
 
         Returns fewer events than `limit` if they are large, but at least one if there is one.
         Raises Failure workspace_not_found if there is no such workspace.
+        """
+
+
+class LogEnd(Protocol):
+    """The end of the log of the events of all workspaces, for one reader that follows it."""
+
+    # A settled position: each event up to it is visible to all later reads, or never will be.
+    position: int
+
+    async def advance(self) -> bool:
+        """Moves to the next settled position that can be found at once.
+
+        Returns whether no event follows it. Raises UnavailableError, also after a fail-over: the
+        log may then end before `position`.
+        """
+
+
+class EventLog(Protocol):
+    """The log of the events of all workspaces.
+
+    Each event takes a position. The positions of a workspace are in the order of `seq`. A position
+    without an event belongs to a transaction that is open or was rolled back, or its event was
+    removed. Events that the previous version has written during an upgrade have no position.
+    """
+
+    async def last_position(self) -> int:
+        """The last position that was taken, by whatever transaction; at least 1.
+
+        Before the first event, it takes a position, so 0 is the position of no event and no end.
+        """
+
+    async def find_log_end(self) -> "LogEnd":
+        """Finds the end of the log when the call began.
+
+        Waits for the transactions that are writing events. Raises UnavailableError if one of them
+        stays open for seconds.
+        """
+
+    async def list_log_events(
+        self,
+        scopes: Collection[LogScope],
+        after: int,
+        until: int,
+        limit: int,
+        *,
+        at_once: bool = False,
+    ) -> tuple[Sequence[LogEntry], int]:
+        """The events of the scopes after the position `after`, in order, and how far they go.
+
+        `until` is a settled position. All events of the scopes up to the second result were
+        returned. It is at most `until`, and less if there are more than `limit` events, if they are
+        large, or if many positions are left. Leaves out events of workspaces that do not exist any
+        more.
+
+        Few such reads run at a time. With `at_once`, the read does not wait for others.
         """
 
 
@@ -430,7 +485,15 @@ class Fleet(Protocol):
 
 
 class Store(
-    Workspaces, Transitions, Cancellations, IdempotencyKeys, Holds, AuditLog, Fleet, Protocol
+    Workspaces,
+    EventLog,
+    Transitions,
+    Cancellations,
+    IdempotencyKeys,
+    Holds,
+    AuditLog,
+    Fleet,
+    Protocol,
 ):
     """The durable state. Every method raises UnavailableError if the database does not answer."""
 
@@ -456,8 +519,12 @@ class Sealing(Protocol):
 class Subscriptions(Protocol):
     """Wakes waiting calls when a workspace changes, even if another process changed it."""
 
-    def subscribe(self, workspace_id: str) -> AbstractAsyncContextManager["Subscription"]:
-        """Subscribes to the workspace's changes that are committed after the context is entered."""
+    def subscribe(self, workspace_id: str | None) -> AbstractAsyncContextManager["Subscription"]:
+        """Subscribes to the workspace's changes that are committed after the context is entered.
+
+        With None, subscribes to no changes: the waits end early only if the process is about to
+        end.
+        """
 
 
 class Subscription(Protocol):

@@ -1,6 +1,10 @@
 """Use case: watch the event log of a workspace."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import NamedTuple, Protocol
 
 from evershell.core import errors
 from evershell.core.caller import Caller
@@ -12,13 +16,14 @@ from evershell.core.event_feeds import (
     FeedEndedError,
     Heartbeat,
     Message,
+    Watcher,
 )
 from evershell.core.ports import Workspaces
 from evershell.core.validation import Fields
 from evershell.core.workspace import WorkspaceStatus
 
 
-async def watch_events(
+def watch_events(
     caller: Caller,
     workspace_id: str,
     after_seq: int,
@@ -45,18 +50,58 @@ async def watch_events(
     removed), permission_denied, workspace_not_found, unavailable (the server drains);
     UnavailableError.
     """
-    last_seq = await _admit(caller, workspace_id, after_seq, store)
+    begin = partial(_begin, caller, workspace_id, after_seq, store, feeds)
+    return follow(begin, encode, encode_heartbeat, opening)
+
+
+class Log(Protocol):
+    """The log that a watcher reads."""
+
+    def position_of(self, event: Event) -> int: ...
+
+    async def read(self, after: int, until: int) -> Message:
+        """The next events after `after`, or none if there are none up to `until`.
+
+        A heartbeat says that there are none up to its position.
+        """
+
+    async def check_next(self, after: int, first: int) -> None:
+        """Raises Failure if a watcher must not go on from `after` to the position `first`."""
+
+
+class Begun(NamedTuple):
+    """A watch that has begun."""
+
+    log: Log
+    watcher: Watcher
+    # The position after which the watch begins.
+    after: int
+    # Sent after the opening, if it is not None.
+    heartbeat: Heartbeat | None = None
+
+
+async def follow(
+    begin: Callable[[], Awaitable[Begun]],
+    encode: Callable[[Sequence[Event]], Sequence[Encoded]],
+    encode_heartbeat: Callable[[Heartbeat], Encoded],
+    opening: Sequence[Encoded],
+) -> AsyncIterator[Encoded]:
+    """Yields what watch_events describes, of any log. Raises the errors of `begin` and of the log.
+
+    Also raises Failure unavailable when the server drains.
+    """
+    log, watcher, seq, heartbeat = await begin()
     # Frees memory: there may be thousands of streams, which may last for days.
-    del caller
-    seq = after_seq
-    watcher = feeds.join(workspace_id, last_seq)
+    del begin
     try:
+        if heartbeat is not None:
+            opening = (*opening, encode_heartbeat(heartbeat))
         while True:
-            missed_seq = watcher.missed_seq
+            missed_seq = watcher.missed
             if seq < missed_seq:
-                received: Message | None = await store.list_events(workspace_id, seq, BATCH_EVENTS)
+                received: Message | None = await log.read(seq, missed_seq)
                 if not received:
-                    await _check_next(workspace_id, seq, missed_seq + 1, store)
+                    await log.check_next(seq, missed_seq + 1)
                     seq = missed_seq
             elif opening:
                 for item in opening:
@@ -68,17 +113,22 @@ async def watch_events(
             else:
                 received = await watcher.receive()
             if isinstance(received, Heartbeat):
-                yield encode_heartbeat(received)
-            elif received and seq < (last_seq := received[-1].seq):
-                first_seq = received[0].seq
-                await _check_next(workspace_id, seq, first_seq, store)
+                # The caller may have seen later events, on another worker.
+                seq = max(seq, received.position)
+                for item in opening:
+                    yield item
+                opening = ()
+                yield encode_heartbeat(Heartbeat(received.time, seq))
+            elif received and seq < (last_seq := log.position_of(received[-1])):
+                await log.check_next(seq, log.position_of(received[0]))
+                first = bisect_right(received, seq, key=log.position_of)
                 encoded = received.encoded(encode)
                 # Frees the events while the consumer takes the encoded results.
                 del received
                 for item in opening:
                     yield item
                 opening = ()
-                for index in range(max(0, seq + 1 - first_seq), len(encoded)):
+                for index in range(first, len(encoded)):
                     yield encoded[index]
                 # Frees the memory while the log is quiet.
                 del encoded
@@ -90,8 +140,10 @@ async def watch_events(
         watcher.leave()
 
 
-async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Workspaces) -> int:
-    """Returns the `seq` of the last event. Raises Failure if the caller may not watch."""
+async def _begin(
+    caller: Caller, workspace_id: str, after_seq: int, store: Workspaces, feeds: EventFeeds
+) -> Begun:
+    """Begins the watch. Raises Failure if the caller may not watch."""
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)
     fields.between("after", after_seq, 0, 2**63 - 1)
@@ -104,18 +156,33 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Works
         raise errors.invalid(
             {"after": f"must be at most {last_seq}: the log ends with seq {last_seq}"}
         )
-    return last_seq
+    log = _WorkspaceLog(workspace_id, store)
+    return Begun(log, feeds.join(workspace_id, last_seq), after_seq)
 
 
-async def _check_next(workspace_id: str, after_seq: int, first_seq: int, store: Workspaces) -> None:
-    """Checks that no event between `after_seq` and `first_seq` was removed.
+class _WorkspaceLog:
+    """Implements Log."""
 
-    Raises Failure: validation_error if an event was removed, workspace_not_found if the workspace
-    is deleted.
-    """
-    if 0 < after_seq < first_seq - 1:
-        workspace = await store.get_workspace(workspace_id)
-        if workspace is None or workspace.status is WorkspaceStatus.DELETING:
-            raise errors.workspace_not_found(workspace_id)
-        problem = f"must be 0 or at least {first_seq - 1}: the log now begins with seq {first_seq}"
-        raise errors.invalid({"after": problem})
+    __slots__ = ("_store", "_workspace_id")
+
+    position_of = staticmethod(attrgetter("seq"))
+
+    def __init__(self, workspace_id: str, store: Workspaces) -> None:
+        self._workspace_id = workspace_id
+        self._store = store
+
+    async def read(self, after: int, until: int) -> Message:
+        return await self._store.list_events(self._workspace_id, after, BATCH_EVENTS)
+
+    async def check_next(self, after_seq: int, first_seq: int) -> None:
+        """Checks that no event between `after_seq` and `first_seq` was removed.
+
+        Raises Failure: validation_error if an event was removed, workspace_not_found if the
+        workspace is deleted.
+        """
+        if 0 < after_seq < first_seq - 1:
+            workspace = await self._store.get_workspace(self._workspace_id)
+            if workspace is None or workspace.status is WorkspaceStatus.DELETING:
+                raise errors.workspace_not_found(self._workspace_id)
+            first = f"the log now begins with seq {first_seq}"
+            raise errors.invalid({"after": f"must be 0 or at least {first_seq - 1}: {first}"})

@@ -15,7 +15,20 @@ from evershell.store.statements import statements
 # A batch ends once it has this size, because it stays in memory until its watcher reads it. The
 # last event of a batch may have up to 4 MiB.
 MAX_BATCH_BYTES = 256 * 2**10
-SQL = statements("events", max_batch_bytes=MAX_BATCH_BYTES)
+
+
+def payload_bytes(of: str) -> str:
+    """SQL that estimates the size of an event's payload, in bytes, without reading the payload.
+
+    The size of a compressed payload is known only after decompression, so a compressed payload
+    counts as if it were compressed to a 16th.
+    """
+    payload = f"{of}payload"
+    factor = f"CASE WHEN pg_column_compression({payload}) IS NULL THEN 1 ELSE 16 END"
+    return f"pg_column_size({payload}) * {factor}"
+
+
+SQL = statements("events", max_batch_bytes=MAX_BATCH_BYTES, payload_bytes=payload_bytes(""))
 
 # A `seq`, a limit, and a workspace id.
 _Place = tuple[int, int, str]

@@ -5,7 +5,7 @@
 -- one row without a `seq` if the workspace has no further events.
 SELECT {e.event}
 FROM workspaces w LEFT JOIN LATERAL (
-    SELECT {event}, sum(octet_length(payload::text)) OVER (
+    SELECT {event}, sum({payload_bytes}) OVER (
         ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS bytes
     FROM events

@@ -186,7 +186,7 @@ class WorkspaceSubscription:
 
     __slots__ = ("_has_changed", "_has_ended", "_owner", "_waiting", "workspace_id")
 
-    def __init__(self, owner: "WorkspaceSubscriptions", workspace_id: str) -> None:
+    def __init__(self, owner: "WorkspaceSubscriptions", workspace_id: str | None) -> None:
         self._owner = owner
         self.workspace_id = workspace_id
         self._has_ended = False
@@ -250,10 +250,12 @@ class WorkspaceSubscriptions(_Notifications):
         super().__init__(pool, make_conninfo(database_url, application_name=WORKER_NAME))
         self.poll_seconds = poll_seconds
         self.is_draining = False
-        self._subscriptions: defaultdict[str, set[WorkspaceSubscription]] = defaultdict(set)
+        # By workspace id; None for those that only wait for the end of the process.
+        self._subscriptions: defaultdict[str | None, set[WorkspaceSubscription]]
+        self._subscriptions = defaultdict(set)
         self._watched = WatchedWorkspaces(pool, self._receive, clock)
 
-    def subscribe(self, workspace_id: str) -> WorkspaceSubscription:
+    def subscribe(self, workspace_id: str | None) -> WorkspaceSubscription:
         """A subscription, which begins when its context is entered.
 
         If the workspace is not marked, this takes one statement and up to 0.25 s.
@@ -263,6 +265,8 @@ class WorkspaceSubscriptions(_Notifications):
     async def add(self, subscription: WorkspaceSubscription) -> None:
         """Begins a subscription, which lasts until `remove`. If `add` raises, nothing has begun."""
         self._subscriptions[subscription.workspace_id].add(subscription)
+        if subscription.workspace_id is None:
+            return
         try:
             await self._watched.watch(subscription.workspace_id)
         except BaseException:
@@ -274,7 +278,8 @@ class WorkspaceSubscriptions(_Notifications):
         subscribers.discard(subscription)
         if not subscribers:
             del self._subscriptions[subscription.workspace_id]
-            self._watched.leave(subscription.workspace_id)
+            if subscription.workspace_id is not None:
+                self._watched.leave(subscription.workspace_id)
 
     def has_subscribers(self, workspace_id: str) -> bool:
         """Whether the workspace has subscribers in this process."""

@@ -7,6 +7,7 @@ from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
 from evershell.store.deletions import Deletions
 from evershell.store.due import DueQueries
+from evershell.store.event_log import EventLog
 from evershell.store.events import Events
 from evershell.store.fleet_queries import FleetQueries
 from evershell.store.holds import Holds
@@ -22,6 +23,7 @@ class PostgresStore(
     Workspaces,
     TaskLists,
     Events,
+    EventLog,
     Transitions,
     Leases,
     Cancellations,

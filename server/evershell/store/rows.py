@@ -252,7 +252,7 @@ def task_values(task: Task) -> Values:
 
 
 def event_of(row: Any) -> Event:
-    """The event of a row with `event_columns`."""
+    """The event of a row with `event_columns`, and with `position` if the row has it."""
     return Event(
         workspace_id=row.workspace_id,
         seq=row.seq,
@@ -261,6 +261,7 @@ def event_of(row: Any) -> Event:
         task_id=row.task_id,
         payload=row.payload,
         origin=Origin(row.request_id or "", row.trace_id or ""),
+        position=getattr(row, "position", 0),
     )
 
 

@@ -278,9 +278,34 @@ CALLING: tuple[Rule, ...] = (
             "if quiet_seconds >= HEARTBEAT_SECONDS:",
             "if quiet_seconds >= 4 * HEARTBEAT_SECONDS:",
         ),
-        (f"{_API}event_stream.py", "\\nid: {event.seq}\\n\\n", "\\n\\n"),
+        (f"{_API}event_stream.py", 'else f"id: {id_}\\n"', 'else ""'),
         (f"{_API}event_stream.py", "    return int(last_id)\n", "    return after\n"),
         (f"{_API}event_stream.py", 'data=f"retry: {_RETRY_MS}\\n".encode()', 'data=b": \\n"'),
+    ),
+    rule(
+        "a stream of an organization has each event that its caller may read",
+        "tests/unit/core/test_watch_organization.py tests/contracts/test_store_event_log.py",
+        (
+            f"{_CORE}event_feeds.py",
+            "if self._message is None and not self._has_missed:\n            self._message",
+            "if self._message is None:\n            self._message",
+        ),
+        (
+            f"{_CORE}event_feeds.py",
+            "                feed.miss(self._position)\n",
+            "                pass\n",
+        ),
+        (
+            f"{_CORE}watch_organization.py",
+            '(caller.user_id or "") if permission.own_only else None',
+            "None",
+        ),
+        (
+            f"{_STORE}event_log.py",
+            "entries, until if is_whole else entries[-1].event.position",
+            "entries, until",
+        ),
+        (f"{_STORE}event_log.py", "if found.server != self._server:", "if False:"),
     ),
     rule(
         "an error within a stream is its last message",

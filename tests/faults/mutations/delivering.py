@@ -33,13 +33,13 @@ DELIVERING: tuple[Rule, ...] = (
         (f"{_STORE}event_log.py", "if row.whole == row.last:", "if True:"),
         (
             f"{_STORE}event_log.py",
-            "(row.whole if self._writers else row.last)",
+            "row.whole if self._writers.transactions else row.last",
             "row.last",
         ),
         (
             f"{_STORE}event_log.py",
-            "is_blocked = not self._writers.isdisjoint(",
-            "is_blocked = self._writers.isdisjoint(",
+            "is_blocked = not self._writers.transactions.isdisjoint(",
+            "is_blocked = self._writers.transactions.isdisjoint(",
         ),
     ),
     rule(

@@ -9,6 +9,7 @@ import grpc
 import grpc_testing
 from evershell.workspace.v1 import workspace_service_pb2
 from evershell.workspace.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
+from google.protobuf.message_factory import GetMessageClass
 
 from evershell.api.status import rich_status
 from evershell.client import CallError, Client, EvershellError
@@ -67,26 +68,28 @@ class Service:
         self.metadata = dict(metadata)
         return request, PendingCall(taken)
 
-    def take_stream(self) -> "tuple[Any, PendingCall]":
-        metadata, request, taken = self._fake.take_unary_stream(
-            SERVICE.methods_by_name["WatchEvents"]
-        )
+    def take_stream(self, rpc: str = "WatchEvents") -> "tuple[Any, PendingCall]":
+        metadata, request, taken = self._fake.take_unary_stream(SERVICE.methods_by_name[rpc])
         self.metadata = dict(metadata)
-        return request, PendingCall(taken)
+        return request, PendingCall(
+            taken, GetMessageClass(SERVICE.methods_by_name[rpc].output_type)
+        )
 
 
 class PendingCall:
     """A call that waits until the test answers it."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, message: Any = None) -> None:
         self._call = call
+        # The class of the messages of a stream.
+        self._message = message
 
     def answer(self, reply: Any) -> None:
         self._call.terminate(reply, (("x-request-id", "request_1"),), grpc.StatusCode.OK, "")
 
     def send(self, **message: Any) -> None:
         """Sends a message on a stream."""
-        self._call.send_response(workspace_service_pb2.WatchEventsResponse(**message))
+        self._call.send_response(self._message(**message))
 
     def end(self) -> None:
         """Ends a stream without an error."""

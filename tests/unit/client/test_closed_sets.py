@@ -39,11 +39,11 @@ RENAMED = {
     "ReplayWebhook": "webhooks.replay",
     "ListWebhookDeliveries": "webhooks.deliveries",
 }
-# The client's method for each RPC. StreamEvents is left out: it is WatchEvents for REST.
+# The client's method for each RPC. The streams for REST are left out.
 METHODS = {
     rpc.name: RENAMED.get(rpc.name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", rpc.name).lower()
     for rpc in SERVICE.methods
-    if rpc.name != "StreamEvents"
+    if not rpc.name.startswith("Stream")
 }
 
 

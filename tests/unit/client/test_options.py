@@ -15,6 +15,7 @@ from evershell.client import (
     TaskLimits,
     ValidationError,
 )
+from evershell.client._repeats import OrganizationWatch
 from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, start
 
 # One half of a surrogate pair.
@@ -94,7 +95,8 @@ def test_a_timeout_has_no_upper_limit(service: Service) -> None:
     service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
     assert call.result(5).id == "ws_1"
     assert service.channel.timeouts == [1e9]
-    assert service.client._watch("ws_1", 0, None, 1e10, 60).remaining_seconds() == 1e9
+    limits = service.client._limits("WatchOrganization", 1e10, 60)
+    assert OrganizationWatch(0, limits).remaining_seconds() == 1e9
 
 
 def test_the_time_that_a_credential_takes_is_a_part_of_the_timeout(service: Service) -> None:
@@ -156,7 +158,7 @@ def test_a_method_has_a_timeout_of_its_own(service: Service) -> None:
             made.result(5)
     # A timeout for all calls replaces the earlier timeouts of single methods.
     assert service.channel.timeouts == [2, TIMEOUT_SECONDS] * 2 + [7, 7, 1, 7]
-    assert client._watch("ws_1", 0, None, None, 60)._connect_seconds == 3
+    assert client._limits("WatchEvents", None, 60).connect_seconds == 3
 
 
 @pytest.mark.parametrize(

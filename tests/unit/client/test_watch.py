@@ -7,7 +7,7 @@ import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_service_pb2
 
-from evershell.client import DeadlineExceededError, TaskCompleted, TaskStatus
+from evershell.client import DeadlineExceededError, OrganizationEvent, TaskCompleted, TaskStatus
 from evershell.core import errors
 from tests.support.waiting import eventually
 from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, failed, start
@@ -154,3 +154,28 @@ def test_a_stream_on_which_nothing_arrives_is_opened_again(service: Service) -> 
         service.take_stream()[1].await_cancelled()
     service.take_stream()[1].send(event=event(1))
     assert call.result(5).seq == 1
+
+
+def test_a_watch_of_the_organization_yields_positions_and_resumes(service: Service) -> None:
+    watched = service.client.watch_organization()
+    first = start(next, watched)
+    request, taken = service.take_stream("WatchOrganization")
+    assert request.after == 0
+    beat = workspace_service_pb2.OrganizationHeartbeat()
+    taken.send(heartbeat=beat, position=7)
+    assert first.result(5) == OrganizationEvent(7, None)
+    # Positions have gaps, and each workspace counts its events itself.
+    for position, seq in ((9, 4), (12, 1)):
+        found = start(next, watched)
+        taken.send(event=event(seq), position=position)
+        assert (found.result(5).position, found.result(5).event.seq) == (position, seq)
+    found = start(next, watched)
+    taken.send(error=error("unavailable", retry_after_seconds=1))
+    request, taken = service.take_stream("WatchOrganization")
+    assert request.after == 12
+    # A repeated event is left out.
+    taken.send(event=event(1), position=12)
+    taken.send(event=event(2), position=13)
+    assert found.result(5).position == 13
+    watched.close()
+    taken.await_cancelled()

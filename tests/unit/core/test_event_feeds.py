@@ -179,4 +179,4 @@ async def test_the_last_watcher_ends_the_feed(watched: Watched) -> None:
     await eventually_async(
         lambda: not watched.world.subscriptions.has_subscribers(watched.workspace.id)
     )
-    assert not watched.feeds._feeds
+    assert not watched.feeds._readers

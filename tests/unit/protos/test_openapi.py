@@ -26,8 +26,8 @@ RULES = {
 }
 # The errors for a path or a method that does not exist.
 ROUTING_ERRORS = {"not_found", "method_not_allowed"}
-# REST has StreamEvents instead.
-GRPC_ONLY = {"WatchEvents"}
+# REST has StreamEvents and StreamOrganization instead.
+GRPC_ONLY = {"WatchEvents", "WatchOrganization"}
 # If these calls filter by a task that does not exist, they find nothing, which is not an error.
 LISTS = {"ListAuditEntries", "ListTasks", "ReplayWebhook"}
 RPCS = [rpc for rpc in SERVICE.methods if rpc.name not in GRPC_ONLY]

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from evershell.client._calls import Call, Seconds, optional, seconds
+from evershell.client._calls import Call, Seconds, seconds
 from evershell.client._calls import call as make_call
 from evershell.client._deprecations import warn_of_fields, warn_of_rpc
 from evershell.client._options import AsyncCredential, Options, find_credential
-from evershell.client._repeats import Attempts, Watch, log_failure
+from evershell.client._repeats import Attempts, Watch, WatchLimits, log_failure
 from evershell.client._transport import (
     IDLE_SECONDS,
     AsyncTransport,
@@ -32,7 +32,6 @@ from evershell.client._transport import (
 from evershell.client.answers import Answer, OnAnswer, Page, metadata_of, request_id_of
 from evershell.client.endpoint import channel_credentials, find_endpoint
 from evershell.client.errors import CallError, UnavailableError
-from evershell.client.events import Event
 
 T = TypeVar("T")
 
@@ -214,7 +213,7 @@ class AsyncCaller:
             self._options.on_answer(Answer(rpc, known, dict(pairs), elapsed, error))
         return request_id
 
-    async def _events(self, watch: Watch) -> AsyncGenerator[Event, None]:
+    async def _events(self, watch: Watch[T]) -> AsyncGenerator[T, None]:
         while True:
             try:
                 # Ends the stream at once if the caller closes the watch.
@@ -226,13 +225,13 @@ class AsyncCaller:
                 raise UnavailableError("The stream of events has ended.", is_from_service=False)
             except CallError as error:
                 pause_seconds = watch.pause_seconds(error)
-                log_failure("WatchEvents", error, pause_seconds)
+                log_failure(watch.rpc, error, pause_seconds)
             await self._sleep(pause_seconds)
 
-    async def _stream(self, watch: Watch) -> AsyncGenerator[Event, None]:
+    async def _stream(self, watch: Watch[T]) -> AsyncGenerator[T, None]:
         headers = await self._headers()
         stream = self._transport.stream(
-            watch.request(), watch.remaining_seconds(), headers, self._idle_seconds
+            watch.rpc, watch.request(), watch.remaining_seconds(), headers, self._idle_seconds
         )
         try:
             while (message := await stream.read()) is not None:
@@ -244,19 +243,9 @@ class AsyncCaller:
         finally:
             stream.close()
 
-    def _watch(
-        self,
-        workspace_id: str,
-        after: int,
-        task_id: str | None,
-        timeout: Seconds | None,
-        reconnect_for: Seconds,
-    ) -> Watch:
-        return Watch(
-            workspace_id,
-            after,
-            optional("task_id", task_id),
-            connect_seconds=self._options.timeout_of("WatchEvents"),
+    def _limits(self, rpc: str, timeout: Seconds | None, reconnect_for: Seconds) -> WatchLimits:
+        return WatchLimits(
+            connect_seconds=self._options.timeout_of(rpc),
             reconnect_seconds=seconds(reconnect_for),
             timeout=None if timeout is None else seconds(timeout),
             renews_credential=callable(self._credential),

@@ -5,12 +5,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from evershell.backoff import backoff
 from evershell.client import _calls
 from evershell.client._async.plain_calls import AsyncPlainCalls
-from evershell.client._calls import Seconds
+from evershell.client._calls import Seconds, optional
 from evershell.client._repeats import (
     CancelWait,
     Limit,
+    OrganizationWatch,
+    WorkspaceWatch,
     pause_before_look,
 )
+from evershell.client.answers import OrganizationEvent
 from evershell.client.errors import CallError
 from evershell.client.events import Event
 from evershell.client.types import CancelResult, CancelTasksResult, Task, TaskFilter
@@ -169,7 +172,41 @@ class AsyncTaskCalls(AsyncPlainCalls):
             UnavailableError: The service could not be reached for `reconnect_for`.
             CallError: Any other failure.
         """
-        return self._events(self._watch(workspace_id, after, task_id, timeout, reconnect_for))
+        limits = self._limits("WatchEvents", timeout, reconnect_for)
+        named = optional("task_id", task_id)
+        return self._events(WorkspaceWatch(workspace_id, after, named, limits))
+
+    def watch_organization(
+        self,
+        *,
+        after: int = 0,
+        timeout: Seconds | None = None,
+        reconnect_for: Seconds = 300.0,
+    ) -> AsyncGenerator[OrganizationEvent, None]:
+        """Follows all workspaces of the organization: yields their events, and waits for new ones.
+
+        Reconnects and continues like `watch`. With `workspace:read:own`, yields only the events of
+        the workspaces that the caller created.
+
+        Args:
+            after: Begins after this position; 0 begins with new events, and first yields the
+                position where it begins. List the workspaces only then, to miss nothing.
+            timeout: The limit of the whole watch, in seconds or as a timedelta. None for no limit.
+            reconnect_for: As for `watch`.
+
+        Returns:
+            A generator, as for `watch`. An item without an event has only the position that the
+            watch has come to. It is yielded every 4 s while there is no event.
+
+        Raises:
+            ValidationError: The log of all organizations ends before `after`, or has more than
+                100,000 positions after it. List the workspaces again, and begin with 0.
+            DeadlineExceededError: The timeout has passed.
+            UnavailableError: The service could not be reached for `reconnect_for`.
+            CallError: Any other failure.
+        """
+        limits = self._limits("WatchOrganization", timeout, reconnect_for)
+        return self._events(OrganizationWatch(after, limits))
 
     async def cancel_tasks(
         self,

@@ -693,6 +693,113 @@ class Heartbeat(_message.Message):
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
+class WatchOrganizationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """The stream begins after this position; with 0, with new events. The call fails with
+    `validation_error` if the position is more than 100,000 before the end of the log of all
+    organizations, or beyond its end. Then list the workspaces again, and begin with 0.
+    """
+    def __init__(
+        self,
+        *,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchOrganizationRequest: _TypeAlias = WatchOrganizationRequest  # noqa: Y015
+
+@_typing.final
+class StreamOrganizationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """The stream begins after this position; with 0, with new events. The header `last-event-id`
+    takes precedence. The call fails with `validation_error` if the position is more than 100,000
+    before the end of the log of all organizations, or beyond its end. Then list the workspaces
+    again, and begin with 0.
+    """
+    def __init__(
+        self,
+        *,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamOrganizationRequest: _TypeAlias = StreamOrganizationRequest  # noqa: Y015
+
+@_typing.final
+class WatchOrganizationResponse(_message.Message):
+    """A message in a stream of the events of an organization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The position of the event; of a heartbeat, how far the stream has come: it has sent all events
+    up to this position. Positions grow, but have gaps. 0 with an error.
+    """
+    @_builtins.property
+    def event(self) -> _event_pb2.Event: ...
+    @_builtins.property
+    def heartbeat(self) -> Global___OrganizationHeartbeat: ...
+    @_builtins.property
+    def error(self) -> _error_pb2.Error: ...
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.Event | None = ...,
+        heartbeat: Global___OrganizationHeartbeat | None = ...,
+        error: _error_pb2.Error | None = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "heartbeat", b"heartbeat", "message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "heartbeat", b"heartbeat", "message", b"message", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["event", "heartbeat", "error"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___WatchOrganizationResponse: _TypeAlias = WatchOrganizationResponse  # noqa: Y015
+
+@_typing.final
+class OrganizationHeartbeat(_message.Message):
+    """Sent while there is no new event, to keep the stream alive and to tell its position."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrganizationHeartbeat: _TypeAlias = OrganizationHeartbeat  # noqa: Y015
+
+@_typing.final
 class CreateWorkspaceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

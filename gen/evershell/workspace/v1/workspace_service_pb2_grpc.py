@@ -78,6 +78,16 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.WatchOrganization = channel.unary_stream(
+                '/evershell.workspace.v1.WorkspaceService/WatchOrganization',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationResponse.FromString,
+                _registered_method=True)
+        self.StreamOrganization = channel.unary_stream(
+                '/evershell.workspace.v1.WorkspaceService/StreamOrganization',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamOrganizationRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.CreateWorkspace = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/CreateWorkspace',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWorkspaceRequest.SerializeToString,
@@ -293,6 +303,43 @@ class WorkspaceServiceServicer:
         Errors: if the stream fails after it has begun, its last event is the error, with the type
         `stream_error`.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchOrganization(self, request, context):
+        """Follows the events of all workspaces of the caller's organization, without polling.
+
+        Effect: none. If the caller has only workspace:read:own, the stream has only the events of the
+        workspaces that the caller created. It sends a heartbeat after 4 s without an event.
+        Idempotency: a read. To resume, call again with the last `position` received as `after`. A
+        stream without `after` begins with new events, and with a heartbeat: list the workspaces after
+        this heartbeat, and then apply the events, so that nothing is missed.
+        Flow: events have the order of their positions, and those of a workspace also that of their
+        `seq`. A slow reader does not miss events. The service reads at most one batch ahead of the
+        reader. Events that were removed, and those of workspaces that were removed, are left out.
+        Errors: if the stream fails after its first message, its last message is the error.
+        Needs workspace:read or workspace:read:own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamOrganization(self, request, context):
+        """Streams the events of all workspaces of the caller's organization as Server-Sent Events. For
+        REST; gRPC callers use WatchOrganization.
+
+        Effect: none. The `id` of each Server-Sent Event is the position, its `event` is the type, and
+        its `data` is a WatchOrganizationResponse as JSON. A heartbeat has the type `heartbeat`. The
+        stream sends one after 4 s without an event, and as the first message if it begins with new
+        events.
+        Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+        browsers do automatically. The header takes precedence over `after`.
+        Flow: as for WatchOrganization.
+        Errors: if the stream fails after it has begun, its last event is the error, with the type
+        `stream_error`.
+        Needs workspace:read or workspace:read:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -591,6 +638,16 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
+            'WatchOrganization': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchOrganization,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationResponse.SerializeToString,
+            ),
+            'StreamOrganization': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamOrganization,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamOrganizationRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
             'CreateWorkspace': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateWorkspace,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWorkspaceRequest.FromString,
@@ -873,6 +930,60 @@ class WorkspaceService:
             target,
             '/evershell.workspace.v1.WorkspaceService/StreamEvents',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchOrganization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/WatchOrganization',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamOrganization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/StreamOrganization',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamOrganizationRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

@@ -136,6 +136,35 @@ class WorkspaceServiceStub:
     `stream_error`.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
+    WatchOrganization: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.WatchOrganizationRequest, _workspace_service_pb2.WatchOrganizationResponse]
+    """Follows the events of all workspaces of the caller's organization, without polling.
+
+    Effect: none. If the caller has only workspace:read:own, the stream has only the events of the
+    workspaces that the caller created. It sends a heartbeat after 4 s without an event.
+    Idempotency: a read. To resume, call again with the last `position` received as `after`. A
+    stream without `after` begins with new events, and with a heartbeat: list the workspaces after
+    this heartbeat, and then apply the events, so that nothing is missed.
+    Flow: events have the order of their positions, and those of a workspace also that of their
+    `seq`. A slow reader does not miss events. The service reads at most one batch ahead of the
+    reader. Events that were removed, and those of workspaces that were removed, are left out.
+    Errors: if the stream fails after its first message, its last message is the error.
+    Needs workspace:read or workspace:read:own.
+    """
+    StreamOrganization: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.StreamOrganizationRequest, _httpbody_pb2.HttpBody]
+    """Streams the events of all workspaces of the caller's organization as Server-Sent Events. For
+    REST; gRPC callers use WatchOrganization.
+
+    Effect: none. The `id` of each Server-Sent Event is the position, its `event` is the type, and
+    its `data` is a WatchOrganizationResponse as JSON. A heartbeat has the type `heartbeat`. The
+    stream sends one after 4 s without an event, and as the first message if it begins with new
+    events.
+    Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+    browsers do automatically. The header takes precedence over `after`.
+    Flow: as for WatchOrganization.
+    Errors: if the stream fails after it has begun, its last event is the error, with the type
+    `stream_error`.
+    Needs workspace:read or workspace:read:own.
+    """
     CreateWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWorkspaceRequest, _workspace_pb2.Workspace]
     """Creates a workspace and starts its agent.
 
@@ -421,6 +450,35 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Errors: if the stream fails after it has begun, its last event is the error, with the type
     `stream_error`.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
+    """
+    WatchOrganization: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.WatchOrganizationRequest, _workspace_service_pb2.WatchOrganizationResponse]  # type: ignore[assignment]
+    """Follows the events of all workspaces of the caller's organization, without polling.
+
+    Effect: none. If the caller has only workspace:read:own, the stream has only the events of the
+    workspaces that the caller created. It sends a heartbeat after 4 s without an event.
+    Idempotency: a read. To resume, call again with the last `position` received as `after`. A
+    stream without `after` begins with new events, and with a heartbeat: list the workspaces after
+    this heartbeat, and then apply the events, so that nothing is missed.
+    Flow: events have the order of their positions, and those of a workspace also that of their
+    `seq`. A slow reader does not miss events. The service reads at most one batch ahead of the
+    reader. Events that were removed, and those of workspaces that were removed, are left out.
+    Errors: if the stream fails after its first message, its last message is the error.
+    Needs workspace:read or workspace:read:own.
+    """
+    StreamOrganization: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.StreamOrganizationRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Streams the events of all workspaces of the caller's organization as Server-Sent Events. For
+    REST; gRPC callers use WatchOrganization.
+
+    Effect: none. The `id` of each Server-Sent Event is the position, its `event` is the type, and
+    its `data` is a WatchOrganizationResponse as JSON. A heartbeat has the type `heartbeat`. The
+    stream sends one after 4 s without an event, and as the first message if it begins with new
+    events.
+    Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+    browsers do automatically. The header takes precedence over `after`.
+    Flow: as for WatchOrganization.
+    Errors: if the stream fails after it has begun, its last event is the error, with the type
+    `stream_error`.
+    Needs workspace:read or workspace:read:own.
     """
     CreateWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
     """Creates a workspace and starts its agent.
@@ -746,6 +804,47 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: if the stream fails after it has begun, its last event is the error, with the type
         `stream_error`.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchOrganization(
+        self,
+        request: _workspace_service_pb2.WatchOrganizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_workspace_service_pb2.WatchOrganizationResponse], _abc.AsyncIterator[_workspace_service_pb2.WatchOrganizationResponse]]:
+        """Follows the events of all workspaces of the caller's organization, without polling.
+
+        Effect: none. If the caller has only workspace:read:own, the stream has only the events of the
+        workspaces that the caller created. It sends a heartbeat after 4 s without an event.
+        Idempotency: a read. To resume, call again with the last `position` received as `after`. A
+        stream without `after` begins with new events, and with a heartbeat: list the workspaces after
+        this heartbeat, and then apply the events, so that nothing is missed.
+        Flow: events have the order of their positions, and those of a workspace also that of their
+        `seq`. A slow reader does not miss events. The service reads at most one batch ahead of the
+        reader. Events that were removed, and those of workspaces that were removed, are left out.
+        Errors: if the stream fails after its first message, its last message is the error.
+        Needs workspace:read or workspace:read:own.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamOrganization(
+        self,
+        request: _workspace_service_pb2.StreamOrganizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Streams the events of all workspaces of the caller's organization as Server-Sent Events. For
+        REST; gRPC callers use WatchOrganization.
+
+        Effect: none. The `id` of each Server-Sent Event is the position, its `event` is the type, and
+        its `data` is a WatchOrganizationResponse as JSON. A heartbeat has the type `heartbeat`. The
+        stream sends one after 4 s without an event, and as the first message if it begins with new
+        events.
+        Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+        browsers do automatically. The header takes precedence over `after`.
+        Flow: as for WatchOrganization.
+        Errors: if the stream fails after it has begun, its last event is the error, with the type
+        `stream_error`.
+        Needs workspace:read or workspace:read:own.
         """
 
     @_abc_1.abstractmethod

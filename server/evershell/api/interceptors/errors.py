@@ -34,6 +34,8 @@ _GONE_REPORTED_SECONDS = 10.0
 _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
     "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
     "StreamEvents": event_stream.error_frame,
+    "WatchOrganization": lambda error: workspace_service_pb2.WatchOrganizationResponse(error=error),
+    "StreamOrganization": event_stream.organization_error_frame,
 }
 
 

@@ -8,7 +8,7 @@ are sent twice.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import groupby
 from typing import Any
 
@@ -95,8 +95,6 @@ class WebhookDeliveries:
         # The last receiver that was looked at. The next claim begins after it.
         self._after = ("", "")
         self._settled = Settled()
-        # When the server of the database started to which `_settled` belongs.
-        self._server: datetime | None = None
 
     async def read_log(self) -> float | None:
         """Records the deliveries of new events.
@@ -110,10 +108,8 @@ class WebhookDeliveries:
             ).fetchone()
             if not reader.is_reader:
                 return _READ_AGAIN_SECONDS
-            if reader.server != self._server:
-                self._server, self._settled = reader.server, Settled()
             read: Any = await (await connection.execute(SQL.read_position, prepare=True)).fetchone()
-            position, is_last = await self._settled.after(connection, read.position)
+            position, is_last, _ = await self._settled.after(connection, read.position)
             if position > read.position:
                 events = {"after": read.position, "position": position, "now": self._clock()}
                 await connection.execute(SQL.record_events, events, prepare=True)

@@ -3,10 +3,8 @@
 -- name: become_reader
 -- One process at a time reads the log for webhooks. A process that finds it taken does not wait. The
 -- reader waits for locks of deliveries, but gives up before PostgreSQL looks for deadlocks (after 1 s).
--- `server` differs after a fail-over.
 SELECT
     pg_try_advisory_xact_lock(hashtextextended('log reader webhooks', 0)) AS is_reader,
-    pg_postmaster_start_time() AS server,
     set_config('lock_timeout', '500ms', true);
 
 -- name: read_position

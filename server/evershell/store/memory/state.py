@@ -36,6 +36,8 @@ class State:
         self.tasks: dict[str, Task] = {}
         # The events of each workspace, in order.
         self.events: defaultdict[str, list[Event]] = defaultdict(list)
+        # The position of the last event of all workspaces. No event has the position 1.
+        self.position = 1
         self.audit: dict[str, AuditEntry] = {}
         # The keys are an organization and an idempotency key.
         self.first_calls: dict[tuple[str, str], FirstCall] = {}
@@ -73,9 +75,9 @@ class State:
         self.workspaces[workspace_id] = change.workspace
         if change.task is not None:
             self.tasks[change.task.id] = change.task
-        self.events[workspace_id] += [
-            _stored(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
-        ]
+        for at, new in enumerate(change.events, seq + 1):
+            self.position += 1
+            self.events[workspace_id].append(_stored(workspace_id, at, new, self.position))
         self._store_audit_entry(change.audit)
         if change.events or change.workspace.status is not locked.workspace.status:
             self._publish(change.workspace)
@@ -108,7 +110,7 @@ class State:
         return next(valid, None)
 
 
-def _stored(workspace_id: str, seq: int, new: NewEvent) -> Event:
+def _stored(workspace_id: str, seq: int, new: NewEvent, position: int) -> Event:
     return Event(
         workspace_id=workspace_id,
         seq=seq,
@@ -117,6 +119,7 @@ def _stored(workspace_id: str, seq: int, new: NewEvent) -> Event:
         payload=new.payload,
         task_id=new.task_id,
         origin=new.origin,
+        position=position,
     )
 
 

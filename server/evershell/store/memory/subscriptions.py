@@ -31,14 +31,14 @@ class MemorySubscriptions:
 
     def __init__(self) -> None:
         self._draining = asyncio.Event()
-        self._subscriptions: defaultdict[str, set[MemorySubscription]] = defaultdict(set)
+        self._subscriptions: defaultdict[str | None, set[MemorySubscription]] = defaultdict(set)
 
     def publish(self, workspace_id: str, *, watched: bool = False, reconcile: bool = False) -> None:
         """Wakes the workspace's subscribers. Implements Publish."""
         for subscription in self._subscriptions[workspace_id]:
             subscription.wake()
 
-    def has_subscribers(self, workspace_id: str) -> bool:
+    def has_subscribers(self, workspace_id: str | None) -> bool:
         """Whether anyone waits for a change of the workspace."""
         return bool(self._subscriptions[workspace_id])
 
@@ -50,7 +50,7 @@ class MemorySubscriptions:
                 subscription.wake()
 
     @asynccontextmanager
-    async def subscribe(self, workspace_id: str) -> AsyncIterator[MemorySubscription]:
+    async def subscribe(self, workspace_id: str | None) -> AsyncIterator[MemorySubscription]:
         subscription = MemorySubscription(self._draining)
         self._subscriptions[workspace_id].add(subscription)
         try:

@@ -1,11 +1,11 @@
 """Workspaces, tasks and events."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from evershell.core import errors
 from evershell.core.caller import Permission
 from evershell.core.change import FirstCall
-from evershell.core.event import AuditEntry, EventBatch
+from evershell.core.event import AuditEntry, EventBatch, LogEntry, LogScope
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import Listed
@@ -94,3 +94,41 @@ class Workspaces(State):
             raise errors.workspace_not_found(workspace_id)
         later = [event for event in self.events[workspace_id] if event.seq > after_seq]
         return EventBatch(later[:limit])
+
+    async def last_position(self) -> int:
+        return self.position
+
+    async def find_log_end(self) -> "MemoryLogEnd":
+        return MemoryLogEnd(self)
+
+    async def list_log_events(
+        self,
+        scopes: Collection[LogScope],
+        after: int,
+        until: int,
+        limit: int,
+        *,
+        at_once: bool = False,
+    ) -> tuple[Sequence[LogEntry], int]:
+        found = [
+            LogEntry(event, workspace.org_id, creator_id)
+            for workspace in self.workspaces.values()
+            for creator_id in [workspace.created_by_user_id]
+            if any(LogScope(workspace.org_id, each) in scopes for each in (None, creator_id))
+            for event in self.events[workspace.id]
+            if after < event.position <= until
+        ]
+        entries = sorted(found, key=lambda entry: entry.event.position)[:limit]
+        return entries, entries[-1].event.position if len(entries) == limit else until
+
+
+class MemoryLogEnd:
+    """Implements core.ports.LogEnd."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.position = state.position
+
+    async def advance(self) -> bool:
+        self.position = self._state.position
+        return True

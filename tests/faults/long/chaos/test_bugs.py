@@ -95,7 +95,7 @@ BUGS = {
         Edit(
             f"{_CORE}watch_events.py",
             "                    yield encoded[index]\n",
-            "                    if (first_seq + index) % 50:\n"
+            "                    if (seq + index) % 50:\n"
             "                        yield encoded[index]\n",
         ),
         "a watcher that has",
