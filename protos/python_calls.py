@@ -56,6 +56,7 @@ from evershell.client._calls import (
     nested,
     only,
     optional,
+    optional_ids,
     page,
     timestamp,
     with_id,
@@ -242,6 +243,8 @@ class Calls:
             if rule.HasField("default_value"):
                 return "int | None", "None", f"{name} or 0"
             return "int", "0", name
+        if field.is_repeated:
+            return "Iterable[str] | None", "None", f'optional_ids("{name}", {name})'
         if is_needed:
             return "str", "", name
         if is_read or rule.is_id:

@@ -41,6 +41,23 @@ async def test_workspaces_are_listed_newest_first_in_pages(store: Store) -> None
     assert not await store.list_workspaces(permission(user_id=None, own_only=True), None, 10)
 
 
+async def test_some_workspaces_are_listed_if_the_caller_may_read_them(store: Store) -> None:
+    mine, theirs, foreign = workspace(), workspace(user_id="user_2"), workspace(org_id="org_b")
+    for each in (mine, theirs, foreign, workspace()):
+        await store.create_workspace(each)
+    named = (theirs.id, mine.id, "ws_unknown", foreign.id, mine.id)
+
+    async def listed(by: Permission, before_id: str | None = None, limit: int = 10) -> list[str]:
+        return [each.id for each in await store.list_workspaces(by, before_id, limit, named)]
+
+    newest_first = sorted((mine.id, theirs.id), reverse=True)
+    assert await listed(permission()) == newest_first
+    assert await listed(permission(), limit=1) == newest_first[:1]
+    assert await listed(permission(), newest_first[0]) == newest_first[1:]
+    assert await listed(permission(own_only=True)) == [mine.id]
+    assert await listed(permission(org_id="org_c")) == []
+
+
 async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
     busy, first = await with_task(store)
     await with_task(store)
@@ -177,7 +194,7 @@ async def test_the_active_tasks_of_an_organization_are_listed_newest_first(store
         before_id: str | None = None,
         limit: int = 10,
         by: Permission | None = None,
-        **fields: str,
+        **fields: Any,
     ) -> list[str]:
         wanted = OrgListFilter(active=True, **fields)
         return [
@@ -195,6 +212,16 @@ async def test_the_active_tasks_of_an_organization_are_listed_newest_first(store
     assert await listed(parent_task_id=tasks[0].id) == [child.id]
     assert await listed(workspace_id=cancelled.workspace_id) == [cancelled.id]
     assert await listed(workspace_id=ended.workspace_id) == []
+    some = (cancelled.workspace_id, tasks[0].workspace_id, foreign.workspace_id, "ws_unknown")
+    of_some = sorted((cancelled.id, tasks[0].id), reverse=True)
+    assert await listed(workspace_ids=some) == of_some
+    assert await listed(of_some[0], 1, workspace_ids=some) == of_some[1:]
+    assert await listed(workspace_ids=some, workspace_id=cancelled.workspace_id) == [cancelled.id]
+    assert await listed(workspace_ids=some, workspace_id=child.workspace_id) == []
+    assert await listed(workspace_ids=some, root_task_id=tasks[0].id) == [tasks[0].id]
+    assert await listed(workspace_ids=(ended.workspace_id,)) == []
+    mine = permission(user_id="user_2", own_only=True)
+    assert await listed(by=mine, workspace_ids=(*some, tasks[3].workspace_id)) == [tasks[3].id]
 
 
 async def test_an_agent_card_belongs_to_its_workspace(store: Store) -> None:

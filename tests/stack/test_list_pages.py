@@ -5,10 +5,10 @@ import json
 import psycopg
 import pytest
 
-from evershell.client import Client
+from evershell.client import Client, ValidationError
 from evershell.store.scans import MAX_ROWS
 from tests.support.commands import Run
-from tests.support.stack import Stack, Workspace
+from tests.support.stack import Gate, Stack, Workspace
 
 # The id of the only entry that matches the query. It is the last entry in the list.
 _MATCHING = "aud_00000000000000000000000001"
@@ -43,3 +43,20 @@ def test_an_empty_page_is_not_the_end_of_a_list(
     assert [each.id for each in found] == [_MATCHING]
     printed = call("audit", "--workspace", workspace.id, "--outcome", "rare", "--json").stdout
     assert [each["id"] for each in json.loads(printed)["entries"]] == [_MATCHING]
+
+
+def test_200_workspaces_are_read_by_their_ids(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.begin(gate.command)
+    query = {"workspace_ids": [workspace.id, *(f"ws_{number:026}" for number in range(199))]}
+    listed = workspace.rest.get("/v1/workspaces", params=query)["workspaces"]
+    assert [each["id"] for each in listed] == [workspace.id]
+    active = workspace.rest.get("/v1/tasks", params=query | {"active": "true"})["tasks"]
+    assert [each["id"] for each in active] == [task_id]
+    with Client(stack.ready["grpc_addr"], stack.tokens["full_access"]) as client:
+        ids = query["workspace_ids"]
+        assert [each.id for each in client.list_workspaces(workspace_ids=ids)] == [workspace.id]
+        with pytest.raises(ValidationError, match="has 201 entries"):
+            next(iter(client.list_tasks(active=True, workspace_ids=[*ids, "ws_1"])))
+    gate.open()

@@ -212,6 +212,16 @@ def optional(name: str, value: str | None) -> str | None:
     return value
 
 
+def optional_ids(name: str, ids: Iterable[str] | None) -> list[str] | None:
+    """The ids of a field that narrows a call. Raises ValidationError if there are none."""
+    if ids is None:
+        return None
+    found = list(ids)
+    if not found:
+        raise invalid(name, "must not be empty; leave it out to match any")
+    return found
+
+
 def nested(name: str, value: Result | None) -> Any:
     """The value as a message; None for None. Raises ValidationError if the value does not fit."""
     return None if value is None else valid(name, value._to_message)

@@ -80,9 +80,8 @@ def decode_page(
 
 def decode_list_filter(request: workspace_service_pb2.ListTasksRequest) -> OrgListFilter:
     """The filter: the request's fields without the page fields. Raises Failure validation_error."""
-    return OrgListFilter(
-        **{each.name: getattr(request, each.name) for each in dataclasses.fields(OrgListFilter)}
-    )
+    values = {each.name: getattr(request, each.name) for each in dataclasses.fields(OrgListFilter)}
+    return OrgListFilter(**values | {"workspace_ids": tuple(request.workspace_ids)})
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:

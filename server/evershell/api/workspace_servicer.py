@@ -179,7 +179,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     ) -> workspace_service_pb2.ListWorkspacesResponse:
         page = codec.decode_page(request, caller().org_id)
         page_of_workspaces, next_token = await workspaces.list_workspaces(
-            caller(), page, self.store
+            caller(), page, self.store, request.workspace_ids
         )
         return workspace_service_pb2.ListWorkspacesResponse(
             workspaces=await encode_page(page_of_workspaces, codec.encode_workspace),

@@ -142,11 +142,16 @@ class Workspaces(Protocol):
         """Like get_workspace, but also returns the agent card, which may be empty."""
 
     async def list_workspaces(
-        self, permission: Permission, before_id: str | None, limit: int
+        self,
+        permission: Permission,
+        before_id: str | None,
+        limit: int,
+        workspace_ids: Sequence[str] = (),
     ) -> Listed[Workspace]:
         """The workspaces that the permission covers and that are older than `before_id`.
 
-        The newest workspace comes first. If `before_id` is None, begins with the newest of all.
+        The newest workspace comes first. If `before_id` is None, begins with the newest of all. If
+        `workspace_ids` is not empty, only these workspaces.
         """
 
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:

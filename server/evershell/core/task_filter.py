@@ -112,6 +112,7 @@ class OrgListFilter:
     workspace_id: str = ""
     parent_task_id: str = ""
     root_task_id: str = ""
+    workspace_ids: tuple[str, ...] = ()
     # Only tasks that have not ended.
     active: bool = False
 
@@ -125,12 +126,18 @@ class OrgListFilter:
         for name in ("workspace_id", "parent_task_id", "root_task_id"):
             if value := getattr(self, name):
                 fields.identifier(name, value)
+        fields.identifiers(
+            "workspace_ids", self.workspace_ids, field_limits.LIST_TASKS_WORKSPACE_IDS_MAX
+        )
+        if self.workspace_ids and not (self.active or self.root_task_id or self.parent_task_id):
+            fields.reject("workspace_ids", "needs `active`, `root_task_id` or `parent_task_id`")
         fields.check()
 
     def matches(self, task: Task) -> bool:
         """Whether the task passes the filter. The store has the same rule in SQL."""
         return (
             self.workspace_id in ("", task.workspace_id)
+            and (not self.workspace_ids or task.workspace_id in self.workspace_ids)
             and self.parent_task_id in ("", task.parent_id)
             and self.root_task_id in ("", task.root_id)
             and not (self.active and task.status.is_terminal)

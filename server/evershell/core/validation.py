@@ -42,6 +42,12 @@ class Fields:
         if not is_identifier(value):
             self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
 
+    def identifiers(self, field: str, values: Sequence[str], most: int) -> None:
+        if len(values) > most:
+            self.reject(field, f"has {len(values):,} entries; at most {most:,} are allowed")
+        for each in values:
+            self.identifier(field, each)
+
     def text(self, field: str, value: str, *, max_characters: int, required: bool = False) -> None:
         """Checks a human-readable text. NUL is refused, because PostgreSQL cannot store it."""
         if required and not value.strip():

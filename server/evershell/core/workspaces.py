@@ -95,14 +95,21 @@ async def get_workspace(caller: Caller, workspace_id: str, store: Workspaces) ->
 
 
 async def list_workspaces(
-    caller: Caller, page: Page, store: Workspaces
+    caller: Caller, page: Page, store: Workspaces, workspace_ids: Sequence[str] = ()
 ) -> tuple[Sequence[Workspace], str]:
     """A page of the workspaces that the caller may read, newest first, and the next page's token.
 
-    The token is empty on the last page. Raises Failure permission_denied.
+    The token is empty on the last page. If `workspace_ids` is not empty, lists only these
+    workspaces. Raises Failure: validation_error, permission_denied.
     """
+    fields = Fields()
+    fields.identifiers(
+        "workspace_ids", workspace_ids, field_limits.LIST_WORKSPACES_WORKSPACE_IDS_MAX
+    )
+    fields.check()
     permission = caller.permission("workspace:read")
-    return page.cut(await store.list_workspaces(permission, page.before_id, page.size + 1))
+    listed = await store.list_workspaces(permission, page.before_id, page.size + 1, workspace_ids)
+    return page.cut(listed)
 
 
 async def stop_workspace(

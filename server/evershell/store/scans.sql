@@ -15,6 +15,12 @@
 -- could read and sort all of them, however many there are.
 (SELECT {max_rows})
 
+-- part: named_workspaces
+-- The workspaces with these ids. The LATERAL query looks up each one by its id. For a comparison with
+-- the array, PostgreSQL might read all workspaces. Needs no limit, because a caller can name few.
+(SELECT DISTINCT unnest(%(workspace_ids)s::text[]) AS id) named,
+LATERAL (SELECT * FROM workspaces WHERE workspaces.id = named.id OFFSET 0) w
+
 -- part: page
 -- The rows that match. If the limit has ended the scan, also returns the last row that was read,
 -- even if it does not match: its `last_id` says where the next page continues.

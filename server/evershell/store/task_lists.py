@@ -51,6 +51,7 @@ class TaskLists(Part):
             "own_only": permission.own_only,
             "user_id": permission.caller.user_id,
             "before_id": before_id or AFTER_ALL_IDS,
+            "workspace_ids": list(wanted.workspace_ids),
         }
         found = await listed(pool, query, _task_of, limit=limit, **parameters)
         if query is SQL.list_descendants and found.last_id is None and len(found) < limit:
@@ -63,7 +64,8 @@ def _query_of(wanted: OrgListFilter) -> str:
     """The query for the filter. If several queries fit, the one that reads the fewest rows."""
     query: str
     if wanted.active:
-        query = SQL.list_active_of_workspace if wanted.workspace_id else SQL.list_active
+        several = SQL.list_active_of_named if wanted.workspace_ids else SQL.list_active
+        query = SQL.list_active_of_workspace if wanted.workspace_id else several
     elif wanted.parent_task_id:
         query = SQL.list_children
     else:

@@ -61,6 +61,10 @@ checked AS (
             FROM workspaces w WHERE w.id = newest.workspace_id
         )
         AND (%(workspace_id)s = '' OR workspace_id = %(workspace_id)s)
+        AND (
+            cardinality(%(workspace_ids)s::text[]) = 0
+            OR workspace_id = ANY (%(workspace_ids)s::text[])
+        )
         AND (%(parent_task_id)s = '' OR {parent_id} = %(parent_task_id)s)
         AND (%(root_task_id)s = '' OR {root_id} = %(root_task_id)s) AS matches
     FROM newest
@@ -98,14 +102,15 @@ WITH newest AS (
 SELECT {task} FROM checked WHERE matches;
 
 -- part: current_tasks
--- The tasks that have not ended. The LATERAL query looks up each task by its id. For a plain join,
--- PostgreSQL might read all tasks.
-workspaces w, LATERAL (SELECT * FROM tasks WHERE tasks.id = w.current_task_id OFFSET 0) t
+-- The tasks of workspaces `w` that have not ended. The LATERAL query looks up each task by its id. For
+-- a plain join, PostgreSQL might read all tasks.
+LATERAL (SELECT * FROM tasks WHERE tasks.id = w.current_task_id OFFSET 0) t
 
 -- name: list_active
 -- Uses the index workspaces_with_task.
 WITH newest AS (
-    SELECT t.*, w.org_id AS scan_key, w.current_task_id AS scan_id FROM {current_tasks}
+    SELECT t.*, w.org_id AS scan_key, w.current_task_id AS scan_id
+    FROM workspaces w, {current_tasks}
     WHERE w.org_id = ANY (ARRAY[%(org_id)s::text]) AND w.current_task_id < %(before_id)s
     ORDER BY w.org_id DESC, w.current_task_id DESC
     LIMIT {scanned}
@@ -114,9 +119,18 @@ WITH newest AS (
 
 -- name: list_active_of_workspace
 WITH newest AS (
-    SELECT t.*, w.id AS scan_key, w.current_task_id AS scan_id FROM {current_tasks}
+    SELECT t.*, w.id AS scan_key, w.current_task_id AS scan_id
+    FROM workspaces w, {current_tasks}
     WHERE w.id = ANY (ARRAY[%(workspace_id)s::text]) AND w.current_task_id < %(before_id)s
     ORDER BY w.id DESC, w.current_task_id DESC
     LIMIT {scanned}
+), {checked}
+{page_of_tasks};
+
+-- name: list_active_of_named
+WITH newest AS (
+    SELECT t.*, w.org_id AS scan_key, w.current_task_id AS scan_id
+    FROM {named_workspaces}, {current_tasks}
+    WHERE w.org_id = %(org_id)s AND w.current_task_id < %(before_id)s
 ), {checked}
 {page_of_tasks};

@@ -1,5 +1,7 @@
 """Creates workspaces, and reads them with their tasks."""
 
+from collections.abc import Sequence
+
 from evershell.core.caller import Permission
 from evershell.core.change import FirstCall
 from evershell.core.event import AuditEntry
@@ -80,15 +82,21 @@ class Workspaces(Part):
         return workspace_of(row), card
 
     async def list_workspaces(
-        self, permission: Permission, before_id: str | None, limit: int
+        self,
+        permission: Permission,
+        before_id: str | None,
+        limit: int,
+        workspace_ids: Sequence[str] = (),
     ) -> Listed[Workspace]:
-        caller = permission.caller
+        query = SQL.list_own_workspaces if permission.own_only else SQL.list_workspaces
         return await listed(
             self._pool.lists,
-            SQL.list_own_workspaces if permission.own_only else SQL.list_workspaces,
+            SQL.list_named_workspaces if workspace_ids else query,
             workspace_of,
-            org_id=caller.org_id,
-            user_id=caller.user_id,
+            org_id=permission.caller.org_id,
+            own_only=permission.own_only,
+            user_id=permission.caller.user_id,
+            workspace_ids=list(workspace_ids),
             before_id=before_id or AFTER_ALL_IDS,
             limit=limit,
         )

@@ -25,6 +25,14 @@ WITH newest AS (
 ), checked AS (SELECT *, true AS matches FROM newest)
 {page};
 
+-- name: list_named_workspaces
+WITH newest AS (
+    SELECT {w.workspace}, w.org_id AS scan_key, w.id AS scan_id FROM {named_workspaces}
+    WHERE w.org_id = %(org_id)s AND w.id < %(before_id)s
+        AND (NOT %(own_only)s OR w.created_by_user_id = %(user_id)s)
+), checked AS (SELECT *, true AS matches FROM newest)
+{page};
+
 -- name: add_card
 INSERT INTO agent_cards (workspace_id, description, skills, is_public)
 VALUES (%(workspace_id)s, %(description)s, %(skills)s, %(is_public)s);

@@ -58,6 +58,7 @@ def submitted(**fields: Any) -> TaskFilter:
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=())), "task_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(workspace_ids=())), "workspace_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(metadata={})), "metadata"),
+        (lambda client: list(client.list_workspaces(workspace_ids=iter(()))), "workspace_ids"),
         *(
             (lambda client, name=name: list(client.list_audit_entries(**{name: ""})), name)
             for name in ("workspace_id", "task_id", "actor_id", "rpc", "outcome")

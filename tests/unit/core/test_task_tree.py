@@ -155,7 +155,14 @@ async def test_listing_a_tree_needs_no_workspace(world: World) -> None:
     within = OrgListFilter(root_task_id=running.id, workspace_id="ws_unknown")
     with pytest.raises(Failure, match="ws_unknown"):
         await tasks.list_org_tasks(caller(), within, Page.of(0, ""), world.store)
-    invalid: list[dict[str, Any]] = [{"root_task_id": "?"}, {"parent_task_id": "?"}]
+    invalid: list[dict[str, Any]] = [
+        {"root_task_id": "?"},
+        {"parent_task_id": "?"},
+        {"workspace_ids": ("ws_1",)},
+        {"workspace_ids": ("ws_1",), "workspace_id": "ws_1"},
+        {"workspace_ids": ("?",), "active": True},
+        {"workspace_ids": ("ws_1",) * 201, "active": True},
+    ]
     for fields in invalid:
         with pytest.raises(Failure) as raised:
             OrgListFilter(**fields)

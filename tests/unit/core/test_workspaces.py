@@ -64,6 +64,13 @@ async def test_a_list_has_the_workspaces_that_the_caller_may_read(world: World) 
         caller("workspace:read:own"), Page.of(0, ""), world.store
     )
     assert [each.id for each in found] == [mine.id]
+    named = [theirs.id, "ws_unknown"]
+    found, _ = await workspaces.list_workspaces(caller(), Page.of(0, ""), world.store, named)
+    assert [each.id for each in found] == [theirs.id]
+    for wrong, problem in ((["?"], "must be 1 to 128"), (["ws_1"] * 201, "has 201 entries")):
+        with pytest.raises(Failure, match=problem) as raised:
+            await workspaces.list_workspaces(caller(), Page.of(0, ""), world.store, wrong)
+        assert raised.value.slug == "validation_error"
     with pytest.raises(Failure, match="workspace:read"):
         await workspaces.list_workspaces(caller("tasks:write"), Page.of(0, ""), world.store)
 

@@ -22,6 +22,7 @@ from tests.support.store.examples import permission
 # The number of items of each kind: several times as many as a page reads.
 COUNT = 5 * scans.MAX_ROWS
 PLACE, ROOT = "ws_1", "task_0"
+SOME = tuple(f"ws_{COUNT + number}" for number in range(200))
 # One item in RARE matches a filter.
 RARE = 1_700
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -93,6 +94,7 @@ LISTS: dict[str, Read] = {
     "audit without a match": audit(outcome="unknown"),
     "audit of a time": audit(start_time=EPOCH, end_time=EPOCH + timedelta(days=36_500)),
     "workspaces": lambda store, by, before: store.list_workspaces(by, before, 3),
+    "some workspaces": lambda store, by, before: store.list_workspaces(by, before, 3, SOME),
     "tasks by status": tasks(TaskStatus.FAILED),
     "tasks without a match": tasks(TaskStatus.CANCELLED),
     "tree": org_tasks(root_task_id=ROOT),
@@ -102,6 +104,8 @@ LISTS: dict[str, Read] = {
     "active": org_tasks(active=True),
     "active in tree": org_tasks(active=True, root_task_id=ROOT),
     "active in workspace": org_tasks(active=True, workspace_id=f"ws_{COUNT + 1}"),
+    "active in some workspaces": org_tasks(active=True, workspace_ids=SOME),
+    "tree in some workspaces": org_tasks(root_task_id=ROOT, workspace_ids=SOME),
 }
 TABLES = ("audit_entries%", "tasks", "workspaces")
 

@@ -2,7 +2,7 @@
 
 # Written by `make gen` from protos/. Do not edit.
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from evershell.client._async.caller import AsyncCaller, AsyncPages
@@ -12,6 +12,7 @@ from evershell.client._calls import (
     nested,
     only,
     optional,
+    optional_ids,
     page,
     timestamp,
     with_id,
@@ -178,6 +179,7 @@ class AsyncPlainCalls(AsyncCaller):
         parent_task_id: str | None = None,
         root_task_id: str | None = None,
         active: bool = False,
+        workspace_ids: Iterable[str] | None = None,
         page_size: int | None = None,
         page_token: str | None = None,
     ) -> AsyncPages[Task]:
@@ -199,6 +201,9 @@ class AsyncPlainCalls(AsyncCaller):
             root_task_id: Only the tasks of the tree that has this task as its root: the root and
                 all its descendants.
             active: Only tasks that have not ended.
+            workspace_ids: Only tasks of these workspaces. Needs `active`, `root_task_id` or
+                `parent_task_id`. Workspaces that do not exist, or that the caller may not read,
+                match nothing. At most 200.
             page_size: The number of items in one answer, 1 to 200. None for the default, 50.
             page_token: The `next_page_token` of the previous page. None begins with the first page.
 
@@ -219,6 +224,7 @@ class AsyncPlainCalls(AsyncCaller):
             parent_task_id=optional("parent_task_id", parent_task_id),
             root_task_id=optional("root_task_id", root_task_id),
             active=active,
+            workspace_ids=optional_ids("workspace_ids", workspace_ids),
         )
 
     async def create_workspace(
@@ -294,7 +300,11 @@ class AsyncPlainCalls(AsyncCaller):
         return await self._call(call("GetWorkspace", only(Workspace), workspace_id=workspace_id))
 
     def list_workspaces(
-        self, *, page_size: int | None = None, page_token: str | None = None
+        self,
+        *,
+        workspace_ids: Iterable[str] | None = None,
+        page_size: int | None = None,
+        page_token: str | None = None,
     ) -> AsyncPages[Workspace]:
         """Lists the workspaces of the caller's organization, newest first.
 
@@ -304,6 +314,8 @@ class AsyncPlainCalls(AsyncCaller):
         Needs workspace:read or workspace:read:own.
 
         Args:
+            workspace_ids: Only these workspaces. Those that do not exist, or that the caller may
+                not read, are left out. At most 200.
             page_size: The number of items in one answer, 1 to 200. None for the default, 50.
             page_token: The `next_page_token` of the previous page. None begins with the first page.
 
@@ -313,7 +325,13 @@ class AsyncPlainCalls(AsyncCaller):
         Raises:
             CallError: The call has failed. Raised by the iteration.
         """
-        return self._pages("ListWorkspaces", page("workspaces", Workspace), page_size, page_token)
+        return self._pages(
+            "ListWorkspaces",
+            page("workspaces", Workspace),
+            page_size,
+            page_token,
+            workspace_ids=optional_ids("workspace_ids", workspace_ids),
+        )
 
     async def stop_workspace(self, workspace_id: str) -> Workspace:
         """Stops a workspace: ends its agent and keeps its files.

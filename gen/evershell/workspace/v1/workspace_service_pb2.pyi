@@ -521,6 +521,7 @@ class ListTasksRequest(_message.Message):
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    WORKSPACE_IDS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """Only tasks of this workspace. May be absent if `root_task_id`, `parent_task_id` or `active` is
     set.
@@ -537,6 +538,12 @@ class ListTasksRequest(_message.Message):
     """Only the tasks of the tree that has this task as its root: the root and all its descendants."""
     active: _builtins.bool
     """Only tasks that have not ended."""
+    @_builtins.property
+    def workspace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only tasks of these workspaces. Needs `active`, `root_task_id` or `parent_task_id`. Workspaces
+        that do not exist, or that the caller may not read, match nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -546,10 +553,11 @@ class ListTasksRequest(_message.Message):
         parent_task_id: _builtins.str = ...,
         root_task_id: _builtins.str = ...,
         active: _builtins.bool = ...,
+        workspace_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "page_size", b"page_size", "page_token", b"page_token", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "page_size", b"page_size", "page_token", b"page_token", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "workspace_id", b"workspace_id", "workspace_ids", b"workspace_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -963,21 +971,27 @@ class ListWorkspacesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    WORKSPACE_IDS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of items in the page."""
     page_token: _builtins.str
     """The `next_page_token` of the previous page; empty for the first page. A token continues only
     its own list: no other field may change, except `page_size`.
     """
+    @_builtins.property
+    def workspace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these workspaces. Those that do not exist, or that the caller may not read, are left out."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        workspace_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "workspace_ids", b"workspace_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,9 +43,17 @@ class Workspaces(State):
         return found, self.cards.get(workspace_id, AgentCard())
 
     async def list_workspaces(
-        self, permission: Permission, before_id: str | None, limit: int
+        self,
+        permission: Permission,
+        before_id: str | None,
+        limit: int,
+        workspace_ids: Sequence[str] = (),
     ) -> Listed[Workspace]:
-        found = (each for each in self.workspaces.values() if covers(permission, each))
+        found = (
+            each
+            for each in self.workspaces.values()
+            if covers(permission, each) and (not workspace_ids or each.id in workspace_ids)
+        )
         return page(found, before_id, limit)
 
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 from evershell.core.due import Kind
 from evershell.core.task_filter import OrgListFilter
-from evershell.store import due, fleet_queries, task_lists, transitions
+from evershell.store import due, fleet_queries, task_lists, transitions, workspaces
 from tests.support.store.due import BOUNDS
 from tests.support.store.examples import NOW
 
@@ -20,6 +20,8 @@ _LIST = asdict(OrgListFilter()) | {
     "user_id": "user_1",
     "before_id": "~",
     "limit": 201,
+    # psycopg sends a list as an array, but no tuple.
+    "workspace_ids": [],
 }
 
 
@@ -97,6 +99,19 @@ async def test_a_tree_is_read_by_its_indexes(
     plan = "\n".join(line for (line,) in await cursor.fetchall())
     assert "tasks_of_root" in plan or "tasks_in_tree" in plan or "tasks_of_parent" in plan, plan
     assert "Seq Scan" not in plan and "tasks_one_open" not in plan, plan
+
+
+@pytest.mark.parametrize(
+    "query", [workspaces.SQL.list_named_workspaces, task_lists.SQL.list_active_of_named]
+)
+async def test_a_list_of_200_workspaces_reads_no_other_ones(
+    connection: AsyncConnection[Any], query: str
+) -> None:
+    named = _LIST | {"workspace_ids": [f"ws_{n:026}" for n in range(1, 201)]}
+    cursor = await connection.execute(f"EXPLAIN {query}".encode(), named)
+    plan = "\n".join(line for (line,) in await cursor.fetchall())
+    assert "using workspaces_pkey on workspaces" in plan, plan
+    assert "Seq Scan" not in plan and "workspaces_with_task" not in plan, plan
 
 
 async def test_a_list_of_active_tasks_reads_no_ended_ones(connection: AsyncConnection[Any]) -> None:
