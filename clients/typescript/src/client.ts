@@ -10,6 +10,8 @@ import {
   CancelTaskResponseSchema,
   CancelTaskResponse_Outcome as Outcome,
   EdgeRule_Repeat as Repeat,
+  type WatchEventsResponse,
+  type WatchOrganizationResponse,
   WorkspaceService,
   edge,
 } from "./gen/evershell/workspace/v1/workspace_service_pb.js";
@@ -39,6 +41,19 @@ export interface WatchOptions {
   signal?: AbortSignal;
 }
 
+export interface WatchOrganizationOptions {
+  /** Begins after this position. By default, with new events. */
+  after?: bigint;
+  /** Ends the watch. */
+  signal?: AbortSignal;
+}
+
+/** Without an event, only says how far the watch has come. */
+export interface OrganizationEvent {
+  position: bigint;
+  event?: Event;
+}
+
 const TIMEOUT_MS = 10_000;
 const MAX_RETRIES = 3;
 const FIRST_BACKOFF_MS = 200;
@@ -58,11 +73,12 @@ type Streams = "watchEvents" | "streamEvents" | "watchOrganization" | "streamOrg
 type Calls = Omit<ConnectClient<typeof WorkspaceService>, Streams>;
 // The fields that `#call` reads from a request. Only CancelTask has `wait`.
 type Request = { $typeName?: string; taskId?: string; wait?: { seconds?: bigint; nanos?: number } };
+type StreamMessage = Pick<WatchEventsResponse | WatchOrganizationResponse, "message">;
 type Unary = (request: Request, options: CallOptions) => Promise<unknown>;
 
 /**
  * A client of an evershell service, over gRPC-Web. It has a method for each unary RPC, and
- * `cancelAndWait` and `watch`. A call that fails throws CallError.
+ * `cancelAndWait`, `watch` and `watchOrganization`. A call that fails throws CallError.
  *
  * Within `timeoutMs` (by default 10 s, plus the `wait` of the request), a call is repeated up to 3
  * times while the service is unavailable or its rate limit is exceeded, if a repeat has no second
@@ -141,6 +157,40 @@ export class Client {
   async *watch(workspaceId: string, options: WatchOptions = {}): AsyncGenerator<Event, void> {
     const { taskId, signal } = options;
     let after = options.after ?? 0n;
+    const open = (call: CallOptions) => this.#service.watchEvents({ workspaceId, after }, call);
+    for await (const { message } of this.#messages(open, signal)) {
+      if (message.case !== "event" || message.value.seq <= after) continue;
+      after = message.value.seq;
+      if (!taskId || message.value.taskId === taskId) yield message.value;
+      if (taskId === message.value.taskId && message.value.payload.case === "taskCompleted") return;
+    }
+  }
+
+  /**
+   * Follows all workspaces of the organization: yields their events, and waits for new ones.
+   * Reconnects and continues like `watch`. Without `after`, begins with new events, and first yields
+   * the position where it begins: list the workspaces only then, to miss nothing. While there is no
+   * event, yields the position every 4 s.
+   *
+   * Leaving the loop ends the stream. Throws CallError: `validation_error` if the log of all
+   * organizations ends before `after`, or has more than 100,000 positions after it.
+   */
+  async *watchOrganization(options: WatchOrganizationOptions = {}): AsyncGenerator<OrganizationEvent, void> {
+    let after = options.after ?? 0n;
+    const open = (call: CallOptions) => this.#service.watchOrganization({ after }, call);
+    for await (const { message, position } of this.#messages(open, options.signal)) {
+      const event = message.case === "event" ? message.value : undefined;
+      if (position < after || (event && position === after)) continue;
+      after = position;
+      yield { position, event };
+    }
+  }
+
+  /** Yields the messages of a stream, and opens it again after a break. Throws CallError. */
+  async *#messages<T extends StreamMessage>(
+    open: (call: CallOptions) => AsyncIterable<T>,
+    signal?: AbortSignal,
+  ): AsyncGenerator<T, void> {
     let hasConnected = false;
     let failures = 0;
     let failingSince = 0;
@@ -152,16 +202,12 @@ export class Client {
         const headers = await this.#headers();
         const signals = signal ? [signal, stream.signal] : [stream.signal];
         const call = { headers, signal: AbortSignal.any(signals) };
-        for await (const { message } of this.#service.watchEvents({ workspaceId, after }, call)) {
+        for await (const each of open(call)) {
           clearTimeout(timer);
-          if (message.case === "error") throw CallError.ofStream(message.value);
+          if (each.message.case === "error") throw CallError.ofStream(each.message.value);
           hasConnected = true;
           failures = 0;
-          if (message.case === "event" && message.value.seq > after) {
-            after = message.value.seq;
-            if (!taskId || message.value.taskId === taskId) yield message.value;
-            if (taskId === message.value.taskId && message.value.payload.case === "taskCompleted") return;
-          }
+          yield each;
           timer = idle();
         }
         throw broken("The stream of events has ended.");

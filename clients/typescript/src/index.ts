@@ -1,5 +1,12 @@
 /** The client of evershell, and the messages of the API. */
-export { type CancelAndWaitOptions, Client, type Credential, type WatchOptions } from "./client.js";
+export {
+  type CancelAndWaitOptions,
+  Client,
+  type Credential,
+  type OrganizationEvent,
+  type WatchOptions,
+  type WatchOrganizationOptions,
+} from "./client.js";
 export { CallError, type ErrorCode, TaskNotEndedError } from "./errors.js";
 // begin: written by `make gen`
 export * from "./gen/evershell/workspace/v1/audit_pb.js";

@@ -134,6 +134,35 @@ def cut(used: Proxy, workspace: Workspace, gate: Gate) -> None:
     gate.open()
 
 
+def test_a_watch_of_the_organization_resumes_after_a_break(
+    stack: Stack, workspace: Workspace, gate: Gate, step: Step
+) -> None:
+    begin, is_heartbeat = step("position", **service(stack, workspace))
+    assert is_heartbeat
+    task_id = workspace.submit(gate.command)
+
+    def cut_once(used: Proxy) -> None:
+        eventually(lambda: any(used.last_ids))
+        used.unplug()
+        used.plug_in()
+        gate.open()
+
+    # The first stream is reset, and a later one is cut after an event.
+    with proxy(stack, [1]) as used, ThreadPoolExecutor(1) as pool:
+        given = service(stack, workspace) | {"url": used.url, "taskId": task_id, "after": begin}
+        cutting = pool.submit(cut_once, used)
+        seen = step("watchOrganization", **given)
+        cutting.result()
+        assert used.cuts == 1
+    log = [each["type"] for each in workspace.log() if each["task_id"] == task_id]
+    assert [kind for _, kind in seen] == log
+    positions = [position for position, _ in seen]
+    assert positions == sorted(set(positions)) and positions[0] > int(begin)
+    # A watch that begins after the second event has the rest.
+    later = service(stack, workspace) | {"taskId": task_id, "after": str(positions[1])}
+    assert step("watchOrganization", **later) == seen[2:]
+
+
 def test_a_watch_ends_with_its_signal(stack: Stack, workspace: Workspace, step: Step) -> None:
     assert step("abort", **service(stack, workspace)) == "enough"
 

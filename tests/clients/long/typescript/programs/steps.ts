@@ -101,6 +101,28 @@ export const steps = {
     return seen;
   },
 
+  /** Follows the organization until the task has ended. Returns the positions and types of its events. */
+  async watchOrganization({ url, token, taskId, after }: Service & { taskId: string; after: string }) {
+    const seen: [number, string][] = [];
+    const options = { after: BigInt(after) };
+    for await (const { position, event } of new Client(url, token).watchOrganization(options)) {
+      if (event?.taskId !== taskId) continue;
+      seen.push([Number(position), EventType_Type[event.type]]);
+      if (event.payload.case === "taskCompleted") break;
+      const headers = { "last-event-id": String(position) };
+      while (!(await fetch(url, { headers }).catch(() => undefined)));
+    }
+    return seen;
+  },
+
+  /** Returns the position with which a watch of the organization begins. */
+  async position({ url, token }: Service) {
+    for await (const { position, event } of new Client(url, token).watchOrganization()) {
+      return [String(position), event === undefined];
+    }
+    throw new Error("the watch has ended");
+  },
+
   /** Aborts a watch after an event. Returns the reason with which the watch ends. */
   async abort({ url, token, workspaceId }: Service) {
     const stop = new AbortController();
