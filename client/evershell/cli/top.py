@@ -1,7 +1,6 @@
 """The command `top`."""
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import click
 from evershell.cli import show
 from evershell.cli.exit_codes import TABLE
 from evershell.cli.options import Call, service_options
-from evershell.cli.running import Reading, Row, Running
+from evershell.cli.running import Reading, Readings, Row, Running
 from evershell.cli.screen import ORDERS, Screen, cost, now, time_of
 from evershell.client import CallError
 
@@ -23,8 +22,6 @@ On a terminal, the table is live. Select a task with the arrow keys, and cancel 
 command asks once. Otherwise the command prints the table once.
 
 {TABLE}"""
-# The pause between two reads from the service. A cancellation ends the pause early.
-_PAUSE_SECONDS = 2.0
 # The interval at which the screen is drawn.
 _FRAME_SECONDS = 0.2
 
@@ -80,19 +77,22 @@ def _print_once(call: Call, reading: Reading, order: str) -> None:
 class _Live:
     """The live table. The main thread draws it and reads keys.
 
-    A second thread reads the tasks, and a third one cancels them.
+    The threads of Readings read the tasks, and another thread cancels them.
     """
 
     def __init__(self, call: Call, running: Running, order: str, reason: str) -> None:
         self._call = call
-        self._running = running
         self._reason = reason
         self._canceller = ThreadPoolExecutor(1)
         self._screen = Screen(order, lambda row: self._canceller.submit(self._cancel, row))
         # The changes to the screen that the other threads ask for.
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._wake = threading.Event()
-        self._has_ended = threading.Event()
+        self._readings = Readings(
+            call.client,
+            running,
+            lambda reading: self._news.put(partial(self._screen.take, reading)),
+            lambda problem: self._news.put(partial(self._screen.fail, problem)),
+        )
 
     def run(self) -> None:
         # Imported here, because keyboard.py works only on Unix.
@@ -116,22 +116,12 @@ class _Live:
 
     @contextmanager
     def _reader(self) -> Iterator[None]:
-        threading.Thread(target=self._read, name="evershell-top", daemon=True).start()
+        self._readings.start()
         try:
             yield
         finally:
-            self._has_ended.set()
-            self._wake.set()
+            self._readings.end()
             self._canceller.shutdown()
-
-    def _read(self) -> None:
-        while not self._has_ended.is_set():
-            self._wake.clear()
-            try:
-                self._news.put(partial(self._screen.take, self._running.read()))
-            except CallError as error:
-                self._news.put(partial(self._screen.fail, str(error)))
-            self._wake.wait(_PAUSE_SECONDS)
 
     def _cancel(self, row: Row) -> None:
         """Cancels the task by its id, so that no other task can be cancelled instead."""
@@ -143,4 +133,4 @@ class _Live:
         except CallError as error:
             notice = str(error)
         self._news.put(partial(self._screen.tell, notice))
-        self._wake.set()
+        self._readings.hurry()

@@ -3,19 +3,32 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from io import StringIO
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from evershell.cli.keyboard import read_keys
-from evershell.cli.running import Reading, Row, Running
+from evershell.cli.running import Reading, Readings, Row, Running
 from evershell.cli.screen import Screen
 from evershell.cli.show import elapsed
-from evershell.client import Answer, Task, TaskPhase, TaskStatus, Usage, Workspace
+from evershell.client import (
+    Answer,
+    CallError,
+    OrganizationEvent,
+    Task,
+    TaskPhase,
+    TaskStatus,
+    UnavailableError,
+    Usage,
+    Workspace,
+)
+from tests.support.waiting import eventually
 from tests.unit.cli.fake_client import AT, FakeClient, run
 
 
@@ -172,6 +185,9 @@ class Service:
     def __init__(self, count: int) -> None:
         self.rows = [row(number, number) for number in range(count)]
         self.calls: list[str] = []
+        self.is_away = False
+        # What the stream of events yields, or the error with which it ends.
+        self.stream: SimpleQueue[OrganizationEvent | CallError] = SimpleQueue()
 
     def with_options(self, *, on_answer: Any) -> Any:
         self.on_answer = on_answer
@@ -179,13 +195,22 @@ class Service:
 
     def list_tasks(self, *, active: bool, page_size: int) -> list[Task]:
         self.calls.append("ListTasks")
+        if self.is_away:
+            raise UnavailableError("The service is away.")
         date = "Tue, 14 Nov 2023 22:13:20 GMT"
         self.on_answer(Answer("ListTasks", "request_1", {"date": date}))
         return [row.task for row in self.rows] if active else []
 
-    def list_workspaces(self, page_size: int) -> list[Workspace]:
-        self.calls.append("ListWorkspaces")
-        return [Workspace(row.task.workspace_id, name=row.name) for row in self.rows]
+    def list_workspaces(self, workspace_ids: list[str], page_size: int) -> list[Workspace]:
+        self.calls.append(f"ListWorkspaces {len(workspace_ids)}")
+        named = [row for row in self.rows if row.task.workspace_id in workspace_ids]
+        return [Workspace(row.task.workspace_id, name=row.name) for row in named]
+
+    def watch_organization(self, *, reconnect_for: float) -> Iterator[OrganizationEvent]:
+        assert reconnect_for == 0
+        while isinstance(item := self.stream.get(), OrganizationEvent):
+            yield item
+        raise item
 
 
 def test_a_reading_is_one_list_of_tasks() -> None:
@@ -197,11 +222,74 @@ def test_a_reading_is_one_list_of_tasks() -> None:
     assert abs(first.at - AT) < timedelta(seconds=5)
     del service.rows[249]
     assert running.read().rows == tuple(service.rows)
-    # The names are read again only if there is a new workspace.
-    assert service.calls == ["ListTasks", "ListWorkspaces", "ListTasks"]
+    # A call names at most 200 workspaces. Later, only the names of new ones are read.
+    assert service.calls == ["ListTasks", "ListWorkspaces 200", "ListWorkspaces 50", "ListTasks"]
     service.rows.append(row(250, 1))
     assert running.read().rows == tuple(service.rows)
-    assert service.calls[3:] == ["ListTasks", "ListWorkspaces"]
+    assert service.calls[4:] == ["ListTasks", "ListWorkspaces 1"]
+
+
+class Follower:
+    """Readings of a service whose stream the test sends."""
+
+    def __init__(self, **pauses: float) -> None:
+        client: Any = Service(1)
+        self.service: Service = client
+        self._seen: SimpleQueue[Reading | str] = SimpleQueue()
+        put = self._seen.put
+        self.readings = Readings(client, Running(client), put, put, **pauses)
+
+    def __enter__(self) -> "Follower":
+        self.readings.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.readings.end()
+        self.service.stream.put(UnavailableError("The test has ended."))
+
+    def send(self, *items: OrganizationEvent | CallError) -> None:
+        for each in items:
+            self.service.stream.put(each)
+
+    def await_next(self) -> Reading | str:
+        return self._seen.get(timeout=60)
+
+    def count_reads(self) -> int:
+        return self.service.calls.count("ListTasks")
+
+
+HEARTBEAT = OrganizationEvent(1, None)
+
+
+def test_the_table_is_read_only_after_a_message_of_the_stream() -> None:
+    with Follower(least_seconds=0, settle_seconds=0) as follower:
+        follower.await_next()
+        for count in range(2, 5):
+            follower.send(HEARTBEAT)
+            follower.await_next()
+            assert follower.count_reads() == count
+
+
+def test_messages_that_come_together_cause_one_read_and_a_cancellation_does_not_wait() -> None:
+    with Follower(least_seconds=600, settle_seconds=600) as follower:
+        follower.await_next()
+        follower.send(*[HEARTBEAT] * 9)
+        eventually(follower.service.stream.empty)
+        assert follower.count_reads() == 1
+        follower.readings.hurry()
+        follower.await_next()
+        assert follower.count_reads() == 2
+
+
+def test_the_table_says_that_the_service_is_away_until_it_is_back() -> None:
+    with Follower(least_seconds=0, settle_seconds=0) as follower:
+        assert isinstance(follower.await_next(), Reading)
+        follower.service.is_away = True
+        follower.send(UnavailableError("The stream has broken."))
+        assert follower.await_next() == "unavailable: The service is away."
+        follower.service.is_away = False
+        follower.send(HEARTBEAT)
+        assert isinstance(follower.await_next(), Reading)
 
 
 def test_a_pipe_gets_the_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
