@@ -1,11 +1,11 @@
 // Says that what is shown may be out of date.
 import { now } from "./clock";
 import { isNoConnection, lastAnswer, trouble } from "./connection";
-import { FailureNote } from "./failure";
+import { type Failure, FailureNote } from "./failure";
 import { elapsed } from "./text";
 
-export function ConnectionNote() {
-  const failure = trouble.value;
+export function ConnectionNote({ stream = null }: { stream?: Failure | null }) {
+  const failure = trouble.value ?? stream;
   if (!failure || failure.status === 401) return null;
   if (!isNoConnection(failure)) return <FailureNote failure={failure} />;
   return (

@@ -83,6 +83,7 @@ export function Grid() {
     return () => {
       observer.disconnect();
       element.removeEventListener("scroll", measure);
+      setInView([]);
     };
   }, []);
 

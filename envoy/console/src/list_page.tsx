@@ -19,7 +19,7 @@ import {
   text,
 } from "./selection";
 import { count, number, words } from "./text";
-import { isComplete, rows, useFollowedList } from "./workspaces";
+import { isComplete, rows, streamTrouble, useFollowedList } from "./workspaces";
 
 export function ListPage() {
   useFollowedList();
@@ -28,7 +28,7 @@ export function ListPage() {
       <h1 class="for-screen-readers">Workspaces</h1>
       <Bar />
       <Chips />
-      <ConnectionNote />
+      <ConnectionNote stream={streamTrouble.value} />
       <Actions />
       <Grid />
       <CancelThese />

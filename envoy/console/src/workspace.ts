@@ -37,7 +37,10 @@ export class OpenWorkspace {
       onEvents: (events: WorkspaceEvent[]) => this.add(events),
       onTrouble: (failure: Failure | null) => (this.streamTrouble.value = failure),
     };
-    void followEvents(this.id, follower, signal);
+    const path = `/v1/workspaces/${encodeURIComponent(this.id)}/events`;
+    void followEvents(path, follower, signal).then((failure) => {
+      if (failure) this.streamTrouble.value = failure;
+    });
     this.refreshNow = () => {
       if (performance.now() - this.refreshedAt < LEAST_MS) return;
       // Ignores a failure, because the next regular reading reports it if it persists.

@@ -1,33 +1,31 @@
 // Keeps the list of all workspaces, with the tasks that run in them.
 //
-// The API has no stream for an organization, so the lists of workspaces and of active tasks are
-// read again and again. The page tokens of the list of workspaces stay valid, so several pages can be
-// read at the same time. Pages in view are read more often.
+// Reads the whole list once, and from then on only the workspaces that an event names. What changes
+// without an event is read again for the rows in view.
 import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { api, read, type Task, type Workspace } from "./api";
-import { repeat } from "./connection";
+import { api, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
+import { serverNow } from "./clock";
+import { lastAnswer, pause, repeat } from "./connection";
+import type { Failure } from "./failure";
+import { token } from "./session";
+import { followEvents } from "./stream";
 
+// How many workspaces a page has, and how many a call can name.
 const PAGE_SIZE = 200;
-// How many pages of the list of all workspaces are read at the same time. Each of the other loops
-// makes one call at a time: a browser opens at most six connections over HTTP/1.1, and a
-// cancellation needs one of them.
-const AT_ONCE = 2;
-const REFRESH_MS = 1_000;
-// Workspaces in view are read more often.
-const IN_VIEW_MS = 500;
-const PAGES_IN_VIEW = 4;
-// The interval of all loops while the page is hidden.
-const HIDDEN_REFRESH_MS = 10_000;
+// The least time between two reads of changed workspaces. A read makes two calls at a time, and the
+// reads in view one: a browser opens at most six connections over HTTP/1.1, the stream and the
+// hold have one each, and a cancellation needs one.
+const CHANGES_MS = 300;
+// The interval of the reads in view.
+const IN_VIEW_MS = 2_000;
+// The interval of the reads of changed workspaces while the page is hidden.
+const HIDDEN_MS = 10_000;
 // The least time between two drawings of the list.
 const PUBLISH_MS = 200;
-// The maximum share of the time that a loop spends on reading a whole list.
-const SHARE = 0.5;
 
 export interface Row {
   workspace: Workspace;
-  // The number of the workspace's page in the list.
-  page: number;
   // The current task; null if there is none, or it has not been read yet.
   task: Task | null;
   // When the task began, or else when the workspace got its status, in milliseconds.
@@ -37,13 +35,20 @@ export interface Row {
 export const rows = signal<readonly Row[]>([]);
 // Whether the whole list has been read once.
 export const isComplete = signal(false);
+export const streamTrouble = signal<Failure | null>(null);
 // The ids of the workspaces in view, set by the list.
 const inView = new Set<string>();
 const known = new Map<string, Row>();
-// The active tasks, by the ids of their workspaces.
-let tasks: ReadonlyMap<string, Task> = new Map();
-// The token of each page that has been read.
-let tokens = [""];
+// The ids of the workspaces that events have named, and that have not been read since.
+const changed = new Set<string>();
+// Where the stream of events resumes; empty before it has begun.
+let position = "";
+// Whether the whole list has been read since the stream began.
+let isListed = false;
+// Counts how often the stream has begun without a position.
+let beginnings = 0;
+// Called when there may be something to read.
+let wake = () => {};
 // Whether a timer has been started that will set `rows`.
 let isDue = false;
 let publishedAt = 0;
@@ -59,88 +64,180 @@ export function setInView(ids: Iterable<string>): void {
   for (const id of ids) inView.add(id);
 }
 
-// Reads the lists until `signal` is aborted.
+// Follows the list until `signal` is aborted.
 async function follow(signal: AbortSignal): Promise<void> {
-  const readInView = async () => {
-    for (const index of pagesInView()) {
-      const page = await listPage(tokens[index] ?? "", signal);
-      absorb(page.workspaces, index);
-    }
+  begin();
+  signal.addEventListener("abort", () => wake());
+  let tookMs = 0;
+  const readNext = async () => {
+    await readable(signal);
+    const begun = performance.now();
+    await (isListed ? readChanged(signal) : readAll(signal));
+    tookMs = performance.now() - begun;
   };
+  const pauseMs = () => (document.hidden ? HIDDEN_MS : Math.max(0, CHANGES_MS - tookMs));
   await Promise.all([
-    repeatSparingly(() => readWorkspaces(signal), signal),
-    repeatSparingly(() => readTasks(signal), signal),
-    repeat(readInView, () => (document.hidden ? HIDDEN_REFRESH_MS : IN_VIEW_MS), signal),
+    followStream(signal),
+    repeat(readNext, pauseMs, signal),
+    repeat(() => readInView(signal), () => 0, signal),
   ]);
 }
 
-// Reads every REFRESH_MS. If that would take more than SHARE of the time, reads less often.
-async function repeatSparingly(readAll: () => Promise<void>, signal: AbortSignal): Promise<void> {
-  let tookMs = 0;
-  const measured = async () => {
-    const begun = performance.now();
-    await readAll();
-    tookMs = performance.now() - begun;
-  };
-  const pauseMs = () => Math.max(REFRESH_MS - tookMs, tookMs * (1 / SHARE - 1));
-  await repeat(measured, () => (document.hidden ? HIDDEN_REFRESH_MS : pauseMs()), signal);
+function begin(): void {
+  changed.clear();
+  position = "";
+  isListed = false;
+  beginnings += 1;
 }
 
-async function readWorkspaces(signal: AbortSignal): Promise<void> {
-  const gone = new Set(known.keys());
-  let chainIsBroken = tokens.length === 1;
-  const readPage = async (index: number) => {
-    const page = await listPage(tokens[index] ?? "", signal);
-    absorb(page.workspaces, index);
-    for (const workspace of page.workspaces) gone.delete(workspace.id);
-    // Workspaces were created or deleted, so the later pages now begin elsewhere.
-    if (page.next !== (tokens[index + 1] ?? "")) chainIsBroken = true;
-    return page.next;
+async function followStream(signal: AbortSignal): Promise<void> {
+  const follower = {
+    // A stream without a position begins with a heartbeat. All changes before it are in the list,
+    // which is read after it.
+    onEvents(events: WorkspaceEvent[], lastId: string) {
+      for (const event of events) changed.add(event.workspace_id);
+      position = lastId;
+      lastAnswer.value = serverNow();
+      wake();
+    },
+    onTrouble: (failure: Failure | null) => (streamTrouble.value = failure),
   };
-  if (!chainIsBroken) await inParallel(tokens.keys(), readPage);
-  if (chainIsBroken) await walk(readPage);
-  for (const id of gone) known.delete(id);
-  if (rows.peek().length !== known.size) publishSoon();
+  for (;;) {
+    const failure = await followEvents("/v1/events", follower, signal, position);
+    const isTooOld = failure?.slug === "validation_error" && position !== "";
+    streamTrouble.value = isTooOld ? null : failure;
+    if (!isTooOld) return;
+    begin();
+  }
+}
+
+// Waits until there is something to read. Throws an AbortError.
+async function readable(signal: AbortSignal): Promise<void> {
+  while (!signal.aborted && (!position || (isListed && !changed.size))) {
+    await new Promise<void>((resolve) => (wake = resolve));
+  }
+  signal.throwIfAborted();
+}
+
+async function readAll(signal: AbortSignal): Promise<void> {
+  const beginning = beginnings;
+  await readRows({}, known.keys(), signal);
   isComplete.value = true;
+  isListed = beginning === beginnings;
 }
 
-// Reads the pages one after another, and keeps their tokens.
-async function walk(readPage: (index: number) => Promise<string>): Promise<void> {
-  const walked = [""];
-  for (let index = 0; index < walked.length; index += 1) {
-    tokens = [...walked, ...tokens.slice(walked.length)];
-    const next = await readPage(index);
-    if (next) walked.push(next);
+// Reads some of the workspaces that events have named, those in view first.
+async function readChanged(signal: AbortSignal): Promise<void> {
+  const rest = [...changed].filter((id) => !inView.has(id));
+  const ids = [...[...inView].filter((id) => changed.has(id)), ...rest].slice(0, PAGE_SIZE);
+  for (const id of ids) changed.delete(id);
+  try {
+    await readRows({ workspace_ids: ids }, ids, signal);
+  } catch (error) {
+    for (const id of ids) changed.add(id);
+    throw error;
   }
-  tokens = walked;
 }
 
-// The pages with the most workspaces in view; the first page if no workspace is in view.
-function pagesInView(): number[] {
-  const counts = new Map<number, number>();
-  for (const id of inView) {
-    const page = known.get(id)?.page;
-    if (page !== undefined) counts.set(page, (counts.get(page) ?? 0) + 1);
+// Reads what changes without an event: the phase and the use of a running iteration, when it will be
+// interrupted, and the end of a workspace.
+async function readInView(signal: AbortSignal): Promise<void> {
+  let running: string[] = [];
+  let passing: string[] = [];
+  while (!running.length && !passing.length) {
+    await pause(IN_VIEW_MS, signal);
+    signal.throwIfAborted();
+    if (document.hidden || !isListed) continue;
+    const seen = [...inView].flatMap((id) => known.get(id) ?? []);
+    // No event says that a workspace is gone, so those that are deleted are read out of view too.
+    const deleted = [...known.values()].filter((row) => row.workspace.status === "deleting");
+    running = idsOf(seen.filter((row) => row.workspace.current_task_id && !isPassing(row)));
+    passing = idsOf([...seen.filter(isPassing), ...deleted]);
   }
-  const ordered = [...counts].sort(([, one], [, other]) => other - one);
-  return ordered.length ? ordered.map(([page]) => page).slice(0, PAGES_IN_VIEW) : [0];
+  if (running.length) await readTasks({ workspace_ids: running }, signal);
+  if (passing.length) await readRows({ workspace_ids: passing }, passing, signal);
 }
 
-async function listPage(token: string, signal: AbortSignal) {
-  const query = token ? { page_size: PAGE_SIZE, page_token: token } : { page_size: PAGE_SIZE };
-  const page = await read(api.GET("/v1/workspaces", { params: { query }, signal }));
-  return { workspaces: page.workspaces, next: page.next_page_token };
+function isPassing({ workspace }: Row): boolean {
+  return ["provisioning", "stopping", "deleting"].includes(workspace.status);
 }
 
-function absorb(workspaces: Workspace[], page: number): void {
-  let isChanged = false;
-  for (const workspace of workspaces) {
-    const before = known.get(workspace.id);
-    if (before && before.page === page && isSame(before.workspace, workspace)) continue;
-    known.set(workspace.id, merged(before, workspace, page));
-    isChanged = true;
-  }
-  if (isChanged) publishSoon();
+function idsOf(some: readonly Row[]): string[] {
+  return [...new Set(some.map((row) => row.workspace.id))].slice(0, PAGE_SIZE);
+}
+
+interface Filter {
+  workspace_ids?: string[];
+}
+
+// Reads these workspaces and their tasks. Those of `expected` that are not found are removed.
+async function readRows(
+  filter: Filter,
+  expected: Iterable<string>,
+  signal: AbortSignal,
+): Promise<void> {
+  const gone = new Set(expected);
+  const tasks = new Map<string, Task>();
+  await Promise.all([readWorkspaces(filter, gone, tasks, signal), readTasks(filter, signal, tasks)]);
+  for (const id of gone) if (known.delete(id)) publishSoon();
+}
+
+async function readWorkspaces(
+  filter: Filter,
+  gone: Set<string>,
+  tasks: ReadonlyMap<string, Task>,
+  signal: AbortSignal,
+): Promise<void> {
+  await eachPage(async (page) => {
+    const query = { ...filter, ...page };
+    const found = await read(api.GET("/v1/workspaces", { params: { query }, signal }));
+    for (const workspace of found.workspaces) {
+      gone.delete(workspace.id);
+      keep(workspace, tasks.get(workspace.id));
+    }
+    return found.next_page_token;
+  });
+}
+
+// Reads the active tasks, and adds them to `tasks`.
+async function readTasks(
+  filter: Filter,
+  signal: AbortSignal,
+  tasks = new Map<string, Task>(),
+): Promise<void> {
+  await eachPage(async (page) => {
+    const query = { ...filter, active: true, ...page };
+    const found = await read(api.GET("/v1/tasks", { params: { query }, signal }));
+    for (const task of found.tasks) {
+      tasks.set(task.workspace_id, task);
+      const row = known.get(task.workspace_id);
+      if (row) keep(row.workspace, task);
+    }
+    return found.next_page_token;
+  });
+}
+
+// Calls `readPage`, which returns the token of the next page, for one page after another.
+async function eachPage(
+  readPage: (page: { page_size: number; page_token?: string }) => Promise<string>,
+): Promise<void> {
+  let token = await readPage({ page_size: PAGE_SIZE });
+  while (token) token = await readPage({ page_size: PAGE_SIZE, page_token: token });
+}
+
+// A row that has not changed stays the same object, so that it is not drawn again.
+function keep(workspace: Workspace, read: Task | undefined): void {
+  const before = known.get(workspace.id);
+  const isCurrent = (task?: Task | null) => task?.id === workspace.current_task_id;
+  const task = [read, before?.task].find(isCurrent) ?? null;
+  if (before && isSame(before.workspace, workspace) && isSame(before.task, task)) return;
+  const since = Date.parse(task?.started_at ?? workspace.updated_at);
+  known.set(workspace.id, { workspace, task, since });
+  publishSoon();
+}
+
+function isSame<T>(one: T, other: T): boolean {
+  return one === other || JSON.stringify(one) === JSON.stringify(other);
 }
 
 // Sets `rows` at most once in PUBLISH_MS, because sorting thousands of rows takes most of a frame.
@@ -155,58 +252,11 @@ function publishSoon(): void {
   setTimeout(publish, publishedAt + PUBLISH_MS - performance.now());
 }
 
-function isSame(one: Workspace, other: Workspace): boolean {
-  return (
-    one.status === other.status &&
-    one.current_task_id === other.current_task_id &&
-    one.updated_at === other.updated_at &&
-    one.status_reason === other.status_reason
-  );
-}
-
-function merged(before: Row | undefined, workspace: Workspace, page: number): Row {
-  const isCurrent = (task?: Task | null) => task?.id === workspace.current_task_id;
-  const task = [tasks.get(workspace.id), before?.task].find(isCurrent) ?? null;
-  const since = Date.parse(task?.started_at ?? workspace.updated_at);
-  return { workspace, page, task, since };
-}
-
-async function readTasks(signal: AbortSignal): Promise<void> {
-  const listed = new Map<string, Task>();
-  let token = "";
-  do {
-    const query = { active: true, page_size: PAGE_SIZE, ...(token && { page_token: token }) };
-    const page = await read(api.GET("/v1/tasks", { params: { query }, signal }));
-    for (const task of page.tasks) listed.set(task.workspace_id, task);
-    token = page.next_page_token;
-  } while (token);
-  const before = tasks;
-  tasks = listed;
-  for (const [workspaceId, task] of listed) {
-    // A row that has not changed stays the same object, so that it is not drawn again.
-    if (JSON.stringify(before.get(workspaceId)) === JSON.stringify(task)) continue;
-    const row = known.get(workspaceId);
-    if (!row) continue;
-    known.set(workspaceId, merged(row, row.workspace, row.page));
-    publishSoon();
-  }
-}
-
-async function inParallel(
-  indexes: Iterable<number>,
-  work: (index: number) => Promise<unknown>,
-): Promise<void> {
-  const queue = [...indexes];
-  const runner = async () => {
-    for (let index = queue.shift(); index !== undefined; index = queue.shift()) await work(index);
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, runner));
-}
-
 export function useFollowedList(): void {
   useEffect(() => {
     const stop = new AbortController();
     void follow(stop.signal);
     return () => stop.abort();
-  }, []);
+    // Another token may be that of another organization.
+  }, [token.value]);
 }

@@ -95,6 +95,33 @@ class Console:
         """A completed step of the cancellation."""
         return self.cancellation.locator(".step.done").filter(has_text=title)
 
+    def list_calls(self) -> list[str]:
+        """The URLs with which the list was read, whole or in part."""
+        # Playwright notes requests only while it is called.
+        self.page.evaluate("0")
+        paths = ("/v1/workspaces", "/v1/tasks")
+        found = [each.url for each in self.requests if urlsplit(each.url).path in paths]
+        # The sign-in reads a page of another size.
+        return [url for url in found if "page_size=200" in url]
+
+    def whole_list_calls(self) -> list[str]:
+        """The URLs with which the whole list was read."""
+        return [url for url in self.list_calls() if "workspace_ids" not in url]
+
+    def stream_ids(self) -> list[str | None]:
+        """Where each stream of the list has begun: its `last-event-id`."""
+        self.page.evaluate("0")
+        return [
+            each.headers.get("last-event-id")
+            for each in self.requests
+            if urlsplit(each.url).path == "/v1/events"
+        ]
+
+    def await_list(self) -> None:
+        """Waits until the whole list has been read."""
+        counted = self.page.get_by_role("status").filter(has_text=re.compile(r"workspaces?\s*$"))
+        expect(counted).to_have_count(1)
+
     def check(self) -> None:
         """Checks that the page called no other origin, kept no token, and reported no problem."""
         assert {urlsplit(request.url)[:2] for request in self.requests} == {

@@ -115,6 +115,35 @@ def test_a_selection_is_cancelled(console: Console, stack: Stack, named: Named) 
     assert "cancel_requested_at" not in other.task(other_id)
 
 
+def test_only_changed_workspaces_are_read_again(
+    console: Console, stack: Stack, named: Named
+) -> None:
+    changing, resting = named.make("changing"), named.make("resting")
+    console.sign_in(stack.tokens["full_access"])
+    console.find(named.name)
+    console.await_list()
+    expect(console.rows).to_have_count(2)
+    whole = console.whole_list_calls()
+    assert len(whole) == 2
+    begun = changing.begin(f"{Gate(changing).command} # seen")
+    expect(console.rows.filter(has_text="# seen").locator(".badge")).to_have_text("busy")
+    # The phase of an iteration changes without an event.
+    expect(console.rows.filter(has_text="# seen").locator(".phase")).to_have_text("tool call")
+    Gate(changing).open()
+    changing.await_end(begun)
+    expect(console.rows.filter(has_text="# seen")).to_have_count(0)
+    # A new workspace appears, and one that is deleted is removed.
+    later, _ = named.busy("later")
+    expect(console.rows).to_have_count(3)
+    later.rest.call("DELETE", later.path)
+    expect(console.rows.locator(".badge.cancelling")).to_have_count(1)
+    Gate(later).open()
+    expect(console.rows).to_have_count(2)
+    assert console.whole_list_calls() == whole
+    assert not [url for url in console.list_calls() if resting.id in url]
+    console.check()
+
+
 def test_six_keys_cancel_a_task(console: Console, stack: Stack, named: Named) -> None:
     """The keys find the task, open its workspace, cancel the task, and show its end."""
     workspace, task_id = named.busy("crm", about="Mail our customers")

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.clients.console.console_page import Console
 from tests.clients.long.proxy import Proxy, proxy
 from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -43,6 +44,49 @@ def test_the_log_goes_on_after_the_last_event(
     console.page.locator("details.group:not([open]) > summary").click()
     count_events(console, len(workspace.log()))
     assert str(before) in line.last_ids
+
+
+def test_the_list_goes_on_after_the_last_event(
+    console: Console, line: Proxy, workspace: Workspace, gate: Gate
+) -> None:
+    console.await_list()
+    whole = console.whole_list_calls()
+    line.unplug()
+    workspace.begin(f"{gate.command} # meanwhile")
+    line.plug_in()
+    row = console.rows.filter(has_text="# meanwhile")
+    expect(row).to_have_count(1)
+    gate.open()
+    expect(row).to_have_count(0)
+    assert console.whole_list_calls() == whole
+    first, *later = console.stream_ids()
+    assert first is None and later and all(later)
+
+
+def test_a_list_that_cannot_go_on_is_read_again(
+    console: Console, line: Proxy, workspace: Workspace, gate: Gate
+) -> None:
+    console.await_list()
+    whole = console.whole_list_calls()
+
+    def move(route: Route) -> None:
+        # The service refuses this position, as it refuses one that is too old.
+        headers = route.request.headers
+        moved = {"last-event-id": "9" * 15} if "last-event-id" in headers else {}
+        route.continue_(headers=headers | moved)
+
+    console.page.route("**/v1/events", move)
+    line.unplug()
+    workspace.begin(f"{gate.command} # meanwhile")
+    line.plug_in()
+    row = console.rows.filter(has_text="# meanwhile")
+    expect(row).to_have_count(1)
+    eventually(lambda: len(console.whole_list_calls()) == 2 * len(whole))
+    expect(console.page.get_by_role("alert")).to_have_count(0)
+    gate.open()
+    expect(row).to_have_count(0)
+    assert len(console.whole_list_calls()) == 2 * len(whole)
+    assert console.stream_ids()[-1] is None
 
 
 def count_events(console: Console, count: int) -> None:
