@@ -24,6 +24,9 @@ from evershell.app.jobs import JOBS
 from evershell.app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "protos"))
+from new_names import settings_of  # noqa: E402 - a module of protos/
+
 DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
 # Settings that `up` sets for its programs. Operators do not set them.
@@ -75,6 +78,7 @@ and the consequences. The [architecture](../architecture.md) says how the parts 
 
 def configuration() -> str:
     """The page of the settings: a table for each section."""
+    meanings = settings_of(SERVER)
     tables = dict.fromkeys(SECTIONS, "")
     section = ""
     for name, field in Settings.model_fields.items():
@@ -82,9 +86,9 @@ def configuration() -> str:
             continue
         if name in SECTIONS:
             section = name
-        meaning = " ".join((field.description or "").split())
-        if not meaning:
+        if name not in meanings:
             raise ValueError(f"{name} needs a docstring")
+        meaning = " ".join(meanings[name].split())
         row = f"| `{name.upper()}` | {default(field)} | {values(field)} | {meaning} |\n"
         tables[section] += row
     head = "| variable | default | values | meaning |\n|---|---|---|---|\n"

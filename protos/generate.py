@@ -27,7 +27,7 @@ from event_table import module as event_types_module
 from google.rpc import code_pb2
 from limits import module as limits_module
 from marked_parts import replaced
-from new_names import new_names, settings_in, with_new_names
+from new_names import new_names, settings_in, settings_of, with_new_names
 from openapi import document
 from routes import edge_config
 from source import Protos
@@ -112,7 +112,9 @@ def others(protos: Protos) -> dict[Path, str]:
         EVENTS_PAGE: replaced(EVENTS_PAGE.read_text(), event_table(protos)),
         CHANGELOG: with_new_names(
             CHANGELOG.read_text(),
-            new_names(protos, Protos(released_descriptors()), settings(), released_settings()),
+            new_names(
+                protos, Protos(released_descriptors()), settings_of(SERVER), released_settings()
+            ),
         ),
         TYPESCRIPT: replaced(TYPESCRIPT.read_text(), typescript_exports()),
         **python_client.files(protos),
@@ -273,14 +275,6 @@ def released_wheel() -> zipfile.ZipFile:
     """The wheel of the last release."""
     (wheel,) = RELEASES.glob("*.whl")
     return zipfile.ZipFile(wheel)
-
-
-def settings() -> dict[str, str]:
-    """The docstring of each setting."""
-    found: dict[str, str] = {}
-    for path in sorted(SERVER.rglob("*.py")):
-        found |= settings_in(path.read_text())
-    return found
 
 
 def released_settings() -> set[str]:

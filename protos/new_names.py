@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from marked_parts import BEGIN, END, replaced
@@ -43,6 +44,14 @@ def new_names(
         if name not in {*released_settings}
     ]
     return "".join(_line(what, text) for what, text in entries)
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """The docstring of each setting of the modules in the folder."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.py")):
+        found |= settings_in(path.read_text())
+    return found
 
 
 def settings_in(module: str) -> dict[str, str]:

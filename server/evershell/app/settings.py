@@ -46,7 +46,7 @@ class ServerSettings(PodSettings):
     is declared in that module, like the fields of PodSettings.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     state_dir: Path = Path(".state")
     """The folder of everything that is kept between runs. A second stack needs another folder and

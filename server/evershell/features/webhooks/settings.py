@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 
 from pydantic import field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
 from evershell.core.addresses import Network
 
@@ -16,8 +16,6 @@ def _networks(text: str) -> Sequence[Network]:
 
 class RoomSettings(BaseSettings):
     """A part of the settings of the server (app/settings.py)."""
-
-    model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
     webhook_allowed_networks: str = ""
     """Networks in which [webhooks](webhooks.md#which-addresses-are-called) may be called although

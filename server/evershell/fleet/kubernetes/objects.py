@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from pydantic import BaseModel, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
 from evershell.core.errors import OperatorError
 from evershell.core.workspace import Workspace
@@ -52,8 +52,6 @@ _GRACE_SECONDS = 10
 
 class PodSettings(BaseSettings):
     """The settings of pods on Kubernetes, a part of the settings of the server."""
-
-    model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
     pod_image: str = ""
     """The image of the agents. If set, pods run in a [Kubernetes cluster](kubernetes.md); if empty,
