@@ -14,6 +14,7 @@ import click
 
 from evershell.cli.exit_codes import TABLE
 from evershell.cli.terminal import Commands
+from evershell.imports import without_collection
 from evershell.version import VERSION
 
 
@@ -113,7 +114,8 @@ def _load(name: str, command: Command) -> click.Command:
     package = "evershell.commands" if command.extra else "evershell.cli"
     _set_up_grpc()
     try:
-        module = importlib.import_module(f"{package}.{command.module or name}")
+        with without_collection():
+            module = importlib.import_module(f"{package}.{command.module or name}")
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "evershell":
             raise

@@ -1,6 +1,5 @@
 """The start of an agent's process: reads the spec, and runs the program."""
 
-import gc
 import importlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from evershell.agents import own_keys
+from evershell.imports import without_collection
 
 if TYPE_CHECKING:
     from evershell.agents.loop import AgentFunction
@@ -83,17 +83,12 @@ def prepare() -> None:
 
     Starts no thread and no part of gRPC, so the process can fork.
     """
-    # Imports take most of the time of a start. They leave no garbage, and garbage collections would
-    # make them a tenth slower.
-    gc.disable()
     # As in evershell.cli.main: gRPC's C library logs nothing and installs no fork handlers.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    import evershell.agents.program
-    import evershell.telemetry.logs  # noqa: F401 - for `main`
-
-    gc.freeze()
-    gc.enable()
+    with without_collection():
+        import evershell.agents.program
+        import evershell.telemetry.logs  # noqa: F401 - for `main`
 
 
 def main(agent: "AgentFunction | None" = None, name: str = "") -> int:

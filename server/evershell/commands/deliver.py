@@ -4,14 +4,16 @@ The worker starts this program and writes to its standard input. The program end
 ends.
 """
 
-import uvloop
-
-from evershell.app import delivery
-from evershell.commands.environment import problems_reported, read_settings
+from evershell.imports import without_collection
 
 
 def main() -> None:
     """Runs until the worker ends."""
+    with without_collection():
+        import uvloop
+
+        from evershell.app import delivery
+        from evershell.commands.environment import problems_reported, read_settings
     with problems_reported():
         uvloop.run(delivery.deliver(read_settings()))
 
