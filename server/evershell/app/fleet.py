@@ -10,6 +10,7 @@ from evershell.api.health import liveness_served
 from evershell.app import jobs
 from evershell.app.pod_backends import pods_of
 from evershell.app.program import (
+    certificates_of,
     database,
     exempt_from_collection,
     log_and_metrics,
@@ -18,7 +19,6 @@ from evershell.app.program import (
 )
 from evershell.app.settings import Settings
 from evershell.app.signals import stop_signal
-from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core.bounds import Bounds
 from evershell.core.errors import OperatorError
@@ -72,7 +72,7 @@ async def controller(
     Raises OperatorError.
     """
     signing_keys = signing_keys_of(settings)
-    certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
+    certificates = certificates_of(settings, signing_keys)
     bounds = Bounds(
         start_seconds=settings.pod_start_seconds,
         model_timeout_seconds=settings.model_timeout_seconds,

@@ -9,11 +9,11 @@ import shlex
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import structlog
 
 from evershell.app.settings import Settings
-from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity
@@ -26,6 +26,9 @@ from evershell.fleet.pods import Pods
 from evershell.pod import crash_points
 from evershell.pod.process import become_subreaper
 from evershell.pod.spec import PodSpec
+
+if TYPE_CHECKING:
+    from evershell.auth.agent_certificates import AgentCertificates
 
 log = structlog.get_logger()
 
@@ -45,7 +48,7 @@ _TOOL_FILE_MB = 4096
 
 @asynccontextmanager
 async def pods_of(
-    settings: Settings, pod_tokens: PodTokens, certificates: AgentCertificates | None
+    settings: Settings, pod_tokens: PodTokens, certificates: "AgentCertificates | None"
 ) -> AsyncIterator[tuple[Pods, str]]:
     """The backend of the pods, and the id of the run that they belong to.
 
@@ -91,7 +94,7 @@ def _fork_server(settings: Settings) -> ForkServer | None:
 
 @asynccontextmanager
 async def _kubernetes_pods(
-    settings: Settings, pod_tokens: PodTokens, certificates: AgentCertificates | None
+    settings: Settings, pod_tokens: PodTokens, certificates: "AgentCertificates | None"
 ) -> AsyncIterator[tuple[Pods, str]]:
     """The pods on Kubernetes, and the id of their run. Raises OperatorError."""
     try:
@@ -128,7 +131,7 @@ async def _kubernetes_pods(
 def spec_for(
     settings: Settings,
     pod_tokens: PodTokens,
-    certificates: AgentCertificates | None,
+    certificates: "AgentCertificates | None",
     pod_isolation: isolation.Isolation | None = None,
 ) -> Callable[[AgentIdentity], PodSpec]:
     """A function that makes the spec of an agent. It raises OSError if keys cannot be read."""
@@ -172,7 +175,7 @@ def spec_for(
 def _first_spec_for(
     settings: Settings,
     pod_tokens: PodTokens,
-    certificates: AgentCertificates | None,
+    certificates: "AgentCertificates | None",
     files_dir: str,
     listen_port: int,
 ) -> Callable[[AgentIdentity], PodSpec]:

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -16,6 +17,9 @@ from evershell.store.pool import Pool, open_pool
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry import logs
 from evershell.telemetry.metrics import Metrics, serve_metrics
+
+if TYPE_CHECKING:
+    from evershell.auth.agent_certificates import AgentCertificates
 
 
 def log_and_metrics(program: str, settings: Settings) -> Metrics:
@@ -81,6 +85,16 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
     """
     async with open_pool(database_url, min_size=1, max_size=1) as pool:
         yield PostgresKeys(pool)
+
+
+def certificates_of(settings: Settings, signing_keys: str) -> "AgentCertificates | None":
+    """Issues the certificates of AGENT_TLS; None if it is off. Raises ValueError."""
+    if not settings.agent_tls:
+        return None
+    # Imported only with AGENT_TLS, because the package for certificates takes 20 ms to import.
+    from evershell.auth.agent_certificates import AgentCertificates
+
+    return AgentCertificates(signing_keys)
 
 
 def signing_keys_of(settings: Settings) -> str:

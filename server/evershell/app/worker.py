@@ -28,6 +28,7 @@ from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.app.pod_backends import spec_for
 from evershell.app.prices import model_without_price, read_prices
 from evershell.app.program import (
+    certificates_of,
     database,
     exempt_from_collection,
     log_and_metrics,
@@ -36,7 +37,6 @@ from evershell.app.program import (
 )
 from evershell.app.settings import AGENT_PORT_DISTANCE, Settings
 from evershell.app.signals import END_WAITS, stop_signal
-from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.api_keys import ApiKeys
 from evershell.auth.authenticator import Authenticator, HostBinding
 from evershell.auth.pod_tokens import PodTokens
@@ -114,7 +114,7 @@ async def worker(settings: Settings, metrics: Metrics, port: int) -> AsyncIterat
         store: Store = postgres_store
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys, clock.unix_seconds)
         stack.push_async_callback(keys.drained)
-        certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
+        certificates = certificates_of(settings, signing_keys)
         tls = certificates.control_plane() if certificates else None
         agent_client = await stack.enter_async_context(
             aclosing(AgentClient(pod_tokens, clock, tls))

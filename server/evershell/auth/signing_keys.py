@@ -11,8 +11,6 @@ from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
 
-from joserfc.jwk import OKPKey
-
 from evershell.core.errors import OperatorError
 
 # The length of a private key of Ed25519 (RFC 8032).
@@ -39,6 +37,9 @@ def read_signing_keys(path: Path) -> str:
 
 def new_key() -> str:
     """A new private key, as a JWK in JSON."""
+    # Imported here, because joserfc takes 30 ms to import, and most programs only read keys.
+    from joserfc.jwk import OKPKey
+
     return json.dumps(OKPKey.generate_key("Ed25519").as_dict(private=True))
 
 
