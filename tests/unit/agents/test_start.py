@@ -42,6 +42,7 @@ ALLOWED_PACKAGES = {
     "agents",
     "backoff",
     "core",
+    "imports",
     "pod",
     "telemetry",
     "version",
