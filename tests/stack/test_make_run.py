@@ -1,14 +1,10 @@
 """The stack starts, stops and restarts."""
 
-import json
-import os
-import signal
 import stat
-import subprocess
-import threading
 from pathlib import Path
 
-from tests.support.stack import ROOT, Stack
+from tests.support.printed_calls import run_printed_calls
+from tests.support.stack import Stack
 
 
 def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
@@ -29,38 +25,7 @@ def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
 
 
 def test_the_printed_calls_work(stack: Stack) -> None:
-    calls = stack.output.read_text().partition("In another terminal:")[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TOKEN"}
-    # The last call is a stream, which goes on until the test kills the shell.
-    shell = subprocess.Popen(
-        ["/usr/bin/env", "bash", "-ec", calls],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    timer = threading.Timer(100, os.killpg, (shell.pid, signal.SIGKILL))
-    timer.start()
-    printed = ""
-    try:
-        assert shell.stdout is not None
-        # The first two calls print one line each.
-        task_id = json.loads(shell.stdout.readline())["task_id"]
-        assert json.loads(shell.stdout.readline())["outcome"] == "accepted"
-        for line in shell.stdout:
-            printed += line
-            if '"task_completed"' in line and task_id in line:
-                break
-    finally:
-        timer.cancel()
-        os.killpg(shell.pid, signal.SIGKILL)
-        shell.communicate()
-    # On a busy machine, the agent may get the first cancellation before it begins the first
-    # command. Then the task ends before the second cancellation, and without force.
-    is_forced = '"outcome": "already_requested"' in printed
-    assert is_forced or '"outcome": "no_active_task"' in printed
-    assert f'"forced":{json.dumps(is_forced)}' in printed.splitlines()[-1]
+    run_printed_calls(stack)
 
 
 def test_a_second_stack_on_the_same_state_or_port_explains_what_to_change(

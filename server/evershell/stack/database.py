@@ -27,6 +27,7 @@ from evershell.store.service_clock import time_of
 from evershell.store.session_settings import store_as_defaults
 
 ORG_ID = "org_demo"
+_SLUG = "demo"
 OTHER_ORG_ID = "org_other"
 OWNER = "user_owner"
 MEMBER = "user_member"
@@ -75,7 +76,7 @@ async def seed(
 
     Its credentials are in the database and in files of the state folder.
     """
-    await keys.ensure_org(ORG_ID, "demo")
+    await keys.ensure_org(ORG_ID, _SLUG)
     await keys.ensure_org(OTHER_ORG_ID, "other")
     kept = _KeptValues(settings.state_dir / "demo.json")
     tokens = {
@@ -83,7 +84,8 @@ async def seed(
     }
     tokens |= _session_tokens(settings, kept, int(utc_seconds()))
     workspace_id = await _workspace(kept, store, clock)
-    return Demo(org_id=ORG_ID, workspace_id=workspace_id, tokens=tokens)
+    host = f"{_SLUG}.{settings.public_domain}" if settings.public_domain else ""
+    return Demo(org_id=ORG_ID, host=host, workspace_id=workspace_id, tokens=tokens)
 
 
 class _KeptValues:

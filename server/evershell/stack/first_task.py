@@ -32,7 +32,10 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
             asyncio.timeout(limit_seconds),
             httpx.AsyncClient(
                 base_url=settings.rest_url,
-                headers={"authorization": f"Bearer {demo.tokens['full_access']}"},
+                headers={
+                    "authorization": f"Bearer {demo.tokens['full_access']}",
+                    **({"host": demo.host} if demo.host else {}),
+                },
                 timeout=5.0,
                 verify=trust(settings.tls_cert_file) if settings.tls_cert_file else True,
                 trust_env=False,

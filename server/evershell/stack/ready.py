@@ -15,7 +15,7 @@ _NAME = "ready.json"
 # The file that exports variables for a shell; see write_environment.
 ENVIRONMENT = "demo.env"
 _CALLS = """
-Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything.
+Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything.{host_note}
 {rest_url}/console shows the workspaces and cancels their tasks.
 {rest_url}/docs documents the API and can call it.
 In another terminal:
@@ -39,12 +39,19 @@ In another terminal:
 """
 
 
+_HOST_NOTE = """
+Requests must name the host {host}, because PUBLIC_DOMAIN is set. The console and the command
+`evershell` need a name server or a line in /etc/hosts that leads this name to this machine."""
+
+
 class Demo(BaseModel):
     """The demo organization: a workspace, and credentials by name."""
 
     model_config = ConfigDict(frozen=True)
 
     org_id: str
+    # The host that requests must name; empty if they may name any host.
+    host: str = ""
     workspace_id: str
     # An API key for each KeyTemplate, by the name of the template. Also session tokens by name: of
     # the owner, of a member, of a user of another organization, and an expired token of the owner.
@@ -132,14 +139,22 @@ def first_calls(ready: Ready, state_dir: Path) -> str:
     """The text that shows the first calls to make, as commands for a shell."""
     # The certificate may be self-signed, so the commands name it.
     cert = shlex.quote(os.path.relpath(ready.tls_cert_file)) if ready.tls_cert_file else ""
+    curl = f"curl --cacert {cert}" if cert else "curl"
+    grpcurl = f"{_own('grpcurl')} {f'-cacert {cert}' if cert else '-plaintext'}"
+    evershell = _own("evershell")
+    if host := ready.demo.host:
+        curl, grpcurl = f"{curl} -H Host:{host}", f"{grpcurl} -authority {host}"
+        url = ready.grpc_url.replace(ready.grpc_addr.rpartition(":")[0], host)
+        evershell = f"EVERSHELL_URL={url} {evershell}"
     return _CALLS.format(
+        host_note=_HOST_NOTE.format(host=host) if host else "",
         state_dir=os.path.relpath(state_dir),
         rest_url=ready.rest_url,
         grpc_addr=ready.grpc_addr,
         workspace_id=ready.demo.workspace_id,
-        evershell=_own("evershell"),
-        curl=f"curl --cacert {cert}" if cert else "curl",
-        grpcurl=f"{_own('grpcurl')} {f'-cacert {cert}' if cert else '-plaintext'}",
+        evershell=evershell,
+        curl=curl,
+        grpcurl=grpcurl,
     )
 
 

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from evershell.store.leadership import LEADER_LOCK_KEY
 from tests.support.alive import is_alive
+from tests.support.printed_calls import run_printed_calls
 from tests.support.stack import READY_SECONDS, Gate, Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
@@ -87,6 +88,15 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
 def says_ready(stack: Stack) -> list[str]:
     """Returns the names of the existing files that say that the stack is ready."""
     return [name for name in ("ready.json", "demo.env") if (stack.state_dir / name).exists()]
+
+
+def test_with_a_public_domain_the_printed_calls_name_the_host(tmp_path: Path) -> None:
+    with Stack(tmp_path / "state", PUBLIC_DOMAIN="evershell.example").started() as own:
+        said = own.output.read_text()
+        assert "Requests must name the host demo.evershell.example" in said
+        port = own.ready["grpc_addr"].rpartition(":")[2]
+        assert f"EVERSHELL_URL=http://demo.evershell.example:{port} " in said
+        run_printed_calls(own)
 
 
 def test_a_read_only_database_is_told_in_a_line(tmp_path: Path, read_only_url: str) -> None:
