@@ -1,6 +1,7 @@
 """The start of an agent's process: reads the spec, and runs the program."""
 
 import importlib
+import inspect
 import json
 import os
 import resource
@@ -62,6 +63,17 @@ def load(name: str) -> "AgentFunction":
     return function
 
 
+def _require_async(agent: "AgentFunction") -> None:
+    """Raises NoAgentError if the agent is a function that is not `async`."""
+    function = inspect.unwrap(agent)
+    if inspect.isfunction(function) and not inspect.iscoroutinefunction(function):
+        name = function.__name__
+        raise NoAgentError(
+            f"The function {name!r} is not async. Write `async def {name}(task: Task)`, and run "
+            "code that blocks with `in_thread` or `in_process`."
+        )
+
+
 def end(code: int) -> NoReturn:
     """Ends this process, even if threads and tasks that the agent has started still run."""
     for stream in (sys.stdout, sys.stderr):
@@ -120,8 +132,13 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
         own_keys.hide(spec.keys)
         try:
             agent = agent or load(name)
+            _require_async(agent)
         except NoAgentError as error:
-            log.exception("no_agent", reason=str(error))
+            if error.__cause__ is not None:
+                log.exception("agent_not_loaded")
+            # The last line is short and has the reason, because the controller quotes it, and may
+            # get only the end of the log.
+            log.error("no_agent", reason=str(error))
             return ExitCode.BAD_SPEC
     # The library needs asyncio's own event loop, even if the agent has installed another one.
     asyncio.set_event_loop_policy(None)

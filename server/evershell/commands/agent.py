@@ -52,6 +52,13 @@ def agent() -> None:
     "--task-seconds", default=60.0, show_default=True, help="How long each task may take."
 )
 @click.option(
+    "--start-seconds",
+    default=120.0,
+    show_default=True,
+    envvar="POD_START_SECONDS",
+    help="How long the agent may take to start. By default, POD_START_SECONDS.",
+)
+@click.option(
     "--force-seconds",
     default=2.0,
     show_default=True,

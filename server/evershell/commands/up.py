@@ -20,22 +20,24 @@ from evershell.telemetry import logs
 )
 def up(agent: str | None) -> None:
     """Runs until Ctrl-C."""
-    settings = read_settings()
+    settings, agent_file = read_settings(), None
     if agent is not None:
-        settings = settings.model_copy(update={"agent_command": _command_of(agent)})
+        agent, agent_file = _found(agent)
+        command = shlex.join([sys.executable, "-P", "-m", "evershell.agents", agent])
+        settings = settings.model_copy(update={"agent_command": command})
     logs.configure("up", settings.log_level)
     with problems_reported():
-        asyncio.run(run(settings))
+        asyncio.run(run(settings, agent_file))
 
 
-def _command_of(agent: str) -> str:
-    """The AGENT_COMMAND for the agent `file.py:name` or `module:name`."""
+def _found(agent: str) -> tuple[str, Path | None]:
+    """The agent `file.py:name` with an absolute path, and its file; or the agent `module:name`."""
     place, _, name = agent.rpartition(":")
     if not place or not name:
         raise click.BadParameter("must be FILE.py:NAME or MODULE:NAME", param_hint="--agent")
-    if place.endswith(".py"):
-        path = Path(place).absolute()
-        if not path.is_file():
-            raise click.BadParameter(f"there is no file {path}", param_hint="--agent")
-        agent = f"{path}:{name}"
-    return shlex.join([sys.executable, "-P", "-m", "evershell.agents", agent])
+    if not place.endswith(".py"):
+        return agent, None
+    path = Path(place).absolute()
+    if not path.is_file():
+        raise click.BadParameter(f"there is no file {path}", param_hint="--agent")
+    return f"{path}:{name}", path

@@ -36,10 +36,9 @@ from evershell.conformance.record import (
 )
 from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.task import TaskStatus
+from evershell.pod.last_line import reason_in
 from evershell.pod.signal_stream import NotAcknowledgedError
 
-# How long an agent may take to register.
-_START_SECONDS = 30.0
 # The length of the lease in the case that lets the lease expire. An agent has enough time to end.
 _SHORT_LEASE_SECONDS = 6.0
 # How many calls the simulated outage of the database refuses before it ends.
@@ -84,6 +83,8 @@ class Options:
     keys: Mapping[str, str] = field(default_factory=dict)
     # The time limit of a task.
     task_seconds: float = 60.0
+    # How long the agent may take to register.
+    start_seconds: float = 120.0
     # How long after its force deadline a task may take to end.
     force_seconds: float = FORCE_MARGIN.total_seconds()
     model_timeout_seconds: float = 120.0
@@ -189,9 +190,10 @@ class Suite:
             raise FailedError(f"the agent cannot be started: {error}") from error
         self._agent = agent
         plane = self._plane
-        if not await self._wait(agent, lambda: plane.address, _START_SECONDS):
+        if not await self._wait(agent, lambda: plane.address, options.start_seconds):
             lines = agent.last_lines().splitlines()
-            raise FailedError(f"the agent has not registered: {lines[-1] if lines else 'no log'}")
+            reason = reason_in(lines[-1]) if lines else "no log"
+            raise FailedError(f"the agent has not registered: {reason}")
         self._has_started = True
         return agent
 

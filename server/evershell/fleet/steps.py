@@ -17,6 +17,7 @@ from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet.due import DueReader, Overdue
 from evershell.fleet.parts import Parts
+from evershell.pod.last_line import reason_in
 
 log = structlog.get_logger()
 # How long a pod may take to end before it is killed.
@@ -185,7 +186,7 @@ class Steps:
             return explanation
         log_tail = self._pods.log_tail(workspace.id)
         if workspace.status is WorkspaceStatus.PROVISIONING and log_tail:
-            return f"its agent ended before it registered: {log_tail[:300]}"
+            return f"its agent ended before it registered: {reason_in(log_tail)}"
         return "its agent's process ended unexpectedly"
 
     async def _fail(self, workspace: Workspace, reason: str, overdue: Task | None = None) -> None:

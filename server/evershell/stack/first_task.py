@@ -1,20 +1,30 @@
 """Waits until the demo workspace of a stack is ready."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import httpx
 
 from evershell.app.settings import Settings
+from evershell.core import workspace_lifecycle
 from evershell.core.errors import OperatorError, UnavailableError
-from evershell.core.ports import Store
+from evershell.core.ports import Clock, Store
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
+from evershell.fleet.kubernetes.objects import WORKSPACE_LABEL
+from evershell.fleet.local.pod_records import PodRecords
 from evershell.stack.ready import Demo, trust
 
 # How long the stack may take to get ready, in addition to the start of its agent.
 _OTHER_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_SAVED_POLL_SECONDS = 0.2
 _TASK = "echo ready"
+
+
+class DemoFailedError(OperatorError):
+    """The demo workspace has failed. The text says why, and where the log of its agent is."""
 
 
 async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None:
@@ -23,7 +33,7 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
     If its agent is not the scripted one, waits only until the workspace can take a task. If the
     organization is on hold, waits only until the task is refused.
 
-    Raises OperatorError.
+    Raises DemoFailedError and OperatorError.
     """
     problem = ""
     limit_seconds = settings.pod_start_seconds + _OTHER_SECONDS
@@ -50,6 +60,43 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
         ) from error
 
 
+def saved_at(path: Path) -> int:
+    """When the file was last saved, in nanoseconds; 0 if there is no file."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+async def await_another_start(
+    demo: Demo, store: Store, clock: Clock, path: Path, seen: int
+) -> None:
+    """Waits until the failed demo workspace gets another agent.
+
+    Resumes the workspace once the file `path` was saved at another time than `seen`. A caller may
+    resume it too.
+    """
+    while True:
+        workspace = await store.get_workspace(demo.workspace_id)
+        if workspace is None or workspace.status is not WorkspaceStatus.FAILED:
+            return
+        if saved_at(path) not in (seen, 0):
+            await store.transition(
+                demo.workspace_id, lambda locked: workspace_lifecycle.resume(locked, clock())
+            )
+            return
+        await asyncio.sleep(_SAVED_POLL_SECONDS)
+
+
+def _log_of(settings: Settings, workspace_id: str) -> str:
+    """Where an operator finds the log of the workspace's agent."""
+    if settings.on_kubernetes:
+        # The pod of a failed workspace is deleted, and its log with it.
+        labels = f"{WORKSPACE_LABEL}={workspace_id}"
+        return f"while its pod runs: kubectl logs --follow --selector {labels}"
+    return os.path.relpath(PodRecords(settings.state_dir).log_path(workspace_id))
+
+
 async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.AsyncClient) -> str:
     """Why the stack is not ready; empty if it is. Raises OperatorError if it cannot get ready."""
     path = f"/v1/workspaces/{demo.workspace_id}"
@@ -57,7 +104,10 @@ async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.A
         workspace = await store.get_workspace(demo.workspace_id)
         assert workspace is not None
         if workspace.status is WorkspaceStatus.FAILED:
-            raise OperatorError(f"The demo workspace has failed: {workspace.status_reason}.")
+            raise DemoFailedError(
+                f"The demo workspace has failed: {workspace.status_reason.rstrip('.')}.\n"
+                f"The log of its agent: {_log_of(settings, demo.workspace_id)}"
+            )
         # A workspace that was idle in an earlier run is still shown as idle, although it has no
         # agent, until the controller assigns it to this run. Pods on Kubernetes are not tied to a
         # run of the stack.

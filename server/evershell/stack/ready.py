@@ -39,6 +39,9 @@ In another terminal:
 """
 
 
+_ANOTHER_START = """The stack waits. Save {agent_file} to start the agent again. \
+If the cause is elsewhere, resume its workspace:
+  . {state_dir}/demo.env; {evershell} workspace resume {workspace_id}"""
 _HOST_NOTE = """
 Requests must name the host {host}, because PUBLIC_DOMAIN is set. The console and the command
 `evershell` need a name server or a line in /etc/hosts that leads this name to this machine."""
@@ -133,6 +136,16 @@ def write_environment(ready: Ready, state_dir: Path) -> None:
     }
     lines = "".join(f"export {name}={value}\n" for name, value in variables.items())
     write_private(state_dir / ENVIRONMENT, lines)
+
+
+def another_start(demo: Demo, state_dir: Path, agent_file: Path) -> str:
+    """The text that says how to start the agent of the demo workspace again."""
+    return _ANOTHER_START.format(
+        agent_file=os.path.relpath(agent_file),
+        state_dir=os.path.relpath(state_dir),
+        workspace_id=demo.workspace_id,
+        evershell=_own("evershell"),
+    )
 
 
 def first_calls(ready: Ready, state_dir: Path) -> str:

@@ -17,6 +17,7 @@ from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.signing_keys import new_key, read_signing_keys
 from evershell.cli.terminal import printable
 from evershell.core.errors import OperatorError, UnavailableError
+from evershell.core.ports import Clock, Store
 from evershell.fleet.local import isolation
 from evershell.fleet.local.local_pods import end_every_pod
 from evershell.stack import postgres, ready, run_lock
@@ -32,9 +33,21 @@ from evershell.stack.environments import (
 )
 from evershell.stack.envoy.config import edge_of
 from evershell.stack.envoy.edge_process import EdgeProcess
-from evershell.stack.first_task import await_first_task
+from evershell.stack.first_task import (
+    DemoFailedError,
+    await_another_start,
+    await_first_task,
+    saved_at,
+)
 from evershell.stack.port_check import check_ports
-from evershell.stack.ready import Demo, Ready, first_calls, write_environment, write_private
+from evershell.stack.ready import (
+    Demo,
+    Ready,
+    another_start,
+    first_calls,
+    write_environment,
+    write_private,
+)
 from evershell.stack.rolling_restart import RollingRestart
 from evershell.stack.supervisor import Program, Supervisor
 from evershell.store.keys import PostgresKeys
@@ -54,8 +67,11 @@ _DRAIN_SECONDS = 1.5
 _STOP_SECONDS = 8.0
 
 
-async def up(settings: Settings) -> None:
+async def up(settings: Settings, agent_file: Path | None = None) -> None:
     """Starts the stack, prints how to use it, and stops it at SIGINT or SIGTERM.
+
+    `agent_file` is the file of the user's agent. If the agent does not start, the stack waits for
+    another version of the file.
 
     Raises OperatorError if it cannot be started, and psycopg.Error.
     """
@@ -81,7 +97,7 @@ async def up(settings: Settings) -> None:
         edge = EdgeProcess(wanted, settings.state_dir / "envoy.yaml")
         rolling = RollingRestart(supervisor, edge, partial(_render, settings, edge))
         run_lock.write_pid(settings.state_dir)
-        starting = asyncio.create_task(_start(settings, supervisor, edge))
+        starting = asyncio.create_task(_start(settings, supervisor, edge, agent_file))
         restarting = asyncio.create_task(rolling.run_on_request(starting))
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -107,7 +123,7 @@ def _ensure_signing_key(path: Path) -> None:
 
 
 async def _start(
-    settings: Settings, supervisor: Supervisor, edge: EdgeProcess
+    settings: Settings, supervisor: Supervisor, edge: EdgeProcess, agent_file: Path | None
 ) -> tuple[Settings, Demo]:
     """Starts the stack and waits until it serves.
 
@@ -137,13 +153,36 @@ async def _start(
             _print("Starting control plane, fleet, edge …")
             await _start_programs(settings, supervisor, edge)
             _print("Starting the demo workspace's agent …")
-            await await_first_task(settings, demo, store)
+            await _first_task(settings, demo, store, clock, agent_file)
             # The standby starts last, because nothing waits for it. The first controller leads by
             # now.
             await _start_controller(settings, supervisor, 1)
     except UnavailableError as error:
         raise OperatorError(f"The database cannot be used: {error}.") from error
     return settings, demo
+
+
+async def _first_task(
+    settings: Settings, demo: Demo, store: Store, clock: Clock, agent_file: Path | None
+) -> None:
+    """Waits until the demo workspace is ready. Raises OperatorError.
+
+    If its agent fails and is a file, waits until the file is saved, or until a caller resumes the
+    workspace, as often as needed.
+    """
+    while True:
+        seen = saved_at(agent_file) if agent_file else 0
+        try:
+            await await_first_task(settings, demo, store)
+            return
+        except DemoFailedError as error:
+            if agent_file is None:
+                raise
+            write_environment(_ready(settings, demo), settings.state_dir)
+            _print(printable(str(error), block=True))
+            _print(printable(another_start(demo, settings.state_dir, agent_file), block=True))
+            await await_another_start(demo, store, clock, agent_file, seen)
+            _print("Starting the demo workspace's agent again …")
 
 
 async def _start_programs(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
@@ -272,7 +311,14 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
 
 def _announce(settings: Settings, demo: Demo) -> None:
     """Writes ready.json and demo.env, and prints the first calls to make."""
-    written = Ready(
+    written = _ready(settings, demo)
+    write_environment(written, settings.state_dir)
+    written.write(settings.state_dir)
+    _print(printable(first_calls(written, settings.state_dir), block=True))
+
+
+def _ready(settings: Settings, demo: Demo) -> Ready:
+    return Ready(
         rest_url=settings.rest_url,
         grpc_addr=f"{settings.edge_host}:{settings.grpc_port}",
         server_addr=service_settings(settings).worker_addresses[0],
@@ -280,9 +326,6 @@ def _announce(settings: Settings, demo: Demo) -> None:
         tls_cert_file=str(settings.tls_cert_file.absolute()) if settings.tls_cert_file else None,
         demo=demo,
     )
-    write_environment(written, settings.state_dir)
-    written.write(settings.state_dir)
-    _print(printable(first_calls(written, settings.state_dir), block=True))
 
 
 def _print(text: str) -> None:

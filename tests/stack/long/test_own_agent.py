@@ -1,13 +1,17 @@
 """An agent built on the library, given by file and function name, in a sandbox."""
 
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.support import sandbox
-from tests.support.stack import Stack, Workspace
+from tests.support.stack import READY_SECONDS, Stack, Workspace
 from tests.support.waiting import eventually
 
 AGENT = """
@@ -194,3 +198,35 @@ def test_the_tokens_of_a_tree_are_counted_together(stack: Stack, workspace: Work
     assert end["cancel"]["requested_by"] == "system:limit"
     assert end["cancel"]["reason"] == "max_total_tokens reached: 15 of 15 tokens"
     assert below.await_end(below.await_event("task_submitted")["task_id"])["status"] == "completed"
+
+
+def test_a_stack_whose_agent_does_not_start_waits_for_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "my_agent.py"
+    path.write_text("def agent(task):\n    return 'never'")
+    own = Stack(tmp_path / "state", POD_ISOLATION="none")
+    own.arguments = ("--agent", f"{path}:agent")
+
+    def says(*texts: str) -> bool:
+        return own.output.exists() and all(text in own.output.read_text() for text in texts)
+
+    with own.ended(), ThreadPoolExecutor(1) as pool:
+        started = pool.submit(own.start)
+        eventually(lambda: says("Write `async def agent(task: Task)`", "The stack waits. Save "))
+        log = f"The log of its agent: {os.path.relpath(own.state_dir / 'fleet')}/ws_"
+        assert log in own.output.read_text()
+        path.write_text(f"{AGENT}\ntypo(")
+        eventually(lambda: says("SyntaxError: '(' was never closed (my_agent.py, line "))
+        eventually(lambda: own.output.read_text().count("The stack waits.") == 2)
+        # A caller resumes the workspace. The file seems to be the same.
+        seen = path.stat()
+        path.write_text(AGENT)
+        os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        command = own.output.read_text().rpartition("resume its workspace:\n")[2].splitlines()[0]
+        # The path of the state folder is relative to the folder in which the stack runs.
+        subprocess.run(
+            ["/usr/bin/env", "bash", "-c", command], cwd=own.checkout, check=True, timeout=60
+        )
+        started.result(READY_SECONDS)
+        workspace = Workspace(own)
+        assert _summary(workspace, workspace.submit("thread echo on"))[0] == "completed"
+        assert own.stop() == 0

@@ -92,6 +92,8 @@ async def test_an_agent_is_a_program_or_a_function_of_a_file(
         ("my_agent.py:missing", "has no function 'missing'"),
         ("broken.py:agent", "ModuleNotFoundError: No module named 'absent'"),
         ("exits.py:agent", "SystemExit: 2"),
+        ("my_agent.py:doubled", "Write `async def doubled(task: Task)`"),
+        ("wrapped.py:agent", "'agent' is not async"),
     ],
 )
 async def test_an_agent_that_cannot_be_loaded_says_why(
@@ -100,6 +102,7 @@ async def test_an_agent_that_cannot_be_loaded_says_why(
     (tmp_path / "my_agent.py").write_text(AGENT)
     (tmp_path / "broken.py").write_text("import absent")
     (tmp_path / "exits.py").write_text("import sys; sys.exit(2)")
+    (tmp_path / "wrapped.py").write_text("def agent(task):\n    yield task")
     process = await _agent(control_plane, tmp_path, "-P", "-m", "evershell.agents", name)
     _, errors = await process.communicate()
     assert process.returncode == ExitCode.BAD_SPEC

@@ -54,15 +54,17 @@ def test_up_takes_an_agent(
 ) -> None:
     (tmp_path / "my_agent.py").touch()
     monkeypatch.chdir(tmp_path)
-    started: list[Settings] = []
+    started: list[tuple[Settings, Path | None]] = []
 
-    async def run(settings: Settings) -> None:
-        started.append(settings)
+    async def run(settings: Settings, agent_file: Path | None) -> None:
+        started.append((settings, agent_file))
 
     monkeypatch.setattr(command_up, "run", run)
     done = CliRunner().invoke(command_up.up, ["--agent", agent], env={"STATE_DIR": str(tmp_path)})
     assert done.exit_code == 0, done.output
-    *program, name = shlex.split(started[0].agent_command)
+    (settings, agent_file) = started[0]
+    assert agent_file == (tmp_path / "my_agent.py" if expected else None)
+    *program, name = shlex.split(settings.agent_command)
     assert program == [sys.executable, "-P", "-m", "evershell.agents"]
     assert name == (expected or agent).format(tmp_path)
 

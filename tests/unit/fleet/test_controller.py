@@ -4,6 +4,7 @@ test_due.py tests what the controller reads, and the bounds that it enforces.
 """
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -95,6 +96,17 @@ async def test_a_pod_that_ends_before_it_registers_fails_with_its_last_log_line(
         "ended before it registered: ImportError" in failed.status_reason
         and len(failed.status_reason) < 400
     )
+
+
+async def test_the_reason_of_an_agent_that_cannot_start_is_whole(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, pod=False)
+    reason = "it cannot be read. " + "x" * 900 + " Set POD_ISOLATION=none."
+    fleet.pods.last_log_line = json.dumps({"event": "no_agent", "reason": reason, "epoch": 1})
+    async with fleet.running():
+        fleet.pods.kill(made)
+        await fleet.next_scan()
+    failed = await fleet.world.workspace(made.id)
+    assert failed.status_reason == f"its agent ended before it registered: {reason}"
 
 
 async def test_a_start_that_another_controller_did_not_finish_is_repeated(fleet: Fleet) -> None:

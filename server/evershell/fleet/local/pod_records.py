@@ -26,7 +26,8 @@ _AGENT, _LOG, _PID = "agent", "log", "pid"
 _AGENT_TEXT = re.compile(
     r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,64})(?: ([0-9]{1,9}) ([0-9]{1,18})( init)?)?"
 )
-_LOG_TAIL_BYTES = 2_000
+# A line of an agent's log has a field of at most 1,000 characters, and at most 12 bytes for each.
+_LOG_TAIL_BYTES = 16_000
 
 
 class UnreadableError(Exception):
@@ -139,6 +140,10 @@ class PodRecords:
         """Opens the agents' log for appending. Raises OSError."""
         with pod_files.created(self._base, _FLEET, workspace_id) as folder:
             return pod_files.open_log(folder, _LOG)
+
+    def log_path(self, workspace_id: str) -> Path:
+        """The agents' log, for operators."""
+        return self._base / _FLEET / workspace_id / _LOG
 
     def last_log_line(self, workspace_id: str) -> str:
         """The last line of the agents' log; empty if there is none."""

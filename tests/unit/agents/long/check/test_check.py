@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from evershell.app.settings import Settings
 from evershell.conformance.moments import Moment
+from evershell.conformance.suite import Options
 from tests.support.lengths import smoke
 from tests.support.npm import NODE, program_folder
 from tests.support.stack import ROOT
@@ -86,3 +88,17 @@ def test_an_agent_that_does_not_start_ends_the_check(tmp_path: Path) -> None:
     ((verdict, detail),) = rows.values()
     assert (code, verdict) == (1, "failed")
     assert "ModuleNotFoundError: No module named 'absent'" in detail
+
+
+def test_an_agent_has_the_time_of_pod_start_seconds_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Options(description="").start_seconds == Settings().pod_start_seconds
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time; time.sleep(600)")
+    monkeypatch.setenv("POD_START_SECONDS", "1")
+    code, rows = check(f"{slow}:agent")
+    assert code == 1
+    assert rows == {
+        "a task that is not cancelled": ("failed", "the agent has not registered: no log")
+    }
