@@ -1,6 +1,7 @@
 """The store on PostgreSQL: constraints, locks, connections, leases and idempotency keys."""
 
 import asyncio
+import secrets
 from dataclasses import replace
 from datetime import timedelta
 
@@ -80,7 +81,7 @@ async def test_a_cancellation_and_an_end_take_effect_in_the_order_of_their_locks
 async def test_a_batch_of_large_events_ends_early_and_the_next_one_continues(pool: Pool) -> None:
     store = PostgresStore(pool, machine_clock)
     busy, running = await with_task(store)
-    large = [iteration(number, "x" * 200_000) for number in range(1, 4)]
+    large = [iteration(number, secrets.token_urlsafe(150_000)) for number in range(1, 4)]
 
     def commit(locked: Locked) -> Change:
         return task_lifecycle.commit(locked, 1, running.id, [TaskStarted(), *large], NOW)
