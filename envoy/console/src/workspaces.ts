@@ -1,7 +1,8 @@
 // Keeps the list of all workspaces, with the tasks that run in them.
 //
-// Reads the whole list once, and from then on only the workspaces that an event names. What changes
-// without an event is read again for the rows in view.
+// Reads the whole list, and from then on the workspaces that an event names. What changes without an
+// event is read again for the rows in view. The whole list is read again each minute, because no
+// event says that a workspace was created or deleted.
 import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { api, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
@@ -17,6 +18,8 @@ const PAGE_SIZE = 200;
 // reads in view one: a browser opens at most six connections over HTTP/1.1, the stream and the
 // hold have one each, and a cancellation needs one.
 const CHANGES_MS = 300;
+// The interval of the reads of the whole list, while the page is not hidden.
+const WHOLE_MS = 60_000;
 // The interval of the reads in view.
 const IN_VIEW_MS = 2_000;
 // The interval of the reads of changed workspaces while the page is hidden.
@@ -67,7 +70,15 @@ export function setInView(ids: Iterable<string>): void {
 // Follows the list until `signal` is aborted.
 async function follow(signal: AbortSignal): Promise<void> {
   begin();
-  signal.addEventListener("abort", () => wake());
+  const whole = setInterval(() => {
+    if (document.hidden) return;
+    isListed = false;
+    wake();
+  }, WHOLE_MS);
+  signal.addEventListener("abort", () => {
+    clearInterval(whole);
+    wake();
+  });
   let tookMs = 0;
   const readNext = async () => {
     await readable(signal);
