@@ -193,7 +193,12 @@ def shape(value: Any) -> Any:
 
 def event_shape(message: Any) -> Any:
     """Returns the type and the shape of an event, without its values."""
-    return message["event"]["type"], shape(message)
+    return event_type(message), shape(message)
+
+
+def event_type(message: Any) -> Any:
+    """Returns the type of an event, or of the heartbeat of an organization's stream."""
+    return message["event"]["type"] if "event" in message else "heartbeat"
 
 
 def is_object(text: str) -> bool:
@@ -208,6 +213,8 @@ def events(text: str) -> Sequence[Any]:
     found = []
     for event in httpx_sse.EventSource(response).iter_sse():
         message = event.json()
-        assert (event.id, event.event) == (message["event"]["seq"], message["event"]["type"])
+        # The stream of an organization has positions.
+        id_ = message["position"] if "position" in message else message["event"]["seq"]
+        assert (event.id, event.event) == (id_, event_type(message))
         found.append(message)
     return found

@@ -21,7 +21,7 @@ FROM later;
 -- `server` differs after a fail-over.
 SELECT
     pg_postmaster_start_time() AS server,
-    coalesce(array_agg(virtualtransaction), '{{}}') AS transactions
+    coalesce(array_agg(virtualtransaction), ARRAY[]::text[]) AS transactions
 FROM pg_locks
 WHERE relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database());

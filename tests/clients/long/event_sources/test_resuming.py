@@ -64,6 +64,7 @@ def sample_client(language: str) -> Client:
         (source,) = [
             sample["source"]
             for each in operations()
+            if each.path.endswith("/{workspace_id}/events")
             for sample in each.described.get("x-codeSamples", [])
             if sample["lang"] == language
         ]
