@@ -8,6 +8,17 @@ from playwright.sync_api import Browser, Locator, Page, Request, expect
 
 from tests.support.stack import Workspace
 
+# The page does not read the whole list each minute, but when a test calls `pass_minute`.
+_MINUTE = """
+  const every = setInterval;
+  window.passMinute = () => {};
+  window.setInterval = (run, ms) => {
+    if (ms !== 60_000) return every(run, ms);
+    window.passMinute = run;
+    return 0;
+  };
+"""
+
 
 class Console:
     """The console in a browser. Records its requests and its errors."""
@@ -26,8 +37,8 @@ class Console:
         self.context = browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": 800}, has_touch=has_touch
         )
-        if script:
-            self.context.add_init_script(script)
+        for each in (_MINUTE, script):
+            self.context.add_init_script(each)
         self.page: Page = self.context.new_page()
         self.origin = origin
         self.requests: list[Request] = []
@@ -49,6 +60,10 @@ class Console:
 
     def close(self) -> None:
         self.context.close()
+
+    def pass_minute(self) -> None:
+        """Lets the page do what it does each minute."""
+        self.page.evaluate("passMinute()")
 
     def show(self, workspace: Workspace) -> None:
         """Signs in and opens the page of the workspace."""

@@ -144,6 +144,28 @@ def test_only_changed_workspaces_are_read_again(
     console.check()
 
 
+def test_the_whole_list_is_read_again_each_minute(
+    console: Console, stack: Stack, named: Named
+) -> None:
+    """No event says that a workspace was created or deleted."""
+    console.sign_in(stack.tokens["full_access"])
+    console.find(named.name)
+    console.await_list()
+    with stack.database() as connection:
+        connection.execute(
+            "INSERT INTO workspaces (id, org_id, name, status, status_reason, created_at,"
+            " updated_at, epoch, last_seq) VALUES ('ws_unseen', 'org_demo', %s, 'stopped', '',"
+            " now(), now(), 1, 0)",
+            (f"{named.name}-unseen",),
+        )
+        console.pass_minute()
+        expect(console.rows).to_have_count(1)
+        connection.execute("DELETE FROM workspaces WHERE id = 'ws_unseen'")
+        console.pass_minute()
+        expect(console.rows).to_have_count(0)
+    console.check()
+
+
 def test_six_keys_cancel_a_task(console: Console, stack: Stack, named: Named) -> None:
     """The keys find the task, open its workspace, cancel the task, and show its end."""
     workspace, task_id = named.busy("crm", about="Mail our customers")
