@@ -13,6 +13,7 @@ A position in the log of a workspace is a `seq`. A position in the log of all wo
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from contextvars import Context
@@ -30,7 +31,7 @@ BATCH_EVENTS = 100
 TAIL_SECONDS = 0.25
 # The same while the next event is not settled yet.
 _BLOCKED_SECONDS = 0.05
-# After this many failed reads in a row, the watchers of all organizations are told.
+# The tail, and with it the watch of each organization, ends after this many failed reads in a row.
 _MAX_FAILURES = 3
 # How many watchers are woken at a time. Other calls are served before the next group is woken.
 _WOKEN_AT_ONCE = 16
@@ -124,7 +125,7 @@ class EventFeeds:
         self._subscriptions = subscriptions
         self._clock = clock
         # By workspace id.
-        self._readers: dict[str, _WorkspaceReader] = {}
+        self._readers: dict[str | None, _WorkspaceReader] = {}
         self._tail: _Tail | None = None
 
     def join(self, workspace_id: str, last_seq: int) -> Watcher:
@@ -156,8 +157,8 @@ class EventFeeds:
     def _forget(self, reader: "_Reader") -> None:
         if self._tail is reader:
             self._tail = None
-        elif self._readers.get(reader.workspace_id or "") is reader:
-            del self._readers[reader.workspace_id or ""]
+        elif self._readers.get(reader.workspace_id) is reader:
+            del self._readers[reader.workspace_id]
 
 
 class _Feed:
@@ -220,7 +221,7 @@ class _Feed:
             watcher.wake()
 
 
-class _Reader:
+class _Reader(ABC):
     """Reads a log for its feeds, in an asyncio task, until it is stopped or fails."""
 
     __slots__ = ("_forget", "_task")
@@ -250,13 +251,13 @@ class _Reader:
             self._forget(self)
             self._fail(error)
 
+    @abstractmethod
     async def _follow(self, subscription: Subscription) -> None:
         """Passes events to the feeds. Raises FeedEndedError when the server is shutting down."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fail(self, error: Exception) -> None:
         """Raises the error in all watchers."""
-        raise NotImplementedError
 
 
 class _WorkspaceReader(_Reader):

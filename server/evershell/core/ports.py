@@ -225,7 +225,7 @@ class EventLog(Protocol):
     """
 
     async def last_position(self) -> int:
-        """The last position that was taken, by whatever transaction; at least 1.
+        """The last position that any transaction has taken; at least 1.
 
         Before the first event, it takes a position, so 0 is the position of no event and no end.
         """

@@ -32,9 +32,9 @@ def watch_organization(
 ) -> AsyncIterator[Encoded]:
     """Yields the events after the position `after`, then new events, and heartbeats.
 
-    The events are those of the workspaces that the caller may read, in the order of their
-    positions. If `after` is 0, begins with new events. The first heartbeat then comes at once, and
-    says where the watch begins: all earlier changes are visible to the caller's next calls.
+    Yields only events of workspaces that the caller may read, in the order of their positions. If
+    `after` is 0, begins with new events. The first heartbeat then comes at once, and says where the
+    watch begins: all earlier changes are visible to the caller's next calls.
 
     `encode`, `encode_heartbeat`, `opening` and the end of the watch are as for watch_events.
 

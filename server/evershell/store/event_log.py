@@ -134,20 +134,19 @@ class EventLog(Part):
     """Implements core.ports.EventLog."""
 
     async def last_position(self) -> int:
-        row = await fetch_one(self._pool.others, SQL.last_position)
-        return int(row.position)
+        return int((await fetch_one(self._pool.others, SQL.last_position)).position)
 
     async def find_log_end(self) -> LogEnd:
-        end = await self.last_position()
-        begun = await self._list_writers()
-        left, looks, until = begun.transactions, 0, time.monotonic() + _BEGIN_SECONDS
+        end = await fetch_one(self._pool.others, SQL.last_position)
+        left = (await self._list_writers()).transactions
+        looks, until = 0, time.monotonic() + _BEGIN_SECONDS
         while left:
             if time.monotonic() > until:
                 raise UnavailableError("a transaction that writes events is open for long")
             looks += 1
             await asyncio.sleep(backoff(looks, 0.01, 0.25))
             left &= (await self._list_writers()).transactions
-        return LogEnd(self._pool.others, end, begun.server)
+        return LogEnd(self._pool.others, end.position, end.server)
 
     async def list_log_events(
         self,

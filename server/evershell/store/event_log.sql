@@ -28,8 +28,10 @@ WHERE relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
 
 -- name: last_position
 -- Takes the first position if no event has taken it: 0 is not a position, because a stream after 0
--- begins with new events.
-SELECT coalesce(pg_sequence_last_value('event_positions'), nextval('event_positions')) AS position;
+-- begins with new events. `server` differs after a fail-over.
+SELECT
+    coalesce(pg_sequence_last_value('event_positions'), nextval('event_positions')) AS position,
+    pg_postmaster_start_time() AS server;
 
 -- name: list_log_events
 -- The events of these organizations, and those of workspaces with one of these creators. A batch ends
