@@ -153,8 +153,6 @@ def play_and_judge(
         for hit in faults.hits
         if not hit.came_back
     )
-    hurts = list(faults.hurts(everyone))
-    problems += judge_programs(stack.output, hurts)
     problems += old_tasks.left(stack)
     try:
         eventually(lambda: not list(_strays(stack, workspace_ids)), _CLEARED_SECONDS)
@@ -164,6 +162,9 @@ def play_and_judge(
         problems += _left_of_deleted(stack, connection, load.deleted_ids)
         problems += _judge_tasks(connection)
         failed = failures(connection, stack.state_dir / "logs")
+    # The load creates workspaces too, and a fault may hurt the agent of any of them.
+    hurts = list(faults.hurts([each.workspace_id for each in failed]))
+    problems += judge_programs(stack.output, hurts)
     too_short = list[str]()
     for each in judge_workspaces(stack, failed, hurts, waits):
         (too_short if each.is_too_short else problems).append(each.text)
