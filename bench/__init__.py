@@ -20,7 +20,7 @@ How to read the table:
   hardly do.
 - The floor is a bare gRPC server that updates one row of a table and makes an empty call to an
   agent. The durable floor records a cancellation in one statement instead of the update. Both are
-  in servers/floor.py and do not change with the service.
+  in servers/floor.py, have tables of their own and do not change with the service.
 - `holds` says whether the median is within the target.
 - With COMPARE, each pair of rounds gives a ratio, before ÷ after. A row has a verdict only if there
   are at least 5 ratios, all on the same side of 1.

@@ -99,7 +99,8 @@ def _running(options: Options, folder: Path) -> Iterator[Setting]:
             stack.callback(side.stop)
             side.start()
         home = sides[-1]
-        row_ids = arming.prepare_floor(home.database, _FLOOR_ROWS)
+        floor_database = stack.enter_context(home.stack.database())
+        row_ids = arming.prepare_floor(floor_database, _FLOOR_ROWS)
         agent_port, floor_port = processes.free_port(), processes.free_port()
         agents = addresses(agent_port, AGENTS)
         log = folder / "agents.log"
@@ -119,6 +120,7 @@ def _running(options: Options, folder: Path) -> Iterator[Setting]:
             sides=sides,
             floor_address=f"127.0.0.1:{floor_port}",
             floor_pid=floor.pid,
+            floor_tasks=arming.RunningTasks(floor_database),
             agent_addresses=agents,
             row_ids=row_ids,
             quick=options.quick,

@@ -156,6 +156,22 @@ class Armed:
         return "task_" + workspace_id.removeprefix("ws_") + _suffix(self.earlier)
 
 
+class RunningTasks:
+    """Gives the agents of a window one task after the other."""
+
+    def __init__(self, database: psycopg.Connection[Any]) -> None:
+        self.database = database
+        self._tasks: Armed | None = None
+
+    def next(self, agent_addresses: Sequence[str]) -> Armed:
+        """Ends the previous task of each agent, if there is one, and gives the agent a new task."""
+        if self._tasks is None:
+            self._tasks = arm(self.database, len(agent_addresses), agent_addresses)
+        else:
+            self._tasks = arm_again(self.database, self._tasks)
+        return self._tasks
+
+
 def arm(database: psycopg.Connection[Any], count: int, agent_addresses: Sequence[str]) -> Armed:
     """Creates `count` workspaces with running tasks, spread over the agents."""
     name = f"b{next(_numbers)}"
@@ -207,10 +223,11 @@ def remove(database: psycopg.Connection[Any]) -> None:
 
 
 def prepare_floor(database: psycopg.Connection[Any], count: int) -> list[str]:
-    """Creates the floor's function and its table `bench_rows`. Returns the ids of the rows."""
-    database.execute(floor.RECORD_FUNCTION.encode())
-    database.execute("DROP TABLE IF EXISTS bench_rows")
-    database.execute("CREATE TABLE bench_rows (id text PRIMARY KEY, number bigint NOT NULL)")
+    """Creates the floor's schema and the rows of `bench_rows`. Returns the ids of the rows.
+
+    From then on, this connection uses the tables of the floor.
+    """
+    database.execute(floor.SCHEMA_SQL.encode())
     database.execute(
         "INSERT INTO bench_rows SELECT 'row_' || i, 0 FROM generate_series(1, %s) AS i", (count,)
     )

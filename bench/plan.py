@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.arming import RunningTasks
 from bench.figures import Figures, Row
 from bench.side import Side
 
@@ -16,6 +17,8 @@ class Setting:
     sides: Sequence[Side]
     floor_address: str
     floor_pid: int
+    # The tasks in the floor's own tables.
+    floor_tasks: RunningTasks
     # The addresses of the simulated agents. A worker can keep a stream to each of them.
     agent_addresses: Sequence[str]
     # The ids of the rows that the floor reads and updates.
@@ -33,7 +36,7 @@ class Setting:
 
     @property
     def home(self) -> Side:
-        """The side of this checkout. The floor uses the database of this side."""
+        """The side of this checkout. The floor has a schema in the database of this side."""
         return self.sides[-1]
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,6 @@ class Side:
         self.stack = Stack(parent, WORKERS="1")
         self.stack.checkout = checkout
         self._leadership: psycopg.Connection[Any] | None = None
-        self._tasks: arming.Armed | None = None
 
     def start(self) -> None:
         """Starts the stack and waits until it is ready."""
@@ -122,10 +121,7 @@ class Side:
         """Creates workspaces with running tasks, spread over the agents."""
         return arming.arm(self.database, count, agent_addresses)
 
-    def next_tasks(self, agent_addresses: Sequence[str]) -> arming.Armed:
-        """Ends the previous task of each agent, if there is one, and gives the agent a new task."""
-        if self._tasks is None:
-            self._tasks = self.arm(len(agent_addresses), *agent_addresses)
-        else:
-            self._tasks = arming.arm_again(self.database, self._tasks)
-        return self._tasks
+    @cached_property
+    def tasks(self) -> arming.RunningTasks:
+        """The running tasks of the bench's agents."""
+        return arming.RunningTasks(self.database)

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import cycle, islice
+from typing import Any
 
+import psycopg
 from evershell.workspace.v1 import workspace_service_pb2
 
 from bench import arming, http1, load
@@ -65,6 +67,7 @@ def record(callers: int, seconds: float) -> Measure:
             callers,
             seconds,
             [setting.floor_pid],
+            tasks=setting.floor_tasks,
             body=lambda workspace_id: message(workspace_id.encode()),
         )
 
@@ -200,29 +203,34 @@ def cancelled(
     seconds: float,
     pids: Sequence[int],
     *,
+    tasks: arming.RunningTasks | None = None,
     body: Callable[[str], bytes] = cancel_body,
     status: int = OK,
 ) -> Figures:
     """Cancels tasks of the agents, each with its own call, and closes the connections.
 
+    The tasks are those of the side, unless `tasks` is given.
+
     Before the measurement, the worker signals every agent once, so that it has a stream to each.
     Once the tasks of all agents are cancelled, all agents get new tasks. The time for this is not
     measured.
     """
+    running = tasks or side.tasks
     processes = {"cpu_us": pids, "postgres_us": side.postgres_pids()}
     used: Counter[str] = Counter()
     measured: list[Calls] = []
     left = seconds
     try:
-        cancel_each(side, side.next_tasks(agent_addresses), connections, callers, body, status)
+        first = running.next(agent_addresses)
+        cancel_each(running.database, first, connections, callers, body, status)
         while left > 0:
-            tasks = side.next_tasks(agent_addresses)
+            armed = running.next(agent_addresses)
             used.subtract({name: cpu_seconds(each) for name, each in processes.items()})
-            bodies = map(body, tasks.workspace_ids)
+            bodies = map(body, armed.workspace_ids)
             measured.append(load.run(connections, bodies, callers, left))
             used.update({name: cpu_seconds(each) for name, each in processes.items()})
             expect(measured[-1], status)
-            arming.check(side.database, tasks, measured[-1].count)
+            arming.check(running.database, armed, measured[-1].count)
             left -= measured[-1].seconds
     finally:
         for each in connections:
@@ -233,7 +241,7 @@ def cancelled(
 
 
 def cancel_each(
-    side: Side,
+    database: psycopg.Connection[Any],
     tasks: arming.Armed,
     connections: Sequence[load.Connection],
     callers: int,
@@ -244,7 +252,7 @@ def cancel_each(
     bodies = map(body, tasks.workspace_ids)
     calls = load.run(connections, bodies, callers, WARM_UP_SECONDS)
     expect(calls, status)
-    arming.check(side.database, tasks, len(tasks.workspace_ids))
+    arming.check(database, tasks, len(tasks.workspace_ids))
     return calls
 
 

@@ -97,11 +97,11 @@ def _workspace_ids(setting: Setting, side: Side) -> Iterator[str]:
 
     Before the first id, the worker opens a stream to each agent.
     """
-    tasks = side.next_tasks(setting.agent_addresses)
+    tasks = side.tasks.next(setting.agent_addresses)
     with closing(side.connect("CancelTask")) as connection:
-        windows.cancel_each(side, tasks, [connection], 1)
+        windows.cancel_each(side.database, tasks, [connection], 1)
     while True:
-        tasks = side.next_tasks(setting.agent_addresses)
+        tasks = side.tasks.next(setting.agent_addresses)
         yield from tasks.workspace_ids
         arming.check(side.database, tasks, len(tasks.workspace_ids))
 

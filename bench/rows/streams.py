@@ -63,9 +63,9 @@ def _signals(number: int) -> Measure:
         with _agents(setting, _FEW) as few, closing(side.connect("CancelTask")) as connection:
             tasks = side.arm(len(few), *few)
             for _ in range(number - 1):
-                windows.cancel_each(side, tasks, [connection], 1)
+                windows.cancel_each(side.database, tasks, [connection], 1)
                 tasks = arming.arm_again(side.database, tasks)
-            return windows.cancel_each(side, tasks, [connection], 1).figures()
+            return windows.cancel_each(side.database, tasks, [connection], 1).figures()
 
     return measure
 
@@ -73,7 +73,7 @@ def _signals(number: int) -> Measure:
 def _cancel(side: Side, agents: Sequence[str], address: str) -> None:
     """Cancels one task of each agent."""
     with closing(side.connect("CancelTask", address=address)) as connection:
-        windows.cancel_each(side, side.arm(len(agents), *agents), [connection], 4)
+        windows.cancel_each(side.database, side.arm(len(agents), *agents), [connection], 4)
 
 
 @contextmanager

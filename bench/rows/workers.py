@@ -61,7 +61,7 @@ def _two_workers(seconds: float) -> Measure:
             agents, pids = setting.agent_addresses, [*side.worker_pids, pid]
             connections = [side.connect("CancelTask", address=each) for each in (None, address)]
             # The second worker opens a stream to each agent before the measurement.
-            windows.cancel_each(side, side.next_tasks(agents), connections[1:], _CALLERS)
+            windows.cancel_each(side.database, side.tasks.next(agents), connections[1:], _CALLERS)
             return windows.cancelled(side, agents, connections, _CALLERS, seconds, pids)
 
     return measure

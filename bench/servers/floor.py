@@ -7,8 +7,10 @@ Each method takes and returns bytes, without authentication, checks or a log.
 | Empty | nothing |
 | Select | reads one row of `bench_rows` |
 | Update | updates one row of `bench_rows`, then calls an agent |
-| Record | runs `bench_record_cancellation`, then calls an agent |
+| Record | runs `record_cancellation` of floor.sql, then calls an agent |
 | Stream | sends `count` messages of `size` bytes |
+
+The floor has tables of its own, so it pays for none of the service's indexes and triggers.
 
 The request of Select, Update and Record is an id as text. The request of Stream is `count size`.
 
@@ -32,11 +34,11 @@ from bench.servers import agent
 SERVICE = "bench.Floor"
 # The size of the pool, as in a worker of the service.
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 2, 10
-RECORD = (
-    "SELECT recorded FROM bench_record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-)
-# SQL that creates the function for Record.
-RECORD_FUNCTION = Path(__file__).with_name("record_cancellation.sql").read_text()
+RECORD = "SELECT record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s)"
+# SQL that creates the floor's schema.
+SCHEMA_SQL = Path(__file__).with_name("floor.sql").read_text()
+# The option with which a connection finds the floor's tables.
+SEARCH_PATH = "-c search_path=bench_floor"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -86,16 +88,12 @@ class Floor:
                 RECORD,
                 (
                     "org_demo",
-                    False,
-                    None,
                     request.decode(),
-                    None,
                     "bench",
                     "api_key",
                     now,
                     "",
                     "floor",
-                    None,
                     Jsonb({"cancel": intent}),
                 ),
                 prepare=True,
@@ -116,7 +114,7 @@ async def serve(port: int, agent_address: str, database_url: str) -> None:
     """Serves the floor on loopback until the process is stopped."""
     pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
         database_url,
-        kwargs={"autocommit": True},
+        kwargs={"autocommit": True, "options": SEARCH_PATH},
         min_size=_MIN_CONNECTIONS,
         max_size=_MAX_CONNECTIONS,
         open=False,
