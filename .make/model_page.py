@@ -16,14 +16,13 @@ _HEAD = """\
 
 The protocol of a cancellation is also written as small models for [Spin](https://spinroot.com).
 Spin explores every state of a model, with every order of its steps, and looks for one in which a
-property does not hold. Each transition names the function of the code that it stands for, and a
-test fails if that function is gone. A model does not prove that the function does what the
-transition does: the tests of the function show that.
+property does not hold. Each transition names the function of the code that it stands for. A model
+does not prove that the function does what the transition does: the tests of the function show that.
 
-To show that the properties find mistakes, each model has mutations. Each is one change, like a
-mistake in the code. Only the named property finds it: without this property, the model passes.
-`make spec` explores all models and all mutations, and prints the numbers of states and the times.
-It needs `spin` and `gcc`.
+To show that the properties find mistakes, each model has
+[mutations](../tests/spec/mutants.py). Each is one change, like a mistake in the code, which only
+one property finds. `make spec`, which needs `spin` and `gcc`, explores all models and all
+mutations, and prints them. Each model says at its beginning what it covers.
 """
 
 
@@ -35,12 +34,11 @@ def page() -> str:
 def _section(shown: Model) -> Iterator[str]:
     title, *rest = shown.head
     yield f"\n## {shown.name.capitalize()}\n\n[{title}](../{shown.path})\n\n"
-    yield "".join(f"{paragraph}\n\n" for paragraph in rest)
-    yield "| property | what holds |\n|---|---|\n"
+    yield "".join(f"{part}\n\n" for part in rest if not part.startswith("Covers: "))
+    yield "| property | what holds | mutations |\n|---|---|---:|\n"
+    found = [each.found_by for each in mutants.of(shown.name)]
     yield from (
-        f'| <a id="{shown.name}-{each.name}"></a>`{each.name}` | {each.sentence} |\n'
+        f'| <a id="{shown.name}-{each.name}"></a>`{each.name}` | {each.sentence} '
+        f"| {found.count(each.name)} |\n"
         for each in shown.properties
     )
-    yield "\n| mutation | found by |\n|---|---|\n"
-    for each in mutants.of(shown.name):
-        yield f"| {each.defect} | `{each.found_by}` |\n"

@@ -4,7 +4,7 @@ Reads the limits from the code that enforces them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,11 @@ from evershell.telemetry import metrics_server
 
 ROOT = Path(__file__).resolve().parents[1]
 _EDGE = ROOT / "envoy" / "evershell" / "edge"
-_NONE = "no limit"
-_REFUSED = f"429 `rate_limited`, after {RETRY_SECONDS} s"
+# Nothing bounds what one caller takes, except what the row says.
+_NONE = "-"
+# The shares that its calls have in a worker.
+_CALLS = "by its calls"
+_REFUSED = f"429, after {RETRY_SECONDS} s"
 _SHARES = "tests/wire/api/test_shares.py::test_a_credential_and_an_organization_have_a_share"
 _READING = "tests/wire/api/test_reading.py::"
 _EDGE_SHARES = "tests/wire/edge/test_shares.py::"
@@ -45,21 +48,32 @@ _BUSIEST = {
     Kind.FIRST_BODIES: "0: they arrive within 100 ms",
     Kind.BODIES: "3 (A2A client, 20 kB)",
 }
+_TITLES = (
+    "what",
+    "how much",
+    "a credential",
+    "an organization",
+    "an address or agent",
+    "the next one gets",
+    "busiest",
+    "test",
+)
 _HEAD = """\
 # Shares
 
 <!-- Written by `make gen` from where the limits are enforced. Do not edit. -->
 
 What callers share, and how much of it one of them may hold **at a time**. A worker refuses a call
-beyond a share at once. A call that needs a connection to the database waits, for as long as the
-table says. A refusal says when to repeat the call, unless the call is a CancelTask without a task
-id. In addition, each credential has [limits on its rate of calls](configuration.md#rate-limits).
+beyond a share at once. A refusal says when to repeat the call, unless the call is a CancelTask
+without a task id. Each worker counts separately. Cancellations, stops, holds, and reads of one task
+(GetTask) have their own places, which no other call can use. In addition, each credential has
+[limits on its rate of calls](configuration.md#rate-limits).
 
-Cancellations, stops, holds, and reads of one task (GetTask) have their own places, which no
-other call can use. Each worker counts separately, so with several workers an organization has this
-number on each. "No limit" means that nothing bounds what one caller takes of it, except what the
-row says. A credential "is not needed" for what anybody may call. "Busiest" is the most that a
-well-behaved credential is known to use of one worker.
+- `-`, or no column: nothing bounds what one of them takes, except what the row says.
+- by its calls: the shares of its calls in a [worker](#a-worker) bound it.
+- not needed: anybody may call, without a credential.
+- 429: `rate_limited`; 503: `unavailable`.
+- busiest: the most that a well-behaved credential is known to use of one worker.
 """
 
 
@@ -91,19 +105,26 @@ def page() -> str:
         ("Logs", _logs()),
         ("Agents", _agents()),
     ):
-        parts.append(
-            f"\n## {title}\n\n| what | how much | a credential | an organization "
-            "| an address or agent | the next one gets | busiest | test |\n"
-            "|---|---|---|---|---|---|---|---|\n"
-        )
-        parts += [_line(row) for row in rows]
+        parts.append(f"\n## {title}\n\n{_table(rows)}")
     return "".join(parts)
 
 
-def _line(row: Row) -> str:
+def _table(rows: Iterator[Row]) -> str:
+    """A table with the columns that say something in one of its rows."""
+    lines = [_TITLES, *map(_cells, rows)]
+    columns = [
+        number
+        for number in range(len(_TITLES))
+        if {line[number] for line in lines[1:]} - {"", _NONE}
+    ]
+    shown = [[line[number] for number in columns] for line in lines]
+    shown.insert(1, ["---"] * len(columns))
+    return "".join(f"| {' | '.join(line)} |\n" for line in shown)
+
+
+def _cells(row: Row) -> Sequence[str]:
     cells = (row.total, row.credential, row.organization, row.other, row.next_one, row.busiest)
-    tests = ", ".join(_link(test) for test in row.tests.split()) or "none"
-    return f"| {row.thing} | {' | '.join(cells)} | {tests} |\n"
+    return (row.thing, *cells, ", ".join(_link(test) for test in row.tests.split()))
 
 
 def _link(test: str) -> str:
@@ -134,7 +155,7 @@ def _edge() -> Iterator[Row]:
         next_one="waits in the client",
         tests=_EDGE_SHARES + "test_a_connection_has_as_many_calls_as_it_may_and_others_cancel",
     )
-    unavailable = "503 `unavailable`"
+    unavailable = "503"
     agrees = "tests/wire/api/test_shares.py::test_the_edge_has_the_same_classes"
     for thing, limit, test in (
         ("cancellations, stops, holds, reads of one task", first, agrees),
@@ -146,8 +167,7 @@ def _edge() -> Iterator[Row]:
             _OVERLOAD + "test_large_bodies_are_limited_and_other_calls_succeed",
         ),
     ):
-        shared = "the shares of the workers"
-        yield Row(thing, limit, shared, shared, next_one=unavailable, tests=test)
+        yield Row(thing, limit, _CALLS, _CALLS, next_one=unavailable, tests=test)
     strangers = _EDGE_SHARES + "test_strangers_hold_all_places_of_a_method_without_a_credential"
     for thing, limit, other, refused, tests in (
         ("reflection", reflection, "each call for 5 s at most", unavailable, strangers),
@@ -159,7 +179,7 @@ def _edge() -> Iterator[Row]:
             f"{strangers} {_EDGE_SHARES}test_strangers_that_send_nothing_hold_no_place_of_health",
         ),
     ):
-        yield Row(thing, limit, "is not needed", "is not known", other, refused, tests=tests)
+        yield Row(thing, limit, "not needed", _NONE, other, refused, tests=tests)
     yield Row(
         "headers of a call",
         f"{headers} KiB, {count} headers",
@@ -186,8 +206,8 @@ def _edge() -> Iterator[Row]:
     yield Row(
         "connections of the metrics port",
         str(_number(r"listener\.metrics\.connection_limit: (\d+)", text)),
-        "is not needed",
-        "is not known",
+        "not needed",
+        _NONE,
         "a silent one for 10 s at most",
         "is closed",
         tests="tests/wire/edge/test_metrics.py::test_silent_connections_are_few_and_callers_cancel",
@@ -227,8 +247,8 @@ def _worker() -> Iterator[Row]:
     yield Row(
         "memory of a stream",
         f"2 batches of {events.MAX_BATCH_BYTES >> 10} KiB, or 2 events",
-        "the share of streams",
-        "the share of streams",
+        _CALLS,
+        _CALLS,
         next_one="a stream that is not read waits",
         tests="tests/unit/core/test_event_feeds.py::test_a_slow_watcher_reads_what_it_has_missed_and_delays_nobody",
     )
@@ -236,8 +256,8 @@ def _worker() -> Iterator[Row]:
         "subscriptions",
         "one for each watched workspace and waiting call; "
         f"{watched_workspaces._MAX_BATCH} begin with a statement, over one connection",
-        "the shares of its calls",
-        "the shares of its calls",
+        _CALLS,
+        _CALLS,
         next_one=f"waits {watched_workspaces._MARK_LIMIT_SECONDS:g} s at most, after its "
         "cancellation is recorded, then looks for changes every 5 s until it has begun",
         tests="tests/unit/store/test_notifications.py::"
@@ -246,16 +266,16 @@ def _worker() -> Iterator[Row]:
     yield Row(
         "group commits",
         f"{cancellations._AT_ONCE} at once, of {cancellations._MAX_BATCH} cancellations",
-        "the share of cancellations",
-        "the share of cancellations",
+        _CALLS,
+        _CALLS,
         next_one="waits for the next group",
         tests="tests/unit/store/test_batch.py::test_the_number_of_statements_in_flight_is_limited",
     )
     yield Row(
         "connections of the metrics port",
         f"{metrics_server._MAX_CONNECTIONS}, of each program",
-        "is not needed",
-        "is not known",
+        "not needed",
+        _NONE,
         f"each read and write for {metrics_server._TIMEOUT_SECONDS:g} s at most",
         "closes the oldest silent one; waits if all are served",
         tests="tests/unit/test_metrics_server.py::"
@@ -266,32 +286,31 @@ def _worker() -> Iterator[Row]:
 def _database() -> Iterator[Row]:
     size = Settings.model_fields["pool_size"].default
     sizes = pool.Sizes.of(size)
-    shared = "the shares of its calls"
-    unavailable = "503 `unavailable`"
+    unavailable = "503"
     waits = f"waits {pool.ACQUIRE_TIMEOUT_SECONDS:g} s, then {unavailable}"
     in_pool = "tests/unit/store/test_pool.py::"
     leaves = in_pool + "test_every_share_leaves_connections_for_cancellations"
     yield Row(
         "connections of a worker (`POOL_SIZE`)",
         f"{size}",
-        shared,
-        shared,
+        _CALLS,
+        _CALLS,
         next_one=waits,
         tests=in_pool + "test_no_cancellation_waits_for_lists",
     )
     yield Row(
         "of these, for all but cancellations, holds, reads of one task and credentials",
         f"{sizes.others}",
-        shared,
-        shared,
+        _CALLS,
+        _CALLS,
         next_one=waits,
         tests=leaves,
     )
     yield Row(
         "of these, for lists",
         f"{sizes.lists}",
-        shared,
-        "the shares of its calls; organizations take turns",
+        _CALLS,
+        f"{_CALLS}; organizations take turns",
         next_one=f"waits {pool._LIST_WAIT_SECONDS:g} s, then {_REFUSED}; after a list, its "
         f"place stays taken for as long as the list took, {pool._LIST_PAUSE_SECONDS:g} s at most",
         tests=f"{in_pool}test_no_cancellation_waits_for_lists "
@@ -310,8 +329,8 @@ def _database() -> Iterator[Row]:
         yield Row(
             f"connections for {thing}",
             f"{number}",
-            shared,
-            shared,
+            _CALLS,
+            _CALLS,
             next_one=f"waits {pool.ANSWER_TIMEOUT_SECONDS:g} s, then {unavailable}",
             tests=test,
         )
@@ -332,12 +351,9 @@ def _database() -> Iterator[Row]:
         tests=f"{in_pool}test_statements_that_do_not_end_are_ended_and_no_cancellation_waits "
         f"{in_pool}test_no_cancellation_waits_for_lists",
     )
-    none = "none"
     yield Row(
         "temporary files",
         "lists write none: the rows of a page fit into `work_mem` (4 MB)",
-        none,
-        none,
         tests="tests/unit/store/test_scans.py::test_no_list_writes_temporary_files",
     )
 
@@ -416,8 +432,8 @@ def _logs() -> Iterator[Row]:
     yield Row(
         "lines of the edge for calls without a credential",
         f"{rate} a second",
-        "is not needed",
-        "is not known",
+        "not needed",
+        _NONE,
         next_one="has no line",
         tests=log + "test_calls_without_a_credential_do_not_fill_the_log",
     )
@@ -430,8 +446,8 @@ def _logs() -> Iterator[Row]:
     yield Row(
         "entries of the audit log for calls without a credential",
         f"{auditing._UNAUTHENTICATED_PER_SECOND} a second",
-        "is not needed",
-        "is not known",
+        "not needed",
+        _NONE,
         next_one="is counted",
         tests="tests/wire/api/test_auditing.py::"
         "test_a_flood_of_unauthenticated_calls_leaves_few_entries",

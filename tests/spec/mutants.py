@@ -14,7 +14,7 @@ class Mutant:
     model: str
     # The property that finds the mutant. No other property does.
     found_by: str
-    # The defect, as a clause for docs/model.md.
+    # The defect, as a clause for the output of `make spec`.
     defect: str
     # A text in the model, and its replacement.
     text: str
