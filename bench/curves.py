@@ -43,6 +43,10 @@ class Curve:
         """The rows that have not been measured."""
         return [row for rows in self.points.values() for row in rows if row not in measured]
 
+    def has_values(self, measured: Measured) -> bool:
+        """Whether at least one point has been measured."""
+        return any(self.median(measured, x) is not None for x in self.points)
+
     def is_drawn(self, measured: Measured) -> bool:
         """Whether the curve has at least two points. The table also shows all other curves."""
         return sum(self.median(measured, x) is not None for x in self.points) > 1

@@ -51,7 +51,8 @@ def block(measured: Measured, environment: Mapping[str, Any]) -> str:
         parts.append(f"### {picture.title}")
         if picture.panels(measured):
             parts.append(f"![{picture.title}](scale/{picture.name}.svg)")
-        parts.append(_table(picture, measured))
+        if any(curve.has_values(measured) for curve in picture.curves):
+            parts.append(_table(picture, measured))
         if missing := picture.missing(measured):
             parts.append(f"Not measured: {'; '.join(missing)}.")
     return "\n\n".join(parts) + "\n"

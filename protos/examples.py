@@ -42,6 +42,14 @@ CANCELLED_TASK = TASK | {
     "cancel_requested_by": KEY_ID,
     "cancel_reason": REASON,
 }
+# The same task once it has ended.
+ENDED_TASK = {name: value for name, value in CANCELLED_TASK.items() if name != "phase"} | {
+    "status": "cancelled",
+    "completed_at": "2026-11-24T18:03:29.502190Z",
+    "reason": REASON,
+    "iterations": 1,
+    "usage": {"model_calls": 1, "tool_calls": 1},
+}
 AUDIT_ENTRY = {
     "id": "aud_01M87BM5YH3N6V8K2QD7XTRC4W",
     "time": CANCELLED,
@@ -166,12 +174,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-def reply(message: Descriptor) -> dict[str, Any]:
+# The fields that differ if the call has waited for the end of the task.
+AFTER_WAIT: dict[str, dict[str, Any]] = {"CancelTaskResponse": {"task": ENDED_TASK}}
+
+
+def reply(message: Descriptor, *, after_wait: bool = False) -> dict[str, Any]:
     """The example of a reply, with the zeros and empty texts that the edge prints.
 
     Raises ParseError if the example does not fit the message.
     """
-    return printed(_example(message), message)
+    changed = AFTER_WAIT[message.name] if after_wait else {}
+    return printed(_example(message) | changed, message)
 
 
 def _example(message: Descriptor) -> dict[str, Any]:

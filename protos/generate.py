@@ -24,6 +24,7 @@ from call_table import call_table, filter_table
 from error_page import error_page
 from event_table import event_table
 from event_table import module as event_types_module
+from field_page import field_page
 from google.rpc import code_pb2
 from limits import module as limits_module
 from marked_parts import replaced
@@ -37,6 +38,7 @@ PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
 CALLS_PAGE = PROTOS.parent / "docs" / "calls.md"
+FIELDS_PAGE = PROTOS.parent / "docs" / "fields.md"
 EVENTS_PAGE = PROTOS.parent / "docs" / "events.md"
 CHANGELOG = PROTOS.parent / "CHANGELOG.md"
 SERVER = PROTOS.parent / "server"
@@ -108,6 +110,7 @@ def others(protos: Protos) -> dict[Path, str]:
     """The texts of the files outside gen/ that are generated from our protos, by path."""
     return {
         ERROR_PAGE: error_page(protos),
+        FIELDS_PAGE: field_page(protos),
         CALLS_PAGE: replaced(CALLS_PAGE.read_text(), call_table(protos), filter_table(protos)),
         EVENTS_PAGE: replaced(EVENTS_PAGE.read_text(), event_table(protos)),
         CHANGELOG: with_new_names(

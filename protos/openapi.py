@@ -191,9 +191,7 @@ class _Document:
         reply = binding.rpc.output_type
         if binding.edge.stream_message:
             reply = self._protos.pool.FindMessageTypeByName(binding.edge.stream_message)
-        content = {
-            kind: {"schema": self._schemas.reference(reply), "example": examples.reply(reply)}
-        }
+        schema = self._schemas.reference(reply)
         statuses = {
             binding.success_status: "",
             binding.edge.success_status_after_wait: ": it has a `wait`, and the task has ended",
@@ -203,7 +201,12 @@ class _Document:
             str(status): {
                 "description": f"{HTTPStatus(status).phrase}{stream}{wait}.",
                 "headers": headers.OF_SUCCESSES,
-                "content": content,
+                "content": {
+                    kind: {
+                        "schema": schema,
+                        "example": examples.reply(reply, after_wait=bool(wait)),
+                    }
+                },
             }
             for status, wait in sorted(statuses.items())
             if status

@@ -18,10 +18,13 @@ SLOW = "The service did not answer in time. The call may have had its effect."
 # By error code: the messages that have facts about the request. They are for REST answers whose
 # code is chosen by the HTTP status alone. The message of any other code is the first sentence of
 # the code's comment.
-# %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
+# %LOCAL_REPLY_BODY% is the text of the route that answers, or Envoy's own text, which says why it
+# cannot read a request.
 MESSAGES_WITH_FACTS = {
     "deadline_exceeded": SLOW,
     "validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%",
+    "not_found": "No method has this path.%LOCAL_REPLY_BODY%",
+    "method_not_allowed": "The path does not support this HTTP method.%LOCAL_REPLY_BODY%",
     "payload_too_large": (
         "The body is larger than %METADATA(ROUTE:evershell:max_request_bytes)% bytes, the limit of "
         "this method."

@@ -141,6 +141,8 @@ def edge_config(
             # CONNECT has no path, and its body has no end for which the filters could wait. With
             # this route, Envoy refuses it at once: with 403, and not with the 405 of the route.
             answer({"connect_matcher": {}}, 405, {"allow": "GET, HEAD, OPTIONS, POST"}),
+            *_near_paths(protos),
+            *_wrong_methods(protos),
             answer({"prefix": "/"}, 404, {}),
         ],
         "without_body_filters": WITHOUT_BODY_FILTERS,
@@ -158,31 +160,41 @@ def edge_config(
     }
 
 
-def _routes(protos: Protos) -> list[dict[str, Any]]:
-    """The routes of the paths. Envoy tries them in turn, so the routes of CancelTask come first.
-
-    Each path has routes for its methods, and one for all other methods (405).
-    """
-    first = protos.first_methods()
+def _by_path(protos: Protos) -> dict[str, list[Binding]]:
+    """The bindings of each path, a regular expression. Those of CancelTask come first."""
     by_path: dict[str, list[Binding]] = defaultdict(list)
     for binding in sorted(protos.bindings(), key=lambda binding: binding.rpc.name != HOT_METHOD):
         by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
-    routes: list[dict[str, Any]] = []
-    for regex, group in by_path.items():
+    return by_path
+
+
+def _routes(protos: Protos) -> Iterator[dict[str, Any]]:
+    """The routes of the methods of each path."""
+    first = protos.first_methods()
+    for regex, group in _by_path(protos).items():
         path = {"safe_regex": {"regex": regex}}
         for binding in group:
             refusals = (_unsupported_body(path, binding), _misplaced_query(path, binding))
+            yield from filter(None, refusals)
             headers = response_headers(protos, binding.rpc)
-            calls = (call | headers for call in _calls(path, binding, first))
-            routes += [*filter(None, refusals), *calls]
+            yield from (call | headers for call in _calls(path, binding, first))
+
+
+def _wrong_methods(protos: Protos) -> Iterator[dict[str, Any]]:
+    """For each path, refuses all methods that it does not have."""
+    for regex, group in _by_path(protos).items():
         methods = (
             {"OPTIONS"}
             | {binding.method for binding in group}
             | {"HEAD" for binding in group if _has_head(binding)}
         )
-        allow = ", ".join(sorted(methods))
-        routes.append(answer(path, 405, {"allow": allow}))
-    return routes
+        calls = " or ".join(f"{binding.method} {binding.path}" for binding in group)
+        yield answer_text(
+            {"safe_regex": {"regex": regex}},
+            405,
+            f" Use {calls}.",
+            {"allow": ", ".join(sorted(methods))},
+        )
 
 
 def _grpc_routes(
@@ -228,9 +240,11 @@ def answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[
     }
 
 
-def answer_text(match: dict[str, Any], status: int, text: str) -> dict[str, Any]:
+def answer_text(
+    match: dict[str, Any], status: int, text: str, headers: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Like `answer`, with a text that the message of the error quotes."""
-    route = answer(match, status, {})
+    route = answer(match, status, headers or {})
     route["direct_response"]["body"] = {"inline_string": text}
     return route
 
@@ -289,6 +303,24 @@ def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] |
         regex,
         "A query parameter has the name of a field of the path, or an escape in its name.",
     )
+
+
+def _near_paths(protos: Protos) -> Iterator[dict[str, Any]]:
+    """Refuses the paths of the usual mistakes, and says what the path should be."""
+    cancel = " or ".join(
+        f"POST {binding.path}" for binding in protos.bindings() if binding.rpc.name == HOT_METHOD
+    )
+    for regex, text in (
+        (r".+/(\?.*)?", "Remove the slash at the end of the path."),
+        (
+            r"/v1/(workspaces/[^/]+(/tasks)?|tasks/[^/]+)/cancel(\?.*)?|/v1.*:cancel(\?.*)?",
+            f"Use {cancel}.",
+        ),
+        (r"(/v1)?/workspace(/.*)?(\?.*)?", "The path has /workspaces, not /workspace."),
+        (r"/(workspaces|tasks|webhooks|events|hold)([/?].*)?", "Begin the path with /v1."),
+    ):
+        near = {"name": ":path", "string_match": {"safe_regex": {"regex": regex}}}
+        yield answer_text({"prefix": "/", "headers": [near]}, 404, f" {text}")
 
 
 def _several_hosts() -> dict[str, Any]:

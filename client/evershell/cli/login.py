@@ -1,5 +1,6 @@
 """The command `login`."""
 
+import sys
 from typing import TextIO
 
 import click
@@ -19,7 +20,7 @@ _SECONDS = 10.0
     "options. They are stored in a file that only you can read. To replace them, run `evershell "
     "login` again."
 )
-@click.option("--url", prompt="Address (https://host:port)", metavar="URL", help="The service.")
+@click.option("--url", metavar="URL", help="The service. Default: asks for it.")
 @click.option(
     "--profile",
     default=profiles.DEFAULT,
@@ -48,7 +49,7 @@ _SECONDS = 10.0
     "--key-file", type=click.Path(resolve_path=True), metavar="FILE", help="TLS: its key."
 )
 def login(
-    url: str,
+    url: str | None,
     profile: str,
     token_file: TextIO | None,
     ca_file: str | None,
@@ -56,10 +57,11 @@ def login(
     key_file: str | None,
 ) -> None:
     """Stores the profile once the service has accepted its credential."""
+    url = url or _ask("Address (https://host:port)", "--url")
     credential = (
         read_token(token_file)
         if token_file
-        else click.prompt("API key or session token", hide_input=True)
+        else _ask("API key or session token", "--token-file -", hide_input=True)
     )
     entry = Profile(url, credential, ca_file, cert_file, key_file)
     files = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
@@ -74,3 +76,16 @@ def login(
             show.fail(error, url, as_json=False)
     profiles.add(profile, entry)
     say_lines(f"Profile {profile} calls {url}. It is stored in {profiles.path()}.", error=True)
+
+
+def _ask(question: str, option: str, *, hide_input: bool = False) -> str:
+    """The answer of the user.
+
+    Raises click.UsageError, which names the option, if there is no terminal.
+    """
+    try:
+        return str(click.prompt(question, hide_input=hide_input))
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise click.UsageError(f"There is no terminal to ask for it: use {option}.") from None

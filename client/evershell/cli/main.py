@@ -96,6 +96,14 @@ class _LazyCommands(Commands):
         except click.NoSuchCommand as error:
             raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Also accepts `help`, `help COMMAND` and `version`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        elif args == ["version"]:
+            args = ["--version"]
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing their modules."""
         for title, commands in (
@@ -136,7 +144,9 @@ def _set_up_grpc() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
-@click.group(cls=_LazyCommands, help=_HELP)
+@click.group(
+    cls=_LazyCommands, help=_HELP, context_settings={"help_option_names": ["--help", "-h"]}
+)
 @click.version_option(VERSION, prog_name="evershell")
 def main() -> None:
     """Prepares the process for every command."""

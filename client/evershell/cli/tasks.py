@@ -148,7 +148,10 @@ def _print(task: Task) -> None:
         f"{used.model_calls} model calls, {used.tool_calls} tool calls, {used.input_tokens} input "
         f"tokens, {used.output_tokens} output tokens",
     )
-    show.line("cost", "unknown" if used.cost is None else f"{used.cost} USD, as reported")
+    # The interrupted call may have cost more than its endpoint had reported.
+    least = "at least " if task.forced else ""
+    cost = "unknown" if used.cost is None else f"{least}{used.cost:f} USD, as reported"
+    show.line("cost", cost)
     for name, value in task.metadata.items():
         show.line("metadata", f"{name}={value}")
 
@@ -163,7 +166,7 @@ def _limits(task: Task) -> str:
     if limits.max_total_tokens is not None:
         clauses.append(f"{limits.max_total_tokens} tokens")
     if limits.max_cost is not None:
-        clauses.append(f"{limits.max_cost} USD")
+        clauses.append(f"{limits.max_cost:f} USD")
     if limits.force_after is not None:
         clauses.append(f"interrupted {limits.force_after.total_seconds():.12g} s after a limit")
     if limits.include_descendants:

@@ -239,9 +239,12 @@ def names(name: str, values: Iterable[StrEnum | str], kind: type[StrEnum]) -> li
 
 def seconds(time: Seconds) -> float:
     """The duration in seconds. Raises ConfigurationError."""
-    value = time.total_seconds() if isinstance(time, timedelta) else float(time)
+    try:
+        value = time.total_seconds() if isinstance(time, timedelta) else float(time)
+    except (TypeError, ValueError):
+        value = math.nan
     if math.isnan(value):
-        raise ConfigurationError("A duration must be a number, not nan.")
+        raise ConfigurationError(f"A duration is a number of seconds or a timedelta, not {time!r}.")
     return value
 
 

@@ -132,7 +132,10 @@ def _time(message: Any, name: str) -> datetime | None:
 
 
 def _amount(money: Any) -> Decimal:
-    return Decimal(money.units) + Decimal(money.nanos).scaleb(-9)
+    """The amount without zeros at its end: 0, 0.5."""
+    if not money.nanos:
+        return Decimal(money.units)
+    return (Decimal(money.units) + Decimal(money.nanos).scaleb(-9)).normalize()
 
 
 def _enum_reader(field: Any, kind: type[Enum], *, optional: bool) -> Reader:

@@ -176,7 +176,9 @@ class Usage(Result):
     tool_calls: int = 0
     cost: Decimal | None = None
     """The cost of the model calls in USD, computed from the tokens that the agent has reported and
-    the prices that the service knows. None if the cost is unknown because a model had no price."""
+    the prices that the service knows. None if the cost is unknown because a model had no price. If
+    `forced` is true, this is a lower bound: a model call that was interrupted counts only with the
+    tokens that its endpoint had reported before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,20 @@ end
 local INVALID_VALUE =
   '^(.*"message":"[^"]-: ([%w_.]+): (invalid value .*)","request_id":"[^"]*")}}%s*$'
 
+-- The same for the transcoder's error about a query parameter that the method does not have.
+local UNKNOWN_FIELD =
+  '^(.*"message":"[^:]*: Could not find field \\"([%w_.-]+)\\" in .*","request_id":"[^"]*")}}%s*$'
+
 -- Adds the invalid field of a query to `details.fields`.
-local function name_invalid_value(handle)
+local function name_invalid_field(handle)
   local body = handle:body()
   if body ~= nil then
-    local envelope, field, text = body:getBytes(0, body:length()):match(INVALID_VALUE)
+    local answer = body:getBytes(0, body:length())
+    local envelope, field, text = answer:match(INVALID_VALUE)
+    if field == nil then
+      envelope, field = answer:match(UNKNOWN_FIELD)
+      text = "unknown field"
+    end
     if field ~= nil then
       body:setBytes(('%s,"details":{"fields":{"%s":"%s"}}}}\n'):format(envelope, field, text))
     end
@@ -69,7 +78,7 @@ function envoy_on_response(handle)
         headers:replace(":status", status)
       end
     elseif headers:get(":status") == "400" then
-      name_invalid_value(handle)
+      name_invalid_field(handle)
     end
     return
   end

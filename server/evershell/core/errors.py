@@ -74,9 +74,10 @@ def workspace_not_found(workspace_id: str) -> Failure:
 
     The answer is the same for a workspace of another organization.
     """
-    message = (
-        f"There is no workspace {workspace_id} in your organization. "
+    message = f"There is no workspace {workspace_id} in your organization. " + (
         "Check the id, and whose credential you use."
+        if workspace_id.startswith("ws_")
+        else "The id of a workspace begins with ws_; ListWorkspaces has the id for each name."
     )
     return Failure(
         "workspace_not_found", message, resource_type="workspace", resource_name=workspace_id

@@ -217,19 +217,34 @@ BAD_BODIES = [
     ),
 ]
 
+USE_CANCEL = "Use POST /v1/workspaces/{workspace_id}/task/cancel or POST /v1/workspaces/{w"
+# Paths that no method has, and what the message says.
 NOT_FOUND = [
-    "/",
-    "/v1/workspaces/",
-    "/v1/workspaces//task/cancel",
-    "/V1/workspaces",
-    "/evershell.agent.v1.RuntimeService/Register",
-    "/evershell.workspace.v1.WorkspaceService/CancelTask",
+    ("/", "No method has this path."),
+    ("/v1/workspaces/", "Remove the slash at the end of the path."),
+    (f"{CANCEL}/?a=1", "Remove the slash at the end of the path."),
+    ("/v1/workspaces//task/cancel", "No method has this path."),
+    ("/v1/workspace/ws_1/task/cancel", "The path has /workspaces, not /workspace."),
+    ("/workspaces/ws_1/task/cancel", "Begin the path with /v1."),
+    ("/v1/workspaces/ws_1/task:cancel", USE_CANCEL),
+    ("/v1/workspaces/ws_1/tasks/task_1:cancel", USE_CANCEL),
+    (f"{TASKS}/cancel", USE_CANCEL),
+    ("/v1/workspaces/ws_1/cancel", USE_CANCEL),
+    ("/v1/tasks/task_1/cancel", USE_CANCEL),
+    ("/V1/workspaces", "No method has this path."),
+    ("/evershell.agent.v1.RuntimeService/Register", ""),
+    ("/evershell.workspace.v1.WorkspaceService/CancelTask", ""),
 ]
 NOT_ALLOWED = [
-    ("GET", CANCEL, "OPTIONS, POST"),
-    ("OPTIONS", CANCEL, "OPTIONS, POST"),
-    ("TRACE", CANCEL, "OPTIONS, POST"),
-    ("PATCH", "/v1/workspaces/ws_1", "DELETE, GET, HEAD, OPTIONS"),
+    ("GET", CANCEL, "OPTIONS, POST", "Use POST /v1/workspaces/{workspace_id}/task/cancel."),
+    ("OPTIONS", CANCEL, "OPTIONS, POST", ""),
+    ("TRACE", CANCEL, "OPTIONS, POST", ""),
+    (
+        "PATCH",
+        "/v1/workspaces/ws_1",
+        "DELETE, GET, HEAD, OPTIONS",
+        "Use GET /v1/workspaces/{workspace_id} or DELETE /v1/workspaces/{workspace_id}.",
+    ),
 ]
 BAD_QUERIES = [
     post(f"{CANCEL}?task_idd=task_1"),
@@ -245,10 +260,20 @@ BAD_QUERIES = [
 ]
 BAD_PATHS = ["/v1/workspaces/ws_1%2Fx", "/v1/workspaces/ws_1%00", "/v1/workspaces/ws_1/../../..%2f"]
 PATHS = [
-    *(Case(f"no such path {path}", post(path), 404, "not_found") for path in NOT_FOUND),
     *(
-        Case(f"{method} {path}", Request(method, path), 405, "method_not_allowed", {"allow": allow})
-        for method, path, allow in NOT_ALLOWED
+        Case(f"no such path {path}", post(path), 404, "not_found", says=says)
+        for path, says in NOT_FOUND
+    ),
+    *(
+        Case(
+            f"{method} {path}",
+            Request(method, path),
+            405,
+            "method_not_allowed",
+            {"allow": allow},
+            says,
+        )
+        for method, path, allow, says in NOT_ALLOWED
     ),
     *(Case(f"{sent.method} {sent.path}", sent, 400, "validation_error") for sent in BAD_QUERIES),
     *(Case(path, get(path), 400, "validation_error", says="The path") for path in BAD_PATHS),

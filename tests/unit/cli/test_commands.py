@@ -47,6 +47,7 @@ from evershell.client import (
     WorkspaceStatus,
     WorkStopped,
 )
+from evershell.version import VERSION
 from tests.support.stack import ROOT
 from tests.unit.cli.fake_client import AT, FakeClient, error_of, run, task
 
@@ -100,13 +101,24 @@ def test_the_end_of_a_submitted_task_is_the_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("cost", "shown"), [(Decimal("0.000157"), "0.000157 USD, as reported"), (None, "unknown")]
+    ("cost", "forced", "shown"),
+    [
+        (Decimal("1E-9"), False, "0.000000001 USD, as reported"),
+        (Decimal("0.000157"), True, "at least 0.000157 USD, as reported"),
+        (None, False, "unknown"),
+    ],
 )
 def test_a_task_is_shown_with_its_cost(
-    monkeypatch: pytest.MonkeyPatch, cost: Decimal | None, shown: str
+    monkeypatch: pytest.MonkeyPatch, cost: Decimal | None, forced: bool, shown: str
 ) -> None:
     limits = TaskLimits(max_cost=Decimal("0.5"))
-    read = task(TaskStatus.RUNNING, created_at=AT, usage=Usage(cost=cost), limits=limits)
+    read = task(
+        TaskStatus.RUNNING,
+        created_at=AT,
+        usage=Usage(cost=cost),
+        limits=limits,
+        forced=forced,
+    )
     fake = FakeClient(get_task=[read], get_current_iteration=[CurrentIteration("ws_1", "task_1")])
     result = run(monkeypatch, fake, "task", "ws_1", "task_1")
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
@@ -319,6 +331,24 @@ def test_a_mistyped_command_is_named(
 ) -> None:
     result = run(monkeypatch, FakeClient(), *typed.split())
     assert (result.exit_code, f"Did you mean '{meant}'?" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("-h", "The cancel button of an agent platform."),
+        ("help", "The cancel button of an agent platform."),
+        ("cancel -h", "cancel [OPTIONS] [WORKSPACE]"),
+        ("help cancel", "cancel [OPTIONS] [WORKSPACE]"),
+        ("help workspace show", "workspace show [OPTIONS]"),
+        ("version", f"evershell, version {VERSION}"),
+    ],
+)
+def test_the_usual_words_for_help_work(
+    monkeypatch: pytest.MonkeyPatch, typed: str, shown: str
+) -> None:
+    result = run(monkeypatch, FakeClient(), *typed.split())
+    assert (result.exit_code, shown in result.stdout) == (0, True)
 
 
 def test_the_documents_have_the_table_of_exit_codes() -> None:

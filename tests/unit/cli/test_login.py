@@ -67,6 +67,16 @@ def test_login_stores_nothing_that_does_not_work(
     assert not profiles.path().exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "missing"), [((), "--url"), (("--url", HOME), "--token-file -")]
+)
+def test_without_a_terminal_the_options_are_named(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], missing: str
+) -> None:
+    code, output = log_in(monkeypatch, Page((), None), *options, typed="")
+    assert (code, f"There is no terminal to ask for it: use {missing}." in output) == (2, True)
+
+
 def test_a_login_that_cannot_write_leaves_no_credential_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

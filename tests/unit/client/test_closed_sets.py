@@ -201,5 +201,7 @@ def test_amounts_are_exact() -> None:
     read = types.Task._from_message(TASK)
     assert read.usage.cost == Decimal("0.000000001")
     assert read.limits is not None and read.limits.max_cost == Decimal("2.5")
+    nothing = types.Usage._from_message(task_pb2.Usage(cost=Money(currency_code="USD")))
+    assert str(nothing.cost) == "0"
     unknown = types.Usage._from_message(task_pb2.Usage())
     assert unknown.cost is None

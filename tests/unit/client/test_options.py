@@ -66,6 +66,7 @@ def submitted(**fields: Any) -> TaskFilter:
         # These values do not fit into a message.
         (lambda client: client.cancel("ws_1", reason=HALF), "reason"),
         (lambda client: client.cancel("ws_1", wait=float("nan")), "wait"),
+        (lambda client: client.cancel("ws_1", wait="10s"), "wait"),
         (lambda client: client.cancel("ws_1", force_after=1e30), "force_after"),
         (
             lambda client: client.cancel_tasks(filter=TaskFilter(submitted_before=TOO_EARLY)),
@@ -166,7 +167,8 @@ def test_a_method_has_a_timeout_of_its_own(service: Service) -> None:
     ("options", "message"),
     [
         ({"timeout": 0}, "timeout must be more than 0"),
-        ({"timeout": float("nan")}, "must be a number"),
+        ({"timeout": float("nan")}, "a number of seconds or a timedelta, not nan"),
+        ({"timeout": "10s"}, "a number of seconds or a timedelta, not '10s'"),
         ({"timeouts": {"GetTask": 0}}, "timeout must be more than 0"),
         ({"timeouts": {"get_task": 1}}, "There is no method get_task"),
         ({"max_retries": -1}, "max_retries must not be negative"),

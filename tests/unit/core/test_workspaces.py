@@ -100,6 +100,12 @@ async def test_each_call_on_a_workspace_checks_in_order(world: World, scope: str
     assert await world.workspace(down.id) == down
 
 
+async def test_a_name_instead_of_an_id_is_recognized(world: World) -> None:
+    with pytest.raises(Failure, match="ListWorkspaces has the id for each name") as raised:
+        await workspaces.get_workspace(caller("workspace:read"), "nightly", world.store)
+    assert raised.value.slug == "workspace_not_found"
+
+
 async def test_a_stop_cancels_the_task_and_signals_the_agent(world: World) -> None:
     busy, running = await world.add_busy()
     stopping = await stop(world, busy.id)

@@ -251,6 +251,14 @@ def test_an_unknown_method_is_refused(channel: grpc.Channel, stub: Stub, method:
     assert not stub.seen
 
 
+def test_a_client_of_rest_is_told_its_port(edge: RunningEdge) -> None:
+    answer = httpx.post(f"http://{edge.grpc_address}{CANCEL}", trust_env=False, timeout=10)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert answer.json()["error"]["message"] == (
+        f"No method has this path. This port serves gRPC; REST has port {edge.settings.rest_port}."
+    )
+
+
 def call(channel: Any, method: str) -> None:
     channel.unary_unary(method)(b"", timeout=10)
 

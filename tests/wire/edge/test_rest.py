@@ -51,9 +51,12 @@ def test_a_caller_cannot_set_internal_headers(rest: httpx.Client, stub: Stub) ->
     assert "grpc-timeout" not in metadata
 
 
-def test_an_invalid_value_in_the_query_names_its_field(rest: httpx.Client) -> None:
+def test_a_wrong_parameter_of_a_query_is_named(rest: httpx.Client) -> None:
     error = rest.get("/v1/workspaces/ws_1/tasks?page_size=x%22%7D").json()["error"]
     assert error["details"] == {"fields": {"page_size": 'invalid value "x"}" for type TYPE_INT32'}}
+    for name in ("pageSizee", "x-y"):
+        error = rest.get(f"/v1/workspaces/ws_1/tasks?page_size=1&{name}=1").json()["error"]
+        assert error["details"] == {"fields": {name: "unknown field"}}
     assert "error" not in rest.head("/v1/workspaces/ws_1/tasks?page_size=x").text
 
 

@@ -310,6 +310,8 @@ class Usage(_message.Message):
     def cost(self) -> _money_pb2.Money:
         """The cost of the model calls in USD, computed from the tokens that the agent has reported and
         the prices that the service knows. Absent if the cost is unknown because a model had no price.
+        If `forced` is true, this is a lower bound: a model call that was interrupted counts only
+        with the tokens that its endpoint had reported before.
         """
 
     def __init__(

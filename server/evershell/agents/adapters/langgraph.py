@@ -173,6 +173,13 @@ class _Calls:
         if self._watched:
             await asyncio.wait(self._watched)
 
+    def begin_model(self, run_id: UUID, model: str) -> None:
+        """Begins a call of a model."""
+        if self.step is not None:
+            # If the call is interrupted before the endpoint answers, this is the recorded name.
+            self.step.reply.model = model
+        self.begin(run_id)
+
     def begin(self, run_id: UUID, name: str = "", arguments: Any = None, call_id: str = "") -> None:
         """Begins a call of the tool `name`, or of a model if `name` is empty."""
         future = self._open[run_id] = self._loop.create_future()
@@ -211,7 +218,8 @@ class _Calls:
         message = getattr(response.generations[0][0], "message", None)
         if self.step is not None and message is not None:
             self.step.reply.take(message)
-            self.step.reply.model = message.response_metadata.get("model_name", "")
+            name = message.response_metadata.get("model_name")
+            self.step.reply.model = name or self.step.reply.model
         self.end(run_id)
 
     def end(self, run_id: UUID, result: Any = None, error: BaseException | None = None) -> None:
@@ -243,8 +251,11 @@ def _handler(calls: _Calls) -> Any:
     class Handler(BaseCallbackHandler):
         run_inline = True
 
-        def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
-            calls.in_loop(calls.begin, run_id)
+        def on_chat_model_start(
+            self, *_: Any, run_id: UUID, metadata: dict[str, Any] | None = None, **__: Any
+        ) -> None:
+            name = (metadata or {}).get("ls_model_name", "")
+            calls.in_loop(calls.begin_model, run_id, str(name))
 
         on_llm_start = on_chat_model_start
 

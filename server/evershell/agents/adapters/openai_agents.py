@@ -134,6 +134,8 @@ class _Run:
                 self._step = await anext(self._steps, None)
             if self._step is None:
                 raise _LoopOver
+            # If the call is interrupted before the endpoint answers, this is the recorded name.
+            self._step.reply.model = str(getattr(own, "model", ""))
             for event in await self._step.model_call(_received(events, self._step)):
                 yield event
             self._text = self._step.reply.content or self._text

@@ -115,9 +115,11 @@ class _Run:
 
 async def _answered(node: Any, run: Any, step: Step) -> Any:
     """Runs the node that sends a request to the model. Keeps the step's reply up to date."""
+    # If the call is interrupted before the endpoint answers, this is the recorded name.
+    step.reply.model = run.ctx.deps.model.model_name
     async with node.stream(run.ctx) as stream:
         async for _ in stream:
             step.reply.content = stream.response.text or ""
-            step.reply.model = stream.response.model_name or ""
+            step.reply.model = stream.response.model_name or step.reply.model
     step.reply.add_tokens(stream.response.usage)
     return await run.next(node)

@@ -116,7 +116,7 @@ def render(edge: Edge, config_path: Path) -> None:
         )
     collector, provider = edge.collector, edge.provider
     generated = json.loads(edge_file("routes.json").read_text())
-    grpc_routes = generated["grpc_routes"]
+    grpc_routes = [*generated["grpc_routes"], wrong_port.route_of_rest(edge.rest_port)]
     filters = generated["without_body_filters"] | (sign_in.WITHOUT_SESSION if provider else {})
     routes = [
         generated["preflight_route"],

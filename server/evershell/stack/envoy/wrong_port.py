@@ -1,4 +1,4 @@
-"""Tells a gRPC client that it has called the REST port, and which port serves gRPC."""
+"""Tells a client of gRPC or REST that it has called the port of the other, and names its port."""
 
 from typing import Any
 
@@ -27,6 +27,15 @@ def route(not_found: dict[str, Any]) -> dict[str, Any]:
         | dict.fromkeys(
             ("envoy.filters.http.header_mutation", "envoy.filters.http.lua"), _DISABLED
         ),
+    }
+
+
+def route_of_rest(rest_port: int) -> dict[str, Any]:
+    """The route for calls of REST on the port of gRPC."""
+    text = f" This port serves gRPC; REST has port {rest_port}."
+    return {
+        "match": {"prefix": "/v1/"},
+        "direct_response": {"status": 404, "body": {"inline_string": text}},
     }
 
 
