@@ -125,6 +125,7 @@ async def test_an_invalid_url_of_the_database_is_not_printed(
         ("WORKERS", "0"),
         ("RATE_LIMIT", "1"),
         ("LEASE_SECONDS", "inf"),
+        ("LEASE_SECONDS", "11"),
         ("MODEL_TIMEOUT_SECONDS", "inf"),
         ("TOOL_TIMEOUT_SECONDS", "inf"),
         ("TLS_CLIENT_CA_FILE", "ca.pem"),

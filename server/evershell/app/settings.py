@@ -150,8 +150,9 @@ class ServerSettings(PodSettings):
     """
     tool_timeout_seconds: float = Field(600.0, gt=0, le=_DAY_SECONDS)
     """The time limit of one tool call, for the same purpose."""
-    lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
-    """An agent that sends no heartbeat for this long counts as lost."""
+    lease_seconds: float = Field(30.0, ge=12, le=_DAY_SECONDS)
+    """An agent that sends no heartbeat for this long counts as lost. The least value is 12, because
+    a worker that is cut off can hold the lock of a workspace for up to 6 s."""
     agent_command: str = ""
     """The program that is started as the agent of each workspace, with its arguments, in the syntax
     of a shell. If empty, the agent of this package. [Cancel the agent you

@@ -18,8 +18,7 @@ from tests.support.small_disk import fill, free, shrink_pipe, small_disk
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# An agent ends 2 s before its lease is over, so a pause of the machine may last up to 4 s.
-_LEASE_SECONDS = 6
+_LEASE_SECONDS = 12
 # The folders for the logs of the programs and for the logs of the agents.
 _DISKS = ("logs", "fleet")
 

@@ -57,10 +57,10 @@ def test_the_commands_of_the_notes_are_those_of_the_readme() -> None:
 
 
 def test_numbers_are_settings_as_the_programs_read_them() -> None:
-    values = {"settings": {"TOOL_MEMORY_MB": 1_000_000, "RATE_LIMIT": False, "LEASE_SECONDS": 2.5}}
+    values = {"settings": {"TOOL_MEMORY_MB": 1_000_000, "RATE_LIMIT": False, "LEASE_SECONDS": 12.5}}
     found = tools.config_map(tools.render(values), "settings")
     assert (found["TOOL_MEMORY_MB"], found["RATE_LIMIT"]) == ("1000000", "false")
-    assert found["LEASE_SECONDS"] == "2.5"
+    assert found["LEASE_SECONDS"] == "12.5"
 
 
 def test_a_name_of_digits_is_a_text() -> None:

@@ -7,19 +7,13 @@ import pytest
 from tests.faults import network
 from tests.faults.long.hosts.many_hosts import HOSTS, ManyHosts
 
-# With this lease, an agent ends 9.6 s after its last renewal. Calls that a cut delays have ended by
-# then.
-LEASE_SECONDS = 12.0
-
 
 @pytest.fixture(scope="session")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManyHosts]:
     """A running stack on many hosts."""
     network.require()
     with network.network(HOSTS) as made:
-        stack = ManyHosts(
-            tmp_path_factory.mktemp("hosts") / "state", made, LEASE_SECONDS=str(LEASE_SECONDS)
-        )
+        stack = ManyHosts(tmp_path_factory.mktemp("hosts") / "state", made)
         with stack.started():
             yield stack
 

@@ -40,10 +40,9 @@ WORKERS = ("worker-0", "worker-1")
 CONTROLLERS = ("controller-0", "controller-1")
 AGENTS = ("agents-0", "agents-1")
 HOSTS = (EDGE, DATABASE, *WORKERS, *CONTROLLERS, *AGENTS)
-# The default lease. It is short, so that an agent that is cut off ends soon. An agent has 2 s less
-# to renew it (lease.MIN_MARGIN_SECONDS), and a worker that is cut off may hold the lock of a
-# workspace for 2.5 s (session_settings.py).
-_LEASE_SECONDS = 8.0
+# The shortest lease that may be set, so that an agent that is cut off ends soon: 9.6 s after its
+# last renewal. Calls that a cut delays have ended by then.
+LEASE_SECONDS = 12.0
 # With this prefix of its command line, the kernel kills a program when this process ends.
 _ENDS_WITH_TEST = ("setpriv", "--pdeathsig", "KILL")
 _POSTGRES_PORT = 5432
@@ -54,7 +53,7 @@ class ManyHosts(Stack):
     """A stack whose network a test can cut. It has a second controller as a standby."""
 
     def __init__(self, state_dir: Path, network: Network, **environment: str) -> None:
-        super().__init__(state_dir, **{"LEASE_SECONDS": str(_LEASE_SECONDS), **environment})
+        super().__init__(state_dir, **{"LEASE_SECONDS": str(LEASE_SECONDS), **environment})
         self.network = network
         self._programs: dict[str, subprocess.Popen[bytes]] = {}
 

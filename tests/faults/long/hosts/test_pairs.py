@@ -14,11 +14,11 @@ import pytest
 
 from evershell.agents.shutdown import ExitCode
 from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
-from tests.faults.long.hosts.conftest import LEASE_SECONDS
 from tests.faults.long.hosts.many_hosts import (
     CONTROLLERS,
     DATABASE,
     EDGE,
+    LEASE_SECONDS,
     WORKERS,
     ManyHosts,
 )
