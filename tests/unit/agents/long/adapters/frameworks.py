@@ -53,6 +53,8 @@ class Framework:
     fails_with_tool = False
     # Whether the framework runs synchronous functions in threads.
     has_threads = True
+    # Whether the adapter knows the name of the model before the endpoint answers.
+    knows_model = True
     # Whether the next task continues the conversation.
     has_conversation = True
     # Whether a forced cancellation keeps what a completed iteration has added to the conversation.
@@ -236,6 +238,7 @@ class Claude(Framework):
     package = "claude_agent_sdk"
     # The SDK supports only asynchronous tools.
     has_threads = False
+    knows_model = False
     keeps_at_force = False
     example = "claude_agent.py"
     tool = "mcp__test__shell"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from evershell.core.task import TOKENS
-from tests.support.model_server import Gate
+from tests.support.model_server import DONE, Gate, streams
 from tests.support.waiting import eventually_async
 from tests.unit.agents.faulty_plane import at_once
 from tests.unit.agents.long.adapters.conftest import World
@@ -65,6 +65,18 @@ async def test_cancelled_during_a_model_call(world: World) -> None:
     assert (call.status, call.content) == (call.interrupted, "so far")
     assert await asyncio.to_thread(world.server.left.wait, 15)
     await world.next_task_runs()
+
+
+async def test_a_call_without_an_answer_names_its_model(world: World) -> None:
+    if not world.framework.knows_model:
+        pytest.skip("not applicable: only the answer names the model")
+    gate = Gate()
+    await world.submit("t1", streams(gate, DONE))
+    await asyncio.to_thread(gate.await_reached)
+    await world.cancel("t1", 0.0)
+    end, iterations = await world.end("t1")
+    assert summary(end, iterations) == ("cancelled", True, 1)
+    assert iterations[0].model_call.model == "test"
 
 
 @FORCE
