@@ -176,11 +176,11 @@ class Lists(Share):
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         with ExitStack() as places:
+            place_until = loop.time() + min(timeout, _LIST_WAIT_SECONDS)
             try:
-                async with asyncio.timeout(min(timeout, _LIST_WAIT_SECONDS)):
-                    for each in (self._places_of(calling_org.get()), self._free):
-                        await each.acquire()
-                        places.callback(each.release)
+                for each in (self._places_of(calling_org.get()), self._free):
+                    await _acquire(each, place_until)
+                    places.callback(each.release)
             except TimeoutError as error:
                 if self._waiting:
                     # Lists have places, but get no connections: other calls use all connections,
@@ -209,6 +209,19 @@ class Lists(Share):
         if places is None:
             places = self._of_orgs[org_id] = asyncio.Semaphore(max(1, self.size // 2))
         return places
+
+
+async def _acquire(places: asyncio.Semaphore, until: float) -> None:
+    """Raises TimeoutError if no place is free at `until`, by the clock of the event loop."""
+    try:
+        async with asyncio.timeout_at(until):
+            await places.acquire()
+    except TimeoutError:
+        # After a pause of the process, the timeout and the release of a place can come in the same
+        # turn of the event loop.
+        if places.locked():
+            raise
+        await places.acquire()
 
 
 Connections: TypeAlias = Pool | Share

@@ -1,6 +1,7 @@
 """How calls get connections from the pool: in which order, and how many."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -11,7 +12,14 @@ from evershell.core.caller import calling_org
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.validation import Listed
-from evershell.store.pool import Pool, Share, connected, fetch_all, open_pool
+from evershell.store.pool import (
+    _LIST_WAIT_SECONDS,
+    Pool,
+    Share,
+    connected,
+    fetch_all,
+    open_pool,
+)
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import intent, permission, with_task
@@ -129,6 +137,17 @@ async def test_a_list_without_a_connection_is_unavailable(pool: Pool) -> None:
     assert {type(each) for each in ended} == {UnavailableError}
     for each in others:
         await pool.others.putconn(each)
+
+
+async def test_a_list_gets_a_place_that_was_freed_while_the_process_paused(pool: Pool) -> None:
+    held = [await pool.lists.getconn(5) for _ in range(max(1, pool.lists.size // 2))]
+    waiting = asyncio.create_task(pool.lists.getconn(5))
+    await settle()
+    await pool.lists.putconn(held.pop())
+    time.sleep(_LIST_WAIT_SECONDS)  # noqa: ASYNC251 - stops the event loop
+    held.append(await waiting)
+    for each in held:
+        await pool.lists.putconn(each)
 
 
 async def test_a_call_with_two_slow_lists_does_not_refuse_itself(pool: Pool) -> None:
