@@ -47,7 +47,7 @@ def blocks(quick: bool) -> list[Block]:
                     name="CancelTask over gRPC with a webhook ÷ without, 16 callers, calls/s",
                     unit="×",
                     value=ratio("per_second", "with, 16", "without, 16"),
-                    target=at_least(0.9),
+                    target=at_least(0.97),
                 ),
                 Row(
                     name="commit of an event → its webhook, beside a receiver that hangs ÷ alone, "
