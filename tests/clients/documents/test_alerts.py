@@ -80,7 +80,8 @@ def test_alerts_and_panels_name_outcomes_that_exist() -> None:
 def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:
     assert list(SECTIONS) == list(ALERTS)
     for name, rule in ALERTS.items():
-        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{name.lower()}"
+        url = rule["annotations"]["runbook_url"]
+        assert url == f"https://docs.evershell.ai/runbooks.html#{name.lower()}"
         assert "**Callers see**" in SECTIONS[name], name
         assert "**What to do**" in SECTIONS[name], name
         assert "**Drill**" in SECTIONS[name], name

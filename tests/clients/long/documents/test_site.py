@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.alerts import ALERTS
 from tests.support.stack import ROOT
 
 BUILD_SECONDS = 120
@@ -53,6 +54,12 @@ def test_the_site_has_every_page(site: Path) -> None:
     built = {path.relative_to(site).with_suffix(".md") for path in site.rglob("*.html")}
     from_the_tree = {Path("deployment.md")}  # deploy/README.md
     assert pages | from_the_tree == built - {Path("404.md")}
+
+
+def test_the_url_of_each_alert_leads_to_its_runbook(site: Path) -> None:
+    for rule in ALERTS.values():
+        page, _, anchor = rule["annotations"]["runbook_url"].rpartition("#")
+        assert f'id="{anchor}"' in (site / page.rpartition("/")[2]).read_text()
 
 
 def test_the_pages_load_nothing_from_other_hosts(site: Path) -> None:

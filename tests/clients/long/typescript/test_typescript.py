@@ -11,7 +11,7 @@ import pytest
 
 from tests.clients.long.proxy import Proxy, proxy
 from tests.support import typescript_client
-from tests.support.documents import blocks
+from tests.support.documents import steps
 from tests.support.npm import node, npm_tool
 from tests.support.ports import free_ports
 from tests.support.stack import ROOT, Gate, Stack, Workspace
@@ -199,22 +199,22 @@ def test_the_wait_for_an_agent_that_cannot_be_reached_names_the_task(
 
 
 @pytest.mark.parametrize("node_of", [typescript_client.node_20, typescript_client.newest_node])
-def test_the_program_of_the_quickstart_runs(
+def test_the_program_of_the_page_runs(
     stack: Stack, tmp_path: Path, node_of: Callable[[], Path]
 ) -> None:
     (program,) = (
-        block
-        for block in blocks((ROOT / "docs" / "quickstart.md").read_text())
-        if block.title.endswith(".mjs")
+        step
+        for step in steps((ROOT / "docs" / "typescript-client.md").read_text())
+        if "cancelAndWait" in step.block.text
     )
     typescript_client.link(tmp_path)
-    (tmp_path / program.title).write_text(program.text)
+    (tmp_path / "cancel.mjs").write_text(program.block.text)
     done = node(
-        tmp_path / program.title,
+        tmp_path / "cancel.mjs",
         folder=tmp_path,
         executable=node_of(),
         REST_URL=stack.ready["rest_url"],
         TOKEN=stack.tokens["full_access"],
         WORKSPACE_ID=stack.ready["demo"]["workspace_id"],
     )
-    assert done.stdout == "accepted cancelled\n", done.stderr
+    assert done.stdout == program.expected, done.stderr

@@ -1,6 +1,6 @@
 """The distribution, installed as users install it: without extras, and as a whole stack."""
 
-import json
+import os
 import re
 import subprocess
 import sys
@@ -12,10 +12,18 @@ import httpx
 import pytest
 
 from tests.deploy.long.installation.installation import IMPORT, PUBLIC
+from tests.support import documents
 from tests.support.distribution import Environment, build, packaged, unpack
 from tests.support.sandbox import has_sandbox
-from tests.support.stack import Stack, Workspace
+from tests.support.stack import ROOT, Stack
 
+QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
+# Stands in for pip. Installs the locked versions.
+PIP = """
+pip() {
+  "$UV" pip "$1" -q --python "$VIRTUAL_ENV" -c "$LOCK" --reinstall-package evershell "${@:2}"
+}
+"""
 LIST = "from importlib.metadata import distributions; print(*(d.name for d in distributions()))"
 CALLER = """
 from evershell.client import Client
@@ -38,21 +46,25 @@ def core(tmp_path_factory: pytest.TempPathFactory, dist: tuple[Path, Path]) -> E
 
 
 class Installed(Stack):
-    """A stack that the command `evershell` of an environment starts in an empty folder."""
+    """The stack of the quickstart, which the command `evershell` of its environment starts."""
 
     makes_cluster = True
 
-    def __init__(self, environment: Environment, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder / ".state")
-        self.installation, self._folder = environment, folder
+        self._folder = folder
         self.output = folder.with_name("output")
         # Without STATE_DIR, the state folder is `.state` in the working directory.
         del self._environment["STATE_DIR"]
 
+    @property
+    def python(self) -> str:
+        return str(self._folder / "environment" / "bin" / "python")
+
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
             return subprocess.Popen(
-                [str(self.installation.folder / "bin" / "evershell"), "up"],
+                [str(Path(self.python).with_name("evershell")), "up"],
                 cwd=self._folder,
                 env=self._environment,
                 stdout=output,
@@ -62,10 +74,27 @@ class Installed(Stack):
 
 @pytest.fixture
 def installed(tmp_path: Path, dist: tuple[Path, Path]) -> Iterator[Installed]:
-    environment = Environment(tmp_path / "environment", dist[0], "local")
+    """Runs the first block of the quickstart in an empty folder, up to `evershell up`."""
     folder = tmp_path / "empty"
     folder.mkdir()
-    stack = Installed(environment, folder)
+    block, up, _ = documents.blocks(QUICKSTART)[0].text.partition("evershell up\n")
+    assert up
+    commands = re.sub(r"(?m)^RELEASE=.*$", f"RELEASE={dist[0].parent}", block)
+    own = {
+        "UV": str(Path(sys.executable).with_name("uv")),
+        "LOCK": str(ROOT / "requirements.txt"),
+        "TMPDIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        ["/usr/bin/env", "bash", "-ec", PIP + commands],
+        cwd=folder,
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    stack = Installed(folder)
     yield stack
     stack.kill_if_running()
 
@@ -127,18 +156,16 @@ def test_type_checkers_read_the_types_of_an_installation(core: Environment, tmp_
     assert 'Revealed type is "int"' in checked.stdout.replace("builtins.int", "int")
 
 
-def test_a_stack_starts_from_an_empty_folder_and_cancels_a_task(installed: Installed) -> None:
+def test_the_quickstart_starts_a_stack_from_the_wheel_and_cancels_tasks(
+    installed: Installed, tmp_path: Path
+) -> None:
     installed.start()
     if has_sandbox():
         assert "Isolation of pods: sandbox" in installed.output.read_text()
-    workspace = Workspace(installed)
-    workspace.begin("sleep 300")
-    done = installed.installation.run(
-        *("evershell", "cancel", workspace.id, "--force-after=0s", "--wait=10s", "--json"),
-        cwd=installed.state_dir.parent,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["task"]["status"] == "cancelled"
+    walk = tmp_path / "walk"
+    walk.mkdir()
+    for step, printed in documents.run(QUICKSTART, installed, walk):
+        assert documents.is_expected(step, printed), f"{step.block.text}{printed}"
     # The pages that the edge serves are files of the package.
     url = f"{installed.ready['rest_url']}/openapi.yaml"
     assert "openapi: 3.1" in httpx.get(url, timeout=30).text

@@ -14,7 +14,7 @@ import yaml
 from evershell.app.settings import Settings
 from evershell.fleet.kubernetes.objects import PodTemplate
 from tests.deploy.long.manifests import tools
-from tests.support.alerts import DASHBOARD, SPEC
+from tests.support.alerts import ALERTS, DASHBOARD, SPEC
 from tests.support.stack import ROOT
 
 helm = pytest.importorskip("helm_python", reason="run `make .venv/.deploy-ready`")
@@ -98,6 +98,15 @@ def test_the_alerts_and_the_dashboard_are_those_of_the_repository() -> None:
     assert kinds["PrometheusRule", "evershell"]["spec"] == SPEC
     assert kinds["PrometheusRule", "evershell"]["metadata"]["labels"] == {"release": "a"}
     assert json.loads(kinds["ConfigMap", "dashboard"]["data"]["dashboard.json"]) == DASHBOARD
+
+
+def test_alerts_lead_to_the_runbooks_that_the_values_name() -> None:
+    page = "https://wiki.example/evershell/runbooks.html"
+    objects = tools.render({"monitoring": {"enabled": True, "runbooks": page}})
+    (spec,) = [o["spec"] for o in objects if o["kind"] == "PrometheusRule"]
+    rules = [rule for group in spec["groups"] for rule in group["rules"] if "alert" in rule]
+    urls = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules}
+    assert urls == {name: f"{page}#{name.lower()}" for name in ALERTS}
 
 
 def test_the_route_leads_every_grpc_service_of_the_edge_to_its_port() -> None:
