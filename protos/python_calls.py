@@ -27,6 +27,7 @@ BY_HAND = (
     "CancelTasks",
     "WatchEvents",
     "StreamEvents",
+    "ListEvents",
     "WatchOrganization",
     "StreamOrganization",
 )

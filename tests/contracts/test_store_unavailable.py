@@ -52,6 +52,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
         permission(), OrgListFilter(active=True), None, 1
     ),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
+    "list_last_events": lambda store: store.list_last_events("ws_1", 9, 1),
     "last_position": lambda store: store.last_position(),
     "find_log_end": lambda store: store.find_log_end(),
     "list_log_events": lambda store: store.list_log_events([LogScope("org_1")], 0, 1, 1),

@@ -23,6 +23,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evershell.client._messages import UNSPECIFIED, Result
 from evershell.client.answers import Page
 from evershell.client.errors import ConfigurationError, ValidationError
+from evershell.client.events import Event, event_of
 from evershell.client.types import (
     CancelResult,
     CancelTasksResult,
@@ -124,6 +125,20 @@ def cancel_tasks(
         dry_run=dry_run,
     )
     return Call("CancelTasks", message, with_id(CancelTasksResult))
+
+
+def list_events(
+    workspace_id: str, before: int, page_size: int | None, omit_outputs: bool
+) -> Call[tuple[Event, ...]]:
+    """The call of ListEvents. Raises ValidationError."""
+    return call(
+        "ListEvents",
+        lambda response, _: tuple(map(event_of, response.events)),
+        workspace_id=workspace_id,
+        before=before,
+        page_size=page_size or 0,
+        omit_outputs=omit_outputs,
+    )
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:

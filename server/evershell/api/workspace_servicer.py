@@ -22,6 +22,7 @@ from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
 from evershell.core.event_feeds import EventFeeds
+from evershell.core.list_events import list_events
 from evershell.core.ports import Agents, Clock, Store, Subscriptions
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -123,6 +124,22 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             event_stream.Frames,
             lambda _: event_stream.HEARTBEAT,
             opening=(event_stream.OPENING,),
+        )
+
+    async def ListEvents(
+        self, request: workspace_service_pb2.ListEventsRequest, context: Context
+    ) -> workspace_service_pb2.ListEventsResponse:
+        events, next_before = await list_events(
+            caller(),
+            request.workspace_id,
+            request.before,
+            request.page_size,
+            self.store,
+            omit_outputs=request.omit_outputs,
+        )
+        encoded = await encode_page(events, event_codec.encode_event)
+        return workspace_service_pb2.ListEventsResponse(
+            events=[each.event for each in encoded], next_before=next_before
         )
 
     def WatchOrganization(

@@ -10,7 +10,7 @@ from evershell.core.bounds import Bounds
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.due import DueWork, Kind, Place
-from evershell.core.event import AuditEntry, AuditFilter, EventBatch, LogEntry, LogScope
+from evershell.core.event import AuditEntry, AuditFilter, Event, EventBatch, LogEntry, LogScope
 from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
 from evershell.core.validation import Listed
@@ -199,6 +199,15 @@ class Workspaces(Protocol):
 
         Returns fewer events than `limit` if they are large, but at least one if there is one.
         Raises Failure workspace_not_found if there is no such workspace.
+        """
+
+    async def list_last_events(
+        self, workspace_id: str, before_seq: int, limit: int
+    ) -> tuple[Sequence[Event], bool]:
+        """The workspace's events before `before_seq`, newest first, and whether there are others.
+
+        The second result says whether there are events before the last one of the first result.
+        Returns fewer events than `limit` if they are large, but at least one if there is one.
         """
 
 

@@ -177,6 +177,32 @@ class TaskCalls(PlainCalls):
         named = optional("task_id", task_id)
         return self._events(WorkspaceWatch(workspace_id, after, named, limits))
 
+    def list_events(
+        self,
+        workspace_id: str,
+        *,
+        before: int = 0,
+        page_size: int | None = None,
+        omit_outputs: bool = False,
+    ) -> tuple[Event, ...]:
+        """Lists the last events of a workspace, newest first.
+
+        Args:
+            workspace_id: The workspace.
+            before: Only events with a lower `seq`, to read on. 0 begins with the newest event.
+            page_size: The maximum number of events, 1 to 200. None for the default, 50. There may
+                be fewer if they are large, but at least one if there is one.
+            omit_outputs: Leaves the `output` of tool results empty.
+
+        Returns:
+            The events.
+
+        Raises:
+            WorkspaceNotFoundError: There is no such workspace.
+            CallError: Any other failure.
+        """
+        return self._call(_calls.list_events(workspace_id, before, page_size, omit_outputs))
+
     def watch_organization(
         self,
         *,

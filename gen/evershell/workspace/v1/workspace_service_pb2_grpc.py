@@ -78,6 +78,11 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ListEvents',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
         self.WatchOrganization = channel.unary_stream(
                 '/evershell.workspace.v1.WorkspaceService/WatchOrganization',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationRequest.SerializeToString,
@@ -302,6 +307,17 @@ class WorkspaceServiceServicer:
         reader.
         Errors: if the stream fails after it has begun, its last event is the error, with the type
         `stream_error`.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+        Effect: none. Idempotency: a read.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -638,6 +654,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsResponse.SerializeToString,
+            ),
             'WatchOrganization': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchOrganization,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationRequest.FromString,
@@ -931,6 +952,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/StreamEvents',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ListEvents',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -136,6 +136,13 @@ class WorkspaceServiceStub:
     `stream_error`.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListEventsRequest, _workspace_service_pb2.ListEventsResponse]
+    """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+    Effect: none. Idempotency: a read.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
+    Needs workspace:read, or workspace:read:own if the caller created the workspace.
+    """
     WatchOrganization: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.WatchOrganizationRequest, _workspace_service_pb2.WatchOrganizationResponse]
     """Follows the events of all workspaces of the caller's organization, without polling.
 
@@ -449,6 +456,13 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     reader.
     Errors: if the stream fails after it has begun, its last event is the error, with the type
     `stream_error`.
+    Needs workspace:read, or workspace:read:own if the caller created the workspace.
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListEventsRequest, _workspace_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+    Effect: none. Idempotency: a read.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
     WatchOrganization: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.WatchOrganizationRequest, _workspace_service_pb2.WatchOrganizationResponse]  # type: ignore[assignment]
@@ -803,6 +817,19 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         reader.
         Errors: if the stream fails after it has begun, its last event is the error, with the type
         `stream_error`.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _workspace_service_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ListEventsResponse, _abc.Awaitable[_workspace_service_pb2.ListEventsResponse]]:
+        """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+        Effect: none. Idempotency: a read.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
         Needs workspace:read, or workspace:read:own if the caller created the workspace.
         """
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from evershell.core import errors
 from evershell.core.caller import Permission
 from evershell.core.change import FirstCall
-from evershell.core.event import AuditEntry, EventBatch, LogEntry, LogScope
+from evershell.core.event import AuditEntry, Event, EventBatch, LogEntry, LogScope
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import Listed
@@ -102,6 +102,12 @@ class Workspaces(State):
             raise errors.workspace_not_found(workspace_id)
         later = [event for event in self.events[workspace_id] if event.seq > after_seq]
         return EventBatch(later[:limit])
+
+    async def list_last_events(
+        self, workspace_id: str, before_seq: int, limit: int
+    ) -> tuple[Sequence[Event], bool]:
+        earlier = [event for event in self.events[workspace_id] if event.seq < before_seq]
+        return earlier[: -limit - 1 : -1], len(earlier) > limit
 
     async def last_position(self) -> int:
         return self.position
