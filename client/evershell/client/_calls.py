@@ -107,6 +107,7 @@ def cancel_tasks(
     reason: str,
     force_after: Seconds | None,
     dry_run: bool,
+    key: str | None = None,
 ) -> Call[CancelTasksResult]:
     """The call of CancelTasks.
 
@@ -124,7 +125,7 @@ def cancel_tasks(
         force_after=duration("force_after", force_after),
         dry_run=dry_run,
     )
-    return Call("CancelTasks", message, with_id(CancelTasksResult))
+    return Call("CancelTasks", message, with_id(CancelTasksResult), headers=idempotent(key))
 
 
 def list_events(

@@ -24,9 +24,10 @@ from evershell.api.values import (
     timestamp,
 )
 from evershell.core import errors
+from evershell.core.bulk import BulkResult
 from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelResult, CancelTask
-from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
+from evershell.core.cancel_tasks import CancelTasks
 from evershell.core.change import Hold, IdempotencyKey
 from evershell.core.event import AuditEntry, AuditFilter, Origin
 from evershell.core.hold import HoldOrg
@@ -107,7 +108,9 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
 
 
 def decode_cancel_tasks(
-    request: workspace_service_pb2.CancelTasksRequest, origin: Origin
+    request: workspace_service_pb2.CancelTasksRequest,
+    origin: Origin,
+    key: IdempotencyKey | None = None,
 ) -> CancelTasks:
     """Decodes the request. Raises Failure validation_error."""
     return CancelTasks(
@@ -117,6 +120,7 @@ def decode_cancel_tasks(
         if request.HasField("force_after")
         else None,
         dry_run=request.dry_run,
+        key=key,
         origin=origin,
     )
 
@@ -147,7 +151,7 @@ def _decode_filter(message: workspace_service_pb2.TaskFilter) -> TaskFilter:
     )
 
 
-def encode_cancel_tasks(result: CancelTasksResult) -> workspace_service_pb2.CancelTasksResponse:
+def encode_cancel_tasks(result: BulkResult) -> workspace_service_pb2.CancelTasksResponse:
     """The reply."""
     return workspace_service_pb2.CancelTasksResponse(
         matched=result.matched,
@@ -170,7 +174,7 @@ def decode_hold(request: workspace_service_pb2.HoldOrgRequest, origin: Origin) -
     return HoldOrg(reason=request.reason, cancel_running=request.cancel_running, origin=origin)
 
 
-def encode_held(hold: Hold, cancelled: CancelTasksResult) -> workspace_service_pb2.HoldOrgResponse:
+def encode_held(hold: Hold, cancelled: BulkResult) -> workspace_service_pb2.HoldOrgResponse:
     """The reply."""
     return workspace_service_pb2.HoldOrgResponse(
         hold=encode_hold(hold.org_id, hold),

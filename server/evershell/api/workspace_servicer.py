@@ -254,7 +254,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTasks(
         self, request: workspace_service_pb2.CancelTasksRequest, context: Context
     ) -> workspace_service_pb2.CancelTasksResponse:
-        decoded = codec.decode_cancel_tasks(request, origin())
+        decoded = codec.decode_cancel_tasks(request, origin(), idempotency_key(request))
         return codec.encode_cancel_tasks(
             await cancel_tasks(caller(), decoded, self.store, self.clock)
         )

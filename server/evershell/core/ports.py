@@ -364,6 +364,7 @@ class Cancellations(Protocol):
         audit: AuditEntry | None = None,
         *,
         wait: bool = False,
+        first_call: Callable[[Mapping[str, bool]], FirstCall] | None = None,
     ) -> Mapping[str, bool]:
         """Records the intent for each of the tasks in one transaction, like record_cancellation.
 
@@ -372,6 +373,9 @@ class Cancellations(Protocol):
         tasks whose workspace is ending, is not covered or is locked by another transaction. With
         `wait`, waits for that transaction instead, but then accepts only one task. Publishes the
         workspaces, and UNDELIVERED so that the fleet controller signals the agents.
+
+        With `first_call`, the same transaction stores the key that `first_call` returns for the
+        result. Raises KeyTakenError, and commits nothing, like `transition`.
         """
 
 

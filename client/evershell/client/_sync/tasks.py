@@ -243,6 +243,7 @@ class TaskCalls(PlainCalls):
         reason: str = "",
         force_after: Seconds | None = None,
         dry_run: bool = False,
+        idempotency_key: str | None = None,
     ) -> CancelTasksResult:
         """Cancels the tasks of the caller's organization that match and have not ended.
 
@@ -260,15 +261,22 @@ class TaskCalls(PlainCalls):
             force_after: Interrupts iterations that still run this long after the call: 0 to 86,400
                 seconds. None does not interrupt the iteration.
             dry_run: Only reports the tasks that match, and does not cancel them.
+            idempotency_key: 1 to 255 printable ASCII characters. For 24 hours, a call of the same
+                user or API key with this key and the same request has no effect and gets the first
+                answer. None for a new key: then only the repeats of this call share it.
 
         Returns:
             The counts, and the outcome for each task.
 
         Raises:
-            CallError: The call has failed. After UnavailableError, some of the tasks may be
-                cancelled; the call can be repeated without harm.
+            IdempotencyConflictError: The caller has already used the idempotency key for another
+                request within the last 24 hours.
+            CallError: Any other failure. After UnavailableError, the tasks may be cancelled; the
+                call can be repeated without harm.
         """
-        return self._call(_calls.cancel_tasks(filter, all, reason, force_after, dry_run))
+        return self._call(
+            _calls.cancel_tasks(filter, all, reason, force_after, dry_run, idempotency_key)
+        )
 
     def cancel_all_tasks(
         self,

@@ -464,10 +464,12 @@ class WorkspaceServiceServicer:
         cancellations before it answers. The agents are signalled right after the answer.
         Idempotency: by task. For a task that is already cancelled, a repeated call changes nothing,
         except that it can set an earlier force deadline. A repeat also cancels matching tasks that
-        were submitted since the first call; HoldOrg prevents such submissions.
-        Errors: only the ones that every call can return. validation_error if neither `filter` nor
-        `all` is set, if both are, or if the filter is empty. If the call fails with `unavailable`,
-        some of the tasks may be cancelled; it is safe to repeat the call.
+        were submitted since the first call; HoldOrg prevents such submissions. With the header
+        `idempotency-key`, as for SubmitTask, a repeat has no effect and gets the answer of the first
+        call. A dry run ignores the key.
+        Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+        empty. If the call fails with `unavailable`, some of the tasks may be cancelled; it is safe to
+        repeat the call. idempotency_conflict if another request has already used the key.
         Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
         the caller created.
         """
