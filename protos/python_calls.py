@@ -25,6 +25,7 @@ from source import PACKAGE, Protos
 BY_HAND = (
     "CancelTask",
     "CancelTasks",
+    "ResumeWorkspaces",
     "WatchEvents",
     "StreamEvents",
     "ListEvents",

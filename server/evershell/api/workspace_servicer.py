@@ -24,6 +24,7 @@ from evershell.core.cancel_tasks import cancel_tasks
 from evershell.core.event_feeds import EventFeeds
 from evershell.core.list_events import list_events
 from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.resume_workspaces import resume_workspaces
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -257,6 +258,14 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         decoded = codec.decode_cancel_tasks(request, origin(), idempotency_key(request))
         return codec.encode_cancel_tasks(
             await cancel_tasks(caller(), decoded, self.store, self.clock)
+        )
+
+    async def ResumeWorkspaces(
+        self, request: workspace_service_pb2.ResumeWorkspacesRequest, context: Context
+    ) -> workspace_service_pb2.ResumeWorkspacesResponse:
+        decoded = codec.decode_resume_workspaces(request, origin(), idempotency_key(request))
+        return codec.encode_resume_workspaces(
+            await resume_workspaces(caller(), decoded, self.store, self.clock)
         )
 
     async def HoldOrg(

@@ -145,7 +145,7 @@ async def _cancel_at_once(
     workspaces other transactions have locked are left for a further call.
     """
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
-    pending = [each.task_id for each in matches.tasks if each.is_pending]
+    task_ids = [each.task_id for each in matches.tasks if each.is_pending]
 
     def result(recorded: Mapping[str, bool]) -> BulkResult:
         return _summary(matches, {id_: _outcome(is_new) for id_, is_new in recorded.items()})
@@ -153,7 +153,7 @@ async def _cancel_at_once(
     return result(
         await store.cancel_tasks(
             permission,
-            pending,
+            task_ids,
             intent,
             origin.trace_id,
             origin.audit,

@@ -15,6 +15,7 @@ from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
 from evershell.core.validation import Listed
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
+from evershell.core.workspace_filter import WorkspaceSelection
 
 Clock = Callable[[], datetime]
 
@@ -154,6 +155,14 @@ class Workspaces(Protocol):
         `workspace_ids` is not empty, only these workspaces.
         """
 
+    async def match_failed(
+        self, permission: Permission, wanted: WorkspaceSelection, limit: int
+    ) -> tuple[int, Sequence[str]]:
+        """Counts the failed workspaces that match and that the permission covers.
+
+        Counts all of them. The second result has the ids of the first `limit`, the oldest first.
+        """
+
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
         """A removed workspace of the organization, as last stored (its status is `deleting`)."""
 
@@ -288,6 +297,23 @@ class Transitions(Protocol):
         KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
         another transaction is about to store the key, waits until that transaction has ended.
         `decide` runs under the lock, so it must return quickly. It may be called more than once.
+        """
+
+    async def transition_many(
+        self,
+        workspace_ids: Sequence[str],
+        decide: Callable[[Locked], Change | None],
+        org_id: str,
+        audit: AuditEntry | None = None,
+        first_call: Callable[[Sequence[Change]], FirstCall | None] | None = None,
+    ) -> Sequence[Change]:
+        """Like `transition` with `org_id`, for workspaces without a task, in one transaction.
+
+        Returns the changes. Leaves out a workspace if `decide` returns None, if it has a current
+        task, if it does not belong to the organization, or if another transaction has locked it: a
+        transaction with several locks waits for none.
+
+        Also stores the audit entry, and the key that `first_call` returns for the changes, if any.
         """
 
     async def renew_lease(

@@ -133,6 +133,11 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.FromString,
                 _registered_method=True)
+        self.ResumeWorkspaces = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ResumeWorkspaces',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesResponse.FromString,
+                _registered_method=True)
         self.HoldOrg = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/HoldOrg',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgRequest.SerializeToString,
@@ -477,15 +482,33 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeWorkspaces(self, request, context):
+        """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+        `all`, every one.
+
+        Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+        the oldest first, in one transaction; call again until `remaining` is 0.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+        call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+        Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+        empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+        if another request has already used the key.
+        Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+        created.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HoldOrg(self, request, context):
         """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
         agents.
 
-        Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-        Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-        stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-        organization, as CancelTasks does, with the same reason. If the call runs out of time before
-        all tasks are cancelled, `remaining` is not 0: call again.
+        Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+        answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+        and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+        all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+        of time before all tasks are cancelled, `remaining` is not 0: call again.
         Idempotency: while the organization is on hold, a further call does not change the caller, the
         time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
         cancelled yet.
@@ -710,6 +733,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.CancelTasks,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.SerializeToString,
+            ),
+            'ResumeWorkspaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWorkspaces,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesResponse.SerializeToString,
             ),
             'HoldOrg': grpc.unary_unary_rpc_method_handler(
                     servicer.HoldOrg,
@@ -1251,6 +1279,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/CancelTasks',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWorkspaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ResumeWorkspaces',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -256,15 +256,29 @@ class WorkspaceServiceStub:
     Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
     the caller created.
     """
+    ResumeWorkspaces: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspacesRequest, _workspace_service_pb2.ResumeWorkspacesResponse]
+    """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+    `all`, every one.
+
+    Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+    the oldest first, in one transaction; call again until `remaining` is 0.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+    call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+    Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+    empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+    if another request has already used the key.
+    Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+    created.
+    """
     HoldOrg: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]
     """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
     agents.
 
-    Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-    Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-    stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-    organization, as CancelTasks does, with the same reason. If the call runs out of time before
-    all tasks are cancelled, `remaining` is not 0: call again.
+    Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+    answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+    and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+    all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+    of time before all tasks are cancelled, `remaining` is not 0: call again.
     Idempotency: while the organization is on hold, a further call does not change the caller, the
     time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
     cancelled yet.
@@ -580,15 +594,29 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
     the caller created.
     """
+    ResumeWorkspaces: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspacesRequest, _workspace_service_pb2.ResumeWorkspacesResponse]  # type: ignore[assignment]
+    """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+    `all`, every one.
+
+    Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+    the oldest first, in one transaction; call again until `remaining` is 0.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+    call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+    Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+    empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+    if another request has already used the key.
+    Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+    created.
+    """
     HoldOrg: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]  # type: ignore[assignment]
     """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
     agents.
 
-    Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-    Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-    stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-    organization, as CancelTasks does, with the same reason. If the call runs out of time before
-    all tasks are cancelled, `remaining` is not 0: call again.
+    Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+    answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+    and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+    all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+    of time before all tasks are cancelled, `remaining` is not 0: call again.
     Idempotency: while the organization is on hold, a further call does not change the caller, the
     time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
     cancelled yet.
@@ -1011,6 +1039,26 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ResumeWorkspaces(
+        self,
+        request: _workspace_service_pb2.ResumeWorkspacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ResumeWorkspacesResponse, _abc.Awaitable[_workspace_service_pb2.ResumeWorkspacesResponse]]:
+        """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+        `all`, every one.
+
+        Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+        the oldest first, in one transaction; call again until `remaining` is 0.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+        call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+        Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+        empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+        if another request has already used the key.
+        Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+        created.
+        """
+
+    @_abc_1.abstractmethod
     def HoldOrg(
         self,
         request: _workspace_service_pb2.HoldOrgRequest,
@@ -1019,11 +1067,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
         agents.
 
-        Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-        Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-        stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-        organization, as CancelTasks does, with the same reason. If the call runs out of time before
-        all tasks are cancelled, `remaining` is not 0: call again.
+        Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+        answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+        and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+        all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+        of time before all tasks are cancelled, `remaining` is not 0: call again.
         Idempotency: while the organization is on hold, a further call does not change the caller, the
         time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
         cancelled yet.
