@@ -40,6 +40,7 @@ TEXTS = {
     "Client interceptors of grpc.aio": "gRPC client interceptors",
     "`contextlib.aclosing`": "`contextlib.closing`",
     "Awaitable[Page[T]]": "Page[T]",
+    "Awaitable[Bulk]": "Bulk",
     "Coroutine[Any, Any, None]": "None",
     "Generator[Event, None]": "Generator[Event, None, None]",
     "Generator[OrganizationEvent, None]": "Generator[OrganizationEvent, None, None]",

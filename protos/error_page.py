@@ -50,8 +50,9 @@ compares the names of REST, gRPC, the clients and the audit log.
 ## Repeat a call
 
 These calls can be repeated without another effect: reads, a cancellation that names its task,
-SubmitTask and CreateWorkspace with an [idempotency key](calls.md#idempotency-keys), CancelTasks and
-HoldOrg. Their `unavailable` has `retry-after` (gRPC: RetryInfo).
+SubmitTask, CreateWorkspace and ResumeWorkspaces with an [idempotency
+key](calls.md#idempotency-keys), CancelTasks and HoldOrg. Their `unavailable` has `retry-after`
+(gRPC: RetryInfo).
 
 All other calls must not be repeated blindly: a cancellation without a task id could cancel the next
 task. Over REST, each of their errors has `x-should-retry: false`, since SDKs of common generators

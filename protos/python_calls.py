@@ -25,8 +25,10 @@ from source import PACKAGE, Protos
 BY_HAND = (
     "CancelTask",
     "CancelTasks",
+    "ResumeWorkspaces",
     "WatchEvents",
     "StreamEvents",
+    "ListEvents",
     "WatchOrganization",
     "StreamOrganization",
 )

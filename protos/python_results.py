@@ -28,12 +28,15 @@ _NAMES = {
     "SubmitTaskResponse": "SubmittedTask",
     "CancelTasksResult": "CancelledTask",
     "CancelTasksResponse": "CancelTasksResult",
+    "ResumeWorkspacesResult": "ResumedWorkspace",
+    "ResumeWorkspacesResponse": "ResumeWorkspacesResult",
     "HoldOrgResponse": "HoldResult",
     "CreateWebhookResponse": "CreatedWebhook",
     "RotateWebhookSecretResponse": "RotatedSecret",
     "ReplayWebhookResponse": "ReplayResult",
     "CancelTaskResponse.Outcome": "CancelOutcome",
     "CancelTasksResult.Outcome": "TaskOutcome",
+    "ResumeWorkspacesResult.Outcome": "ResumeOutcome",
     "EventType.Type": "EventType",
     "TaskCompleted.WorkStopped": "WorkStopped",
     "ToolResult.Status": "ToolStatus",
@@ -207,7 +210,8 @@ class Results:
         many = [each for each in message.fields if each.is_repeated]
         rest = {each.name for each in message.fields} - {each.name for each in many}
         is_answer = message.name.endswith("Response")
-        return is_answer and (is_stream or (len(many) == 1 and rest <= {"next_page_token"}))
+        is_page = len(many) == 1 and rest <= {"next_page_token", "next_before"}
+        return is_answer and (is_stream or is_page)
 
     def name(self, described: Descriptor | EnumDescriptor) -> str:
         """The name of the class of a message or an enum."""

@@ -1,6 +1,7 @@
 """The contract of Store: match_tasks and cancel_tasks."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.event import AuditFilter, cancel_requested_payload
+from evershell.core.change import FirstCall, KeyTakenError
+from evershell.core.event import AuditEntry, AuditFilter, cancel_requested_payload
 from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks, Store
 from evershell.core.task import Task, TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
@@ -21,6 +23,7 @@ from tests.support.store.examples import (
     NOW,
     USER,
     complete,
+    first_call,
     intent,
     permission,
     set_status,
@@ -193,6 +196,41 @@ async def test_the_entry_is_stored_once(store: Store) -> None:
     for each in tasks:
         await store.cancel_tasks(permission(), [each.id], intent(), "", entry)
     assert await store.list_audit_entries(permission(), AuditFilter(), None, 10) == [entry]
+
+
+async def test_a_key_is_stored_with_its_batch(store: Store) -> None:
+    tasks = [await busy_with(store) for _ in range(2)]
+    call = first_call(workspace_id="")
+
+    def answered(recorded: Mapping[str, bool]) -> FirstCall:
+        return replace(call, answer=str(dict(recorded)))
+
+    async def cancel(of: Task, audit: AuditEntry) -> Mapping[str, bool]:
+        return await store.cancel_tasks(
+            permission(), [of.id], intent(), "", audit, first_call=answered
+        )
+
+    entry = audit_entry(rpc="CancelTasks")
+    assert await cancel(tasks[0], entry) == {tasks[0].id: True}
+    found = await store.find_first_call(call)
+    assert found == replace(call, answer=str({tasks[0].id: True}))
+    with pytest.raises(KeyTakenError):
+        await cancel(tasks[1], audit_entry(rpc="CancelTasks"))
+    assert await stored(store, tasks[1]) == tasks[1]
+    assert await store.find_first_call(call) == found
+    assert await store.list_audit_entries(permission(), AuditFilter(), None, 10) == [entry]
+
+
+async def test_one_of_concurrent_batches_with_a_key_has_an_effect(store: Store) -> None:
+    ids = [(await busy_with(store)).id for _ in range(20)]
+    calls = [
+        store.cancel_tasks(permission(), ids, intent(), first_call=lambda _: first_call())
+        for _ in range(4)
+    ]
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert [each for each in done if not isinstance(each, KeyTakenError)] == [
+        dict.fromkeys(ids, True)
+    ]
 
 
 async def test_a_batch_wakes_its_workspaces_and_the_controller(

@@ -74,6 +74,21 @@ async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
     assert await store.list_events(busy.id, 3, 10) == []
 
 
+async def test_the_last_events_are_listed_newest_first(store: Store) -> None:
+    busy, first = await with_task(store)
+    await complete(store, busy, first.id)
+    second = task(busy.id)
+    await store.transition(busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1"))
+    await with_task(store)
+    events = await store.list_events(busy.id, 0, 10)
+    assert [event.seq for event in events] == [1, 2, 3]
+    assert await store.list_last_events(busy.id, 2**63 - 1, 3) == (events[::-1], False)
+    assert await store.list_last_events(busy.id, 2**63 - 1, 2) == ([events[2], events[1]], True)
+    assert await store.list_last_events(busy.id, 2, 2) == ([events[0]], False)
+    assert await store.list_last_events(busy.id, 1, 2) == ([], False)
+    assert await store.list_last_events("ws_unknown", 2, 2) == ([], False)
+
+
 async def test_a_list_of_long_tasks_has_more_than_a_page(store: Store) -> None:
     """A store may return fewer tasks than requested, but must show that there are more."""
     busy, first = await with_task(store)

@@ -11,6 +11,7 @@ from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditFilter, LogScope
 from evershell.core.ports import Store
 from evershell.core.task_filter import AllTasks, ListFilter, OrgListFilter
+from evershell.core.workspace_filter import AllWorkspaces
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -28,6 +29,8 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "match_tasks": lambda store: store.match_tasks(permission(), AllTasks(), None, 1),
     "cancel_tasks": lambda store: store.cancel_tasks(permission(), ["task_1"], intent()),
     "transition": lambda store: store.transition("ws_1", unchanged),
+    "transition_many": lambda store: store.transition_many(["ws_1"], unchanged, "org_1"),
+    "match_failed": lambda store: store.match_failed(permission(), AllWorkspaces(), 1),
     "create_workspace": lambda store: store.create_workspace(workspace()),
     "hold_org": lambda store: store.hold_org(_HOLD),
     "release_org": lambda store: store.release_org("org_1"),
@@ -52,6 +55,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
         permission(), OrgListFilter(active=True), None, 1
     ),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
+    "list_last_events": lambda store: store.list_last_events("ws_1", 9, 1),
     "last_position": lambda store: store.last_position(),
     "find_log_end": lambda store: store.find_log_end(),
     "list_log_events": lambda store: store.list_log_events([LogScope("org_1")], 0, 1, 1),

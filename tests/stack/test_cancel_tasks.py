@@ -68,6 +68,26 @@ def test_the_agents_are_signalled(stack: Stack, others: list[Workspace]) -> None
     assert (end["status"], end["forced"], end["cancel"]["reason"]) == ("cancelled", True, "stop")
 
 
+def test_a_repeat_with_a_key_says_what_the_first_call_did(
+    stack: Stack, others: list[Workspace]
+) -> None:
+    begun = begin(others)
+    wanted = {"filter": {"task_ids": [task_id for _, task_id in begun]}}
+    headers = {"idempotency-key": f"cancel {begun[0][1]}"}
+    rest = others[0].rest
+
+    def cancel(**fields: Any) -> Any:
+        return rest.call("POST", PATH, json=wanted | fields, headers=headers).json()
+
+    first = cancel()
+    assert counts(first) == (2, 2, 0, 0)
+    assert cancel() == first
+    assert cancel(reason="another request")["error"]["code"] == "idempotency_conflict"
+    assert counts(rest.post(PATH, wanted)) == (2, 0, 2, 0)
+    for gate, _ in begun:
+        gate.open()
+
+
 def test_a_frozen_agent_does_not_delay_the_answer(stack: Stack, others: list[Workspace]) -> None:
     begun = begin(others)
     with stack.frozen_process(stack.agent_pid(others[0].id)):

@@ -52,6 +52,8 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     yield "HoldOrg", other.post("/v1/hold", example("HoldOrg"), status=200)
     yield "GetHold", other.get("/v1/hold")
     yield "ReleaseOrg", other.post("/v1/hold/release", status=200)
+    wanted = example("ResumeWorkspaces") | {"dry_run": True}
+    yield "ResumeWorkspaces", other.post("/v1/workspaces/resume", wanted)
     # No event of this type occurs, so nothing is sent to the URL of the example.
     webhook = example("CreateWebhook") | {"event_types": ["workspace_provisioned"]}
     created = other.post("/v1/webhooks", webhook, 201)

@@ -2,12 +2,13 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
-from evershell.client import Client, TaskCompleted
+from evershell.client import Client, IterationCompleted, TaskCompleted
 from tests.support.stack import Stack, Workspace
 
 
@@ -28,6 +29,25 @@ def test_a_stream_on_each_worker_has_the_events_of_all_workers(
         workspace.await_end(workspace.submit("true", "true", "true"))
         seqs = [each.result() for each in watching]
     assert seqs[0] == seqs[1] == list(range(1, seqs[0][-1] + 1))
+
+
+def test_the_last_events_are_listed_in_pages(stack: Stack, workspace: Workspace) -> None:
+    workspace.await_end(workspace.submit("echo some output"))
+    stream = islice(workspace.rest.events(workspace.id), len(workspace.log()))
+    listed, before = list[Any](), "0"
+    while not listed or before != "0":
+        query = {"before": before, "page_size": 2}
+        page = workspace.rest.get(f"{workspace.path}/events/list", params=query)
+        listed += page["events"]
+        before = page["next_before"]
+    assert listed[::-1] == [message["event"] for message in stream]
+    with Client(stack.ready["grpc_addr"], stack.tokens["read_only"]) as client:
+        last = client.list_events(workspace.id, omit_outputs=True)
+        (first,) = client.list_events(workspace.id, before=2, page_size=1)
+    assert [str(event.seq) for event in last] == [event["seq"] for event in listed]
+    assert last[-1] == first
+    (iteration,) = [each.payload for each in last if isinstance(each.payload, IterationCompleted)]
+    assert iteration.tool_call is not None and iteration.tool_call.result.output == ""
 
 
 async def test_an_event_costs_the_database_the_same_however_many_watch(

@@ -117,7 +117,7 @@ class ServiceWorkspace:
         """Follows the log until an event of this type. Returns the event.
 
         After the time limit, fails at the next heartbeat of the stream. A heartbeat is sent after
-        15 s without an event.
+        4 s without an event.
         """
         deadline = time.monotonic() + self.limit_seconds
         for message in self.rest.events(self.id, after):

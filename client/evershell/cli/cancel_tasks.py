@@ -1,10 +1,13 @@
-"""Cancels many tasks, for `cancel --all` and `cancel --filter`. `hold` uses some of it, too."""
+"""Cancels many tasks, for `cancel --all` and `cancel --filter`.
+
+`hold` and `workspace resume` use some of it, too.
+"""
 
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,7 +17,15 @@ from evershell.cli.names import workspace_id
 from evershell.cli.options import Call
 from evershell.cli.progress import OUTAGES
 from evershell.cli.terminal import say_lines
-from evershell.client import CancelTasksResult, TaskFilter
+from evershell.client import (
+    CancelTasksResult,
+    ResumeWorkspacesResult,
+    TaskFilter,
+    WorkspaceFilter,
+)
+
+Filter = TypeVar("Filter", TaskFilter, WorkspaceFilter)
+Result = TypeVar("Result", CancelTasksResult, ResumeWorkspacesResult)
 
 FILTER_HELP = (
     "Cancel every task that matches; can be given several times: task=ID, workspace=WORKSPACE, "
@@ -43,7 +54,7 @@ def cancel_tasks(
         check_can_ask(call)
     selection: dict[str, Any] = {"all": True}
     if wanted is not None:
-        selection = {"filter": _with_ids(call, wanted)}
+        selection = {"filter": with_ids(call, wanted)}
     preview = None
     if dry_run or not yes:
         preview = call.client.cancel_tasks(
@@ -60,7 +71,7 @@ def cancel_tasks(
     else:
         if preview is not None:
             confirm(preview.matched)
-        results = _results(
+        results = all_results(
             call.client.cancel_all_tasks(**selection, reason=reason, force_after=force_after)
         )
     accepted = sum(result.accepted for result in results)
@@ -78,7 +89,7 @@ def cancel_tasks(
     sys.exit(ExitCode.DONE if first.matched else ExitCode.NOTHING_TO_CANCEL)
 
 
-def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
+def with_ids(call: Call, wanted: Filter) -> Filter:
     """The filter, with ids in place of the names of workspaces."""
     if wanted.workspace_ids is None:
         return wanted
@@ -86,13 +97,13 @@ def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
     return replace(wanted, workspace_ids=ids)
 
 
-def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
+def all_results(calls: Iterable[Result]) -> list[Result]:
     """The results of all calls.
 
-    If the service cannot answer or the user presses Ctrl-C, prints how many tasks the earlier
-    calls have cancelled, and raises the error.
+    If the service cannot answer or the user presses Ctrl-C, prints how many tasks or workspaces the
+    earlier calls have changed, and raises the error.
     """
-    results: list[CancelTasksResult] = []
+    results: list[Result] = []
     accepted = 0
     try:
         for result in calls:
@@ -111,12 +122,13 @@ def check_can_ask(call: Call) -> None:
         raise click.UsageError("--json asks nothing: add --yes, or --dry-run.")
 
 
-def confirm(count: int) -> None:
+def confirm(count: int, does: str = "cancels", done: str = "cancelled", noun: str = "task") -> None:
     """Asks the user to type the number of tasks, and exits if the answer differs."""
-    noun = "task" if count == 1 else "tasks"
+    plural = "" if count == 1 else "s"
     try:
         answer = click.prompt(
-            f"This cancels {count} {noun} of your organization. Type the number of tasks to go on",
+            f"This {does} {count} {noun}{plural} of your organization. Type the number of {noun}s "
+            "to go on",
             err=True,
         )
     except click.Abort:
@@ -124,7 +136,7 @@ def confirm(count: int) -> None:
         answer = ""
         say_lines("", error=True)
     if answer.strip() != str(count):
-        say_lines("Not confirmed. Nothing was cancelled.", error=True)
+        say_lines(f"Not confirmed. Nothing was {done}.", error=True)
         sys.exit(ExitCode.REFUSED)
 
 

@@ -23,10 +23,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evershell.client._messages import UNSPECIFIED, Result
 from evershell.client.answers import Page
 from evershell.client.errors import ConfigurationError, ValidationError
+from evershell.client.events import Event, event_of
 from evershell.client.types import (
     CancelResult,
     CancelTasksResult,
+    ResumeWorkspacesResult,
     TaskFilter,
+    WorkspaceFilter,
 )
 
 T = TypeVar("T")
@@ -106,39 +109,79 @@ def cancel_tasks(
     reason: str,
     force_after: Seconds | None,
     dry_run: bool,
+    key: str | None = None,
 ) -> Call[CancelTasksResult]:
     """The call of CancelTasks.
 
     Raises ValidationError unless exactly one of `wanted` and `everything` is given.
     """
-    if wanted is None and not everything:
-        raise invalid("filter", "is missing; all=True cancels every task")
-    if wanted is not None and everything:
-        raise invalid("all", "must not be true if there is a filter")
     message = request(
         service.CancelTasksRequest,
-        filter=None if wanted is None else _filter(wanted),
-        all=everything,
+        **_selection(service.TaskFilter, wanted, everything, "cancels every task"),
         reason=reason,
         force_after=duration("force_after", force_after),
         dry_run=dry_run,
     )
-    return Call("CancelTasks", message, with_id(CancelTasksResult))
+    return Call("CancelTasks", message, with_id(CancelTasksResult), headers=idempotent(key))
 
 
-def _filter(wanted: TaskFilter) -> service.TaskFilter:
-    """The message of the filter. Refuses empty fields: the service ignores an empty list."""
+def resume_workspaces(
+    wanted: WorkspaceFilter | None, everything: bool, dry_run: bool, key: str | None = None
+) -> Call[ResumeWorkspacesResult]:
+    """The call of ResumeWorkspaces.
+
+    Raises ValidationError unless exactly one of `wanted` and `everything` is given.
+    """
+    effect = "resumes every failed workspace"
+    message = request(
+        service.ResumeWorkspacesRequest,
+        **_selection(service.WorkspaceFilter, wanted, everything, effect),
+        dry_run=dry_run,
+    )
+    decode = with_id(ResumeWorkspacesResult)
+    return Call("ResumeWorkspaces", message, decode, headers=idempotent(key))
+
+
+def list_events(
+    workspace_id: str, before: int, page_size: int | None, omit_outputs: bool
+) -> Call[tuple[Event, ...]]:
+    """The call of ListEvents. Raises ValidationError."""
+    return call(
+        "ListEvents",
+        lambda response, _: tuple(map(event_of, response.events)),
+        workspace_id=workspace_id,
+        before=before,
+        page_size=page_size or 0,
+        omit_outputs=omit_outputs,
+    )
+
+
+def _selection(
+    kind: type[Message], wanted: Any, everything: bool, effect: str
+) -> dict[str, Message | bool]:
+    """The fields of a request that has either a filter or `all`.
+
+    Refuses empty fields of the filter: the service ignores an empty list.
+    """
+    if wanted is None:
+        if not everything:
+            raise invalid("filter", f"is missing; all=True {effect}")
+        return {"all": True}
+    if everything:
+        raise invalid("all", "must not be true if there is a filter")
     fields = {each.name: getattr(wanted, each.name) for each in dataclasses.fields(wanted)}
     present = {name: value for name, value in fields.items() if value is not None}
     if not present:
-        raise invalid("filter", "must have a field; all=True cancels every task")
-    present["submitted_before"] = timestamp("submitted_before", wanted.submitted_before)
-    message = request(service.TaskFilter, **present)
+        raise invalid("filter", f"must have a field; all=True {effect}")
+    before = present.get("submitted_before")
+    if before is not None:
+        present["submitted_before"] = timestamp("submitted_before", before)
+    message = request(kind, **present)
     for name in present:
         # Checks the message instead of the argument, because an empty generator counts as true.
-        if present[name] is not None and not getattr(message, name):
+        if not getattr(message, name):
             raise invalid(name, "must not be empty; leave it out to match any")
-    return message
+    return {"filter": message}
 
 
 def idempotent(key: str | None) -> tuple[tuple[str, str], ...]:

@@ -110,6 +110,17 @@ class TaskOutcome(StrEnum):
     """In a dry run: without `dry_run`, the call would have recorded the cancellation."""
 
 
+class ResumeOutcome(StrEnum):
+    """What `resume_workspaces` found for a workspace."""
+
+    UNSPECIFIED = "unspecified"
+    """A value that this version of the client does not know."""
+    ACCEPTED = "accepted"
+    """This call has resumed the workspace, which is `provisioning`."""
+    MATCHED = "matched"
+    """In a dry run: without `dry_run`, the call would have resumed the workspace."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLimits(Result):
     """The limits at which the service itself cancels a task, as `cancel` does.
@@ -162,6 +173,22 @@ class TaskFilter(Result):
     metadata: Mapping[str, str] | None = field(default=None, hash=False)
     """Only tasks whose metadata has all of these entries. No value may be empty. At most 32
     entries, keys of 1 to 64 characters, values of at most 512."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkspaceFilter(Result):
+    """Which workspaces a call applies to.
+
+    A workspace matches if it matches every field that is set. At least one field must be set, and
+    no field may be empty.
+    """
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.WorkspaceFilter
+
+    workspace_ids: tuple[str, ...] | None = None
+    """Only these workspaces. Ids of workspaces that do not exist match nothing. At most 1,000."""
+    created_by_user_id: str | None = None
+    """Only workspaces that this user has created. 1 to 255 characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,10 +394,9 @@ class AuditEntry(Result):
     task_id: str | None = None
     """The task that the call named or changed; may be None."""
     outcome: str = ""
-    """How the call ended. Success: the outcome of `cancel`, `dry_run` for a dry run of
-    `cancel_tasks`, otherwise `ok`. Failure: the slug of the error, or `caller_gone` if the caller
-    went away before the answer. If the agent could not be reached, the entry has the outcome that
-    was committed."""
+    """How the call ended. Success: the outcome of `cancel`, `dry_run` for a dry run, otherwise
+    `ok`. Failure: the slug of the error, or `caller_gone` if the caller went away before the
+    answer. If the agent could not be reached, the entry has the outcome that was committed."""
     reason: str = ""
     """The reason that the caller gave."""
     request_id: str = ""
@@ -409,6 +435,35 @@ class CancelTasksResult(Result):
     results: tuple[CancelledTask, ...] = ()
     """One result for each task, at most 1,000: first the tasks that this call was to cancel, then
     the tasks that earlier calls have cancelled; within each group, the oldest first."""
+    request_id: str = field(default="", compare=False)
+    """Identifies the call in the log of the service and in the audit log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedWorkspace(Result):
+    """What `resume_workspaces` found for one workspace."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.ResumeWorkspacesResult
+
+    workspace_id: str
+    outcome: ResumeOutcome = ResumeOutcome.UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeWorkspacesResult(Result):
+    """The answer to `resume_workspaces`."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.ResumeWorkspacesResponse
+
+    matched: int = 0
+    """The number of failed workspaces that match: the sum of `accepted` and `remaining`."""
+    accepted: int = 0
+    """The number of workspaces that this call has resumed."""
+    remaining: int = 0
+    """The number of workspaces that a further call must resume."""
+    results: tuple[ResumedWorkspace, ...] = ()
+    """One result for each workspace that this call has resumed, or would resume without `dry_run`,
+    at most 250: the oldest first."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 

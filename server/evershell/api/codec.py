@@ -24,17 +24,20 @@ from evershell.api.values import (
     timestamp,
 )
 from evershell.core import errors
+from evershell.core.bulk import BulkResult
 from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelResult, CancelTask
-from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
+from evershell.core.cancel_tasks import CancelTasks
 from evershell.core.change import Hold, IdempotencyKey
 from evershell.core.event import AuditEntry, AuditFilter, Origin
 from evershell.core.hold import HoldOrg
+from evershell.core.resume_workspaces import ResumeWorkspaces
 from evershell.core.task import CurrentIteration, Phase, Task, TaskLimits
 from evershell.core.task_filter import AllTasks, OrgListFilter, TaskFilter, TaskSelection
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import Page
 from evershell.core.workspace import AgentCard, Workspace
+from evershell.core.workspace_filter import AllWorkspaces, WorkspaceFilter, WorkspaceSelection
 from evershell.pod.messages import encode_phase
 
 _OUTCOMES = workspace_service_pb2.CancelTasksResult.Outcome
@@ -107,7 +110,9 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
 
 
 def decode_cancel_tasks(
-    request: workspace_service_pb2.CancelTasksRequest, origin: Origin
+    request: workspace_service_pb2.CancelTasksRequest,
+    origin: Origin,
+    key: IdempotencyKey | None = None,
 ) -> CancelTasks:
     """Decodes the request. Raises Failure validation_error."""
     return CancelTasks(
@@ -117,18 +122,28 @@ def decode_cancel_tasks(
         if request.HasField("force_after")
         else None,
         dry_run=request.dry_run,
+        key=key,
         origin=origin,
     )
 
 
 def _decode_selection(request: workspace_service_pb2.CancelTasksRequest) -> TaskSelection:
+    return _decode_filter(request.filter) if _has_filter(request, "task") else AllTasks()
+
+
+def _has_filter(
+    request: workspace_service_pb2.CancelTasksRequest
+    | workspace_service_pb2.ResumeWorkspacesRequest,
+    item: str,
+) -> bool:
+    """Whether the request has a filter. Otherwise it has `all`. Raises Failure validation_error."""
     if request.HasField("filter"):
         if request.all:
             raise errors.invalid({"all": "must not be true if there is a `filter`"})
-        return _decode_filter(request.filter)
+        return True
     if not request.all:
-        raise errors.invalid({"filter": "is missing; to cancel every task, set `all` to true"})
-    return AllTasks()
+        raise errors.invalid({"filter": f"is missing; for every {item}, set `all` to true"})
+    return False
 
 
 def _decode_filter(message: workspace_service_pb2.TaskFilter) -> TaskFilter:
@@ -147,7 +162,7 @@ def _decode_filter(message: workspace_service_pb2.TaskFilter) -> TaskFilter:
     )
 
 
-def encode_cancel_tasks(result: CancelTasksResult) -> workspace_service_pb2.CancelTasksResponse:
+def encode_cancel_tasks(result: BulkResult) -> workspace_service_pb2.CancelTasksResponse:
     """The reply."""
     return workspace_service_pb2.CancelTasksResponse(
         matched=result.matched,
@@ -165,12 +180,47 @@ def encode_cancel_tasks(result: CancelTasksResult) -> workspace_service_pb2.Canc
     )
 
 
+def decode_resume_workspaces(
+    request: workspace_service_pb2.ResumeWorkspacesRequest,
+    origin: Origin,
+    key: IdempotencyKey | None,
+) -> ResumeWorkspaces:
+    """Decodes the request. Raises Failure validation_error."""
+    wanted: WorkspaceSelection = AllWorkspaces()
+    if _has_filter(request, "failed workspace"):
+        message = request.filter
+        has_creator = message.HasField("created_by_user_id")
+        wanted = WorkspaceFilter(
+            workspace_ids=tuple(message.workspace_ids) or None,
+            created_by_user_id=message.created_by_user_id if has_creator else None,
+        )
+    return ResumeWorkspaces(wanted=wanted, dry_run=request.dry_run, key=key, origin=origin)
+
+
+def encode_resume_workspaces(
+    result: BulkResult,
+) -> workspace_service_pb2.ResumeWorkspacesResponse:
+    """The reply."""
+    outcomes = workspace_service_pb2.ResumeWorkspacesResult.Outcome
+    return workspace_service_pb2.ResumeWorkspacesResponse(
+        matched=result.matched,
+        accepted=result.accepted,
+        remaining=result.remaining,
+        results=[
+            workspace_service_pb2.ResumeWorkspacesResult(
+                workspace_id=each.workspace_id, outcome=outcomes.Value(each.outcome)
+            )
+            for each in result.results
+        ],
+    )
+
+
 def decode_hold(request: workspace_service_pb2.HoldOrgRequest, origin: Origin) -> HoldOrg:
     """Decodes the request. Raises Failure validation_error."""
     return HoldOrg(reason=request.reason, cancel_running=request.cancel_running, origin=origin)
 
 
-def encode_held(hold: Hold, cancelled: CancelTasksResult) -> workspace_service_pb2.HoldOrgResponse:
+def encode_held(hold: Hold, cancelled: BulkResult) -> workspace_service_pb2.HoldOrgResponse:
     """The reply."""
     return workspace_service_pb2.HoldOrgResponse(
         hold=encode_hold(hold.org_id, hold),

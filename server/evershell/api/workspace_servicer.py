@@ -22,7 +22,9 @@ from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
 from evershell.core.event_feeds import EventFeeds
+from evershell.core.list_events import list_events
 from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.resume_workspaces import resume_workspaces
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -123,6 +125,22 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             event_stream.Frames,
             lambda _: event_stream.HEARTBEAT,
             opening=(event_stream.OPENING,),
+        )
+
+    async def ListEvents(
+        self, request: workspace_service_pb2.ListEventsRequest, context: Context
+    ) -> workspace_service_pb2.ListEventsResponse:
+        events, next_before = await list_events(
+            caller(),
+            request.workspace_id,
+            request.before,
+            request.page_size,
+            self.store,
+            omit_outputs=request.omit_outputs,
+        )
+        encoded = await encode_page(events, event_codec.encode_event)
+        return workspace_service_pb2.ListEventsResponse(
+            events=[each.event for each in encoded], next_before=next_before
         )
 
     def WatchOrganization(
@@ -237,9 +255,17 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTasks(
         self, request: workspace_service_pb2.CancelTasksRequest, context: Context
     ) -> workspace_service_pb2.CancelTasksResponse:
-        decoded = codec.decode_cancel_tasks(request, origin())
+        decoded = codec.decode_cancel_tasks(request, origin(), idempotency_key(request))
         return codec.encode_cancel_tasks(
             await cancel_tasks(caller(), decoded, self.store, self.clock)
+        )
+
+    async def ResumeWorkspaces(
+        self, request: workspace_service_pb2.ResumeWorkspacesRequest, context: Context
+    ) -> workspace_service_pb2.ResumeWorkspacesResponse:
+        decoded = codec.decode_resume_workspaces(request, origin(), idempotency_key(request))
+        return codec.encode_resume_workspaces(
+            await resume_workspaces(caller(), decoded, self.store, self.clock)
         )
 
     async def HoldOrg(

@@ -9,13 +9,15 @@ which signals the agents, so the call does not wait for the agents.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from typing import Protocol
 
 from evershell.core import deadline
+from evershell.core.bulk import DRY_RUN, BulkResult, BulkStore, Item, Outcome, once
 from evershell.core.caller import Caller, Permission
 from evershell.core.cancel_task import check_reason_and_force, intent_of
+from evershell.core.change import FirstCall, IdempotencyKey
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Origin
 from evershell.core.ports import Cancellations, Clock, MatchedTask, MatchedTasks
@@ -28,19 +30,6 @@ MAX_TASKS = 1_000
 # The maximum number of tasks in one transaction, which locks their workspaces for a few
 # milliseconds.
 MAX_BATCH = 250
-# The outcome that the audit log has for a dry run.
-DRY_RUN = "dry_run"
-
-
-class TaskOutcome(StrEnum):
-    """The values of CancelTasksResult.Outcome in the protos."""
-
-    # This call recorded the intent.
-    ACCEPTED = "accepted"
-    # An earlier call recorded the intent.
-    ALREADY_REQUESTED = "already_requested"
-    # This call is a dry run; otherwise it would have recorded the intent.
-    MATCHED = "matched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +41,8 @@ class CancelTasks:
     force_after_seconds: float | None = None
     # Whether to cancel nothing, and only report what the call would do.
     dry_run: bool = False
+    # A dry run ignores the key.
+    key: IdempotencyKey | None = None
     origin: Origin
 
     def __post_init__(self) -> None:
@@ -60,44 +51,33 @@ class CancelTasks:
         fields.check()
 
 
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """A task that the call matches, and what the call does to it."""
-
-    workspace_id: str
-    task_id: str
-    outcome: TaskOutcome
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelTasksResult:
-    """The counts of all tasks that match, and the results of at most MAX_TASKS of them."""
-
-    matched: int
-    accepted: int = 0
-    already_requested: int = 0
-    results: tuple[TaskResult, ...] = ()
-
-    @property
-    def remaining(self) -> int:
-        """The number of tasks that are left for further calls."""
-        return self.matched - self.accepted - self.already_requested
+class CancelTasksStore(Cancellations, BulkStore, Protocol):
+    """What `cancel_tasks` needs from the store."""
 
 
 async def cancel_tasks(
-    caller: Caller, request: CancelTasks, store: Cancellations, clock: Clock
-) -> CancelTasksResult:
+    caller: Caller, request: CancelTasks, store: CancelTasksStore, clock: Clock
+) -> BulkResult:
     """Records the intents of at most MAX_TASKS tasks, the oldest first; none in a dry run.
 
-    Tasks whose intent is already recorded do not count toward this maximum. Raises Failure
-    permission_denied.
+    Tasks whose intent is already recorded do not count toward this maximum. With the key of an
+    earlier call, returns the result of that call. Raises Failure: permission_denied,
+    idempotency_conflict.
     """
     permission = caller.permission("workspace:write")
     origin = request.origin
     intent = intent_of(caller, request.reason, request.force_after_seconds, origin, clock)
     if request.dry_run:
         return await _look(permission, request.wanted, intent, origin, store)
-    return await cancel_matching(permission, request.wanted, intent, origin, store)
+    if request.key is None:
+        return await cancel_matching(permission, request.wanted, intent, origin, store)
+    call = request.key.first_call(caller, intent.requested_at, workspace_id="")
+    return await once(
+        call,
+        lambda: _cancel_at_once(permission, request.wanted, intent, origin, call, store),
+        store,
+        origin.audit,
+    )
 
 
 async def _look(
@@ -106,17 +86,17 @@ async def _look(
     intent: CancelIntent,
     origin: Origin,
     store: Cancellations,
-) -> CancelTasksResult:
+) -> BulkResult:
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     if origin.audit is not None:
         # This call names no tasks, so it stores only the audit entry.
         audit = replace(origin.audit, outcome=DRY_RUN)
         await store.cancel_tasks(permission, (), intent, origin.trace_id, audit)
-    return CancelTasksResult(
+    return BulkResult(
         matched=matches.matched,
         already_requested=matches.matched - matches.pending,
         results=tuple(
-            _result(each, TaskOutcome.MATCHED if each.is_pending else TaskOutcome.ALREADY_REQUESTED)
+            _result(each, Outcome.MATCHED if each.is_pending else Outcome.ALREADY_REQUESTED)
             for each in matches.tasks
         ),
     )
@@ -128,11 +108,11 @@ async def cancel_matching(
     intent: CancelIntent,
     origin: Origin,
     store: Cancellations,
-) -> CancelTasksResult:
+) -> BulkResult:
     """Records the intent for at most MAX_TASKS tasks. Does not check the caller's scope."""
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     pending = [each for each in matches.tasks if each.is_pending]
-    outcomes: dict[str, TaskOutcome | None] = {}
+    outcomes: dict[str, Outcome | None] = {}
     # Runs at least once, to store the entry of the audit log even if no task is pending.
     for first in range(0, max(len(pending), 1), MAX_BATCH):
         batch = [each.task_id for each in pending[first : first + MAX_BATCH]]
@@ -151,20 +131,51 @@ async def cancel_matching(
     return _summary(matches, outcomes)
 
 
+async def _cancel_at_once(
+    permission: Permission,
+    wanted: TaskSelection,
+    intent: CancelIntent,
+    origin: Origin,
+    call: FirstCall,
+    store: Cancellations,
+) -> BulkResult:
+    """Like cancel_matching, in one transaction, which also stores the key with the answer.
+
+    So a repeat finds the whole answer or no effect, whenever this process dies. Tasks whose
+    workspaces other transactions have locked are left for a further call.
+    """
+    matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
+    task_ids = [each.task_id for each in matches.tasks if each.is_pending]
+
+    def result(recorded: Mapping[str, bool]) -> BulkResult:
+        return _summary(matches, {id_: _outcome(is_new) for id_, is_new in recorded.items()})
+
+    return result(
+        await store.cancel_tasks(
+            permission,
+            task_ids,
+            intent,
+            origin.trace_id,
+            origin.audit,
+            first_call=lambda recorded: replace(call, answer=result(recorded).as_answer()),
+        )
+    )
+
+
 async def _one_by_one(
     permission: Permission,
     task_ids: list[str],
     intent: CancelIntent,
     origin: Origin,
     store: Cancellations,
-) -> dict[str, TaskOutcome | None]:
+) -> dict[str, Outcome | None]:
     """Cancels tasks whose workspaces other transactions had locked. Waits for these locks.
 
     The outcome of a task that has ended, or whose workspace is no longer up, is None. A task whose
     lock was not released in time is missing from the outcomes.
     """
 
-    async def cancel(task_id: str) -> dict[str, TaskOutcome | None]:
+    async def cancel(task_id: str) -> dict[str, Outcome | None]:
         try:
             recorded = await store.cancel_tasks(
                 permission, (task_id,), intent, origin.trace_id, origin.audit, wait=True
@@ -173,7 +184,7 @@ async def _one_by_one(
             return {}
         return {task_id: _outcome(recorded[task_id]) if task_id in recorded else None}
 
-    outcomes: dict[str, TaskOutcome | None] = {}
+    outcomes: dict[str, Outcome | None] = {}
     for answer in await asyncio.gather(*map(cancel, task_ids)):
         outcomes |= answer
     return outcomes
@@ -181,7 +192,7 @@ async def _one_by_one(
 
 async def _in_stopping_workspaces(
     permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Cancellations
-) -> dict[str, TaskOutcome | None]:
+) -> dict[str, Outcome | None]:
     """Finds which of these tasks have not ended, and gives them the outcome ALREADY_REQUESTED.
 
     StopWorkspace or DeleteWorkspace has already recorded their intents.
@@ -189,34 +200,32 @@ async def _in_stopping_workspaces(
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
     matches = await store.match_tasks(permission, named, intent.force_at, len(tasks))
     open_ids = {each.task_id for each in matches.tasks if not each.is_pending}
-    return {
-        each.task_id: TaskOutcome.ALREADY_REQUESTED for each in tasks if each.task_id in open_ids
-    }
+    return {each.task_id: Outcome.ALREADY_REQUESTED for each in tasks if each.task_id in open_ids}
 
 
-def _summary(matches: MatchedTasks, outcomes: dict[str, TaskOutcome | None]) -> CancelTasksResult:
+def _summary(matches: MatchedTasks, outcomes: dict[str, Outcome | None]) -> BulkResult:
     results = []
     for each in matches.tasks:
-        outcome = outcomes.get(each.task_id) if each.is_pending else TaskOutcome.ALREADY_REQUESTED
+        outcome = outcomes.get(each.task_id) if each.is_pending else Outcome.ALREADY_REQUESTED
         if outcome is not None:
             results.append(_result(each, outcome))
     counts = Counter(outcomes.values())
     already_requested = matches.matched - matches.pending
-    return CancelTasksResult(
+    return BulkResult(
         # Tasks that have ended since the match no longer count.
         matched=matches.matched - counts[None],
-        accepted=counts[TaskOutcome.ACCEPTED],
-        already_requested=already_requested + counts[TaskOutcome.ALREADY_REQUESTED],
+        accepted=counts[Outcome.ACCEPTED],
+        already_requested=already_requested + counts[Outcome.ALREADY_REQUESTED],
         results=tuple(results),
     )
 
 
-def _outcome(is_new: bool) -> TaskOutcome:
-    return TaskOutcome.ACCEPTED if is_new else TaskOutcome.ALREADY_REQUESTED
+def _outcome(is_new: bool) -> Outcome:
+    return Outcome.ACCEPTED if is_new else Outcome.ALREADY_REQUESTED
 
 
-def _result(task: MatchedTask, outcome: TaskOutcome) -> TaskResult:
-    return TaskResult(task.workspace_id, task.task_id, outcome)
+def _result(task: MatchedTask, outcome: Outcome) -> Item:
+    return Item(task.workspace_id, task.task_id, outcome)
 
 
 async def cancel_until_done(
@@ -226,7 +235,7 @@ async def cancel_until_done(
     origin: Origin,
     store: Cancellations,
     limit_seconds: float,
-) -> CancelTasksResult:
+) -> BulkResult:
     """Repeats `cancel_matching` until no task is left or the time is over.
 
     Also stops when a call has cancelled no further task.

@@ -77,8 +77,9 @@ class FirstCall:
     workspace_id: str
     task_id: str = ""
     # SubmitTask: the status of the task in the answer, or the slug of the error; empty until the
-    # call has an answer. CreateWebhook: the webhook, without its secret. CreateWorkspace: empty,
-    # because its answer follows from the workspace.
+    # call has an answer. CreateWebhook: the webhook, without its secret. CancelTasks and
+    # ResumeWorkspaces: the result. CreateWorkspace: empty, because its answer follows from the
+    # workspace.
     answer: str = ""
 
     @property

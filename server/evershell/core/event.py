@@ -56,7 +56,7 @@ class AuditEntry:
     # The workspace and the task of the call. An id that the caller named need not exist.
     workspace_id: str
     task_id: str
-    # An outcome of CancelTask, `dry_run` for a dry run of CancelTasks, `ok`, the slug of an error,
+    # An outcome of CancelTask, `dry_run` for a dry run, `ok`, the slug of an error,
     # or `caller_gone`.
     outcome: str
     reason: str

@@ -9,9 +9,10 @@ waits for the calls that hold the lock, and later calls find the hold.
 from dataclasses import dataclass
 from typing import Protocol
 
+from evershell.core.bulk import BulkResult
 from evershell.core.caller import Caller, Permission
 from evershell.core.cancel_task import intent_of
-from evershell.core.cancel_tasks import CancelTasksResult, cancel_until_done
+from evershell.core.cancel_tasks import cancel_until_done
 from evershell.core.change import Hold
 from evershell.core.event import Origin
 from evershell.core.ports import Cancellations, Clock, Holds
@@ -45,7 +46,7 @@ class HoldStore(Holds, Cancellations, Protocol):
 
 async def hold_org(
     caller: Caller, request: HoldOrg, store: HoldStore, clock: Clock
-) -> tuple[Hold, CancelTasksResult]:
+) -> tuple[Hold, BulkResult]:
     """Puts the caller's organization on hold. Returns the hold in force, and what was cancelled.
 
     An existing hold keeps its caller, time and reason. The tasks are cancelled after the hold is
@@ -62,7 +63,7 @@ async def hold_org(
     )
     held = await store.hold_org(hold, request.origin.audit)
     if not request.cancel_running:
-        return held, CancelTasksResult(matched=0)
+        return held, BulkResult(matched=0)
     everything = Permission(caller, (_CANCEL_SCOPE,), own_only=False)
     intent = intent_of(caller, request.reason, None, request.origin, clock)
     cancelled = await cancel_until_done(

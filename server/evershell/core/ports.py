@@ -10,11 +10,12 @@ from evershell.core.bounds import Bounds
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.due import DueWork, Kind, Place
-from evershell.core.event import AuditEntry, AuditFilter, EventBatch, LogEntry, LogScope
+from evershell.core.event import AuditEntry, AuditFilter, Event, EventBatch, LogEntry, LogScope
 from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
 from evershell.core.validation import Listed
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
+from evershell.core.workspace_filter import WorkspaceSelection
 
 Clock = Callable[[], datetime]
 
@@ -154,6 +155,14 @@ class Workspaces(Protocol):
         `workspace_ids` is not empty, only these workspaces.
         """
 
+    async def match_failed(
+        self, permission: Permission, wanted: WorkspaceSelection, limit: int
+    ) -> tuple[int, Sequence[str]]:
+        """Counts the failed workspaces that match and that the permission covers.
+
+        Counts all of them. The second result has the ids of the first `limit`, the oldest first.
+        """
+
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
         """A removed workspace of the organization, as last stored (its status is `deleting`)."""
 
@@ -199,6 +208,15 @@ class Workspaces(Protocol):
 
         Returns fewer events than `limit` if they are large, but at least one if there is one.
         Raises Failure workspace_not_found if there is no such workspace.
+        """
+
+    async def list_last_events(
+        self, workspace_id: str, before_seq: int, limit: int
+    ) -> tuple[Sequence[Event], bool]:
+        """The workspace's events before `before_seq`, newest first, and whether there are others.
+
+        The second result says whether there are events before the last one of the first result.
+        Returns fewer events than `limit` if they are large, but at least one if there is one.
         """
 
 
@@ -281,6 +299,23 @@ class Transitions(Protocol):
         `decide` runs under the lock, so it must return quickly. It may be called more than once.
         """
 
+    async def transition_many(
+        self,
+        workspace_ids: Sequence[str],
+        decide: Callable[[Locked], Change | None],
+        org_id: str,
+        audit: AuditEntry | None = None,
+        first_call: Callable[[Sequence[Change]], FirstCall | None] | None = None,
+    ) -> Sequence[Change]:
+        """Like `transition` with `org_id`, for workspaces without a task, in one transaction.
+
+        Returns the changes. Leaves out a workspace if `decide` returns None, if it has a current
+        task, if it does not belong to the organization, or if another transaction has locked it: a
+        transaction with several locks waits for none.
+
+        Also stores the audit entry, and the key that `first_call` returns for the changes, if any.
+        """
+
     async def renew_lease(
         self, workspace_id: str, epoch: int, lease_seconds: float
     ) -> Leased | None:
@@ -355,6 +390,7 @@ class Cancellations(Protocol):
         audit: AuditEntry | None = None,
         *,
         wait: bool = False,
+        first_call: Callable[[Mapping[str, bool]], FirstCall] | None = None,
     ) -> Mapping[str, bool]:
         """Records the intent for each of the tasks in one transaction, like record_cancellation.
 
@@ -363,6 +399,9 @@ class Cancellations(Protocol):
         tasks whose workspace is ending, is not covered or is locked by another transaction. With
         `wait`, waits for that transaction instead, but then accepts only one task. Publishes the
         workspaces, and UNDELIVERED so that the fleet controller signals the agents.
+
+        With `first_call`, the same transaction stores the key that `first_call` returns for the
+        result. Raises KeyTakenError, and commits nothing, like `transition`.
         """
 
 

@@ -1,13 +1,14 @@
 """Finds and cancels many tasks of an organization, and trees of tasks."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from evershell.core import deadline
 from evershell.core.caller import Permission
+from evershell.core.change import FirstCall
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry
 from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks, RecordedCancellation
@@ -15,6 +16,7 @@ from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
 from evershell.store import cancellations
 from evershell.store.cancellations import json_of, request_of, result_of
+from evershell.store.idempotency_keys import store_key
 from evershell.store.part import Part
 from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Connections, connected
 from evershell.store.rows import json_value
@@ -56,13 +58,17 @@ class CancelTasks(Part):
         audit: AuditEntry | None = None,
         *,
         wait: bool = False,
+        first_call: Callable[[Mapping[str, bool]], FirstCall] | None = None,
     ) -> Mapping[str, bool]:
         assert len(task_ids) == 1 or not wait, "a transaction with a lock waits for no other"
         request = request_of(permission, intent, trace_id, audit)
         parameters = {"request": json_of(request), "task_ids": list(task_ids), "wait": wait}
         try:
-            execute = self._wait if wait else self._execute
-            rows = await execute(SQL.cancel_tasks, parameters)
+            if first_call is not None:
+                rows = await self._cancel_with_key(parameters, first_call)
+            else:
+                execute = self._wait if wait else self._execute
+                rows = await execute(SQL.cancel_tasks, parameters)
         except asyncio.CancelledError:
             # The intents may have been committed before this call was cancelled.
             self._publish(UNDELIVERED, watched=False, reconcile=True)
@@ -72,7 +78,17 @@ class CancelTasks(Part):
         if rows:
             self._publish(UNDELIVERED, watched=False, reconcile=True)
         self._cancelled(sum(row.is_new for row in rows))
-        return {row.task_id: row.is_new for row in rows}
+        return _recorded(rows)
+
+    async def _cancel_with_key(
+        self, parameters: Mapping[str, Any], first_call: Callable[[Mapping[str, bool]], FirstCall]
+    ) -> Sequence[Any]:
+        # May wait for another transaction with the same key, so it uses the share for waits.
+        async with connected(self._pool.bulk) as connection, connection.transaction():
+            cursor = await connection.execute(SQL.cancel_tasks, parameters, prepare=True)
+            rows = await cursor.fetchall()
+            await store_key(connection, first_call(_recorded(rows)))
+        return rows
 
     async def cancel_tree(
         self,
@@ -117,6 +133,10 @@ class CancelTasks(Part):
         async with connected(pool or self._pool) as connection:
             cursor = await connection.execute(query, parameters, prepare=True)
             return await cursor.fetchall()
+
+
+def _recorded(rows: Sequence[Any]) -> dict[str, bool]:
+    return {row.task_id: row.is_new for row in rows}
 
 
 def _values_of(wanted: TaskSelection) -> dict[str, Any]:

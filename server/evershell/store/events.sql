@@ -15,3 +15,21 @@ FROM workspaces w LEFT JOIN LATERAL (
 ) e ON coalesce(bytes, 0) < {max_batch_bytes}
 WHERE w.id = %(workspace_id)s
 ORDER BY e.seq;
+
+-- name: list_last_events
+-- The last events before a `seq`, newest first, and one more to find out whether there is an older one.
+-- A page ends early if its payloads are large. `found` says how many events were found before that.
+SELECT {e.event}, found
+FROM (
+    SELECT {event}, count(*) OVER () AS found, sum({payload_bytes}) OVER (
+        ORDER BY seq DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS bytes
+    FROM (
+        SELECT * FROM events
+        WHERE workspace_id = %(workspace_id)s AND seq < %(before_seq)s
+        ORDER BY seq DESC
+        LIMIT %(limit)s + 1
+    ) last
+) e
+WHERE coalesce(bytes, 0) < {max_page_bytes}
+ORDER BY seq DESC;

@@ -1,13 +1,14 @@
 """Changes a workspace and its task: locks the rows, decides, and writes what has changed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from psycopg import AsyncCursor
 
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, FirstCall, Locked
+from evershell.core.event import AuditEntry
 from evershell.core.task_tree import Parent
 from evershell.store.audit import store_audit_entry
 from evershell.store.holds import hold_of, share_hold
@@ -36,7 +37,7 @@ SQL = statements("transitions", whole_task=task_columns(started_calls=True))
 
 
 class Transitions(Part):
-    """Implements core.ports.Transitions.transition."""
+    """Implements `transition` and `transition_many` of core.ports.Transitions."""
 
     async def transition(
         self,
@@ -87,6 +88,42 @@ class Transitions(Part):
             )
         self._committed(change)
         return change
+
+    async def transition_many(
+        self,
+        workspace_ids: Sequence[str],
+        decide: Callable[[Locked], Change | None],
+        org_id: str,
+        audit: AuditEntry | None = None,
+        first_call: Callable[[Sequence[Change]], FirstCall | None] | None = None,
+    ) -> Sequence[Change]:
+        named = {"org_id": org_id, "workspace_ids": list(workspace_ids)}
+        changes, watched = list[Change](), list[bool]()
+        try:
+            async with connected(self._pool.others) as connection, connection.transaction():
+                held = hold_of(await (await share_hold(connection, org_id)).fetchone())
+                rows = await (await connection.execute(SQL.lock_idle, named)).fetchall()
+                async with connection.pipeline():
+                    for row in rows:
+                        locked = Locked(workspace_of(row), None, held)
+                        change = decide(locked)
+                        if change is not None:
+                            changes.append(await _write_change(connection, locked, change))
+                            watched.append(is_watched(row.watched_until, self._clock()))
+                    await store_audit_entry(connection, audit)
+                call = first_call(changes) if first_call is not None else None
+                if call is not None:
+                    await store_key(connection, call)
+        except asyncio.CancelledError:
+            # The changes may have been committed before this call was cancelled.
+            for workspace_id in workspace_ids:
+                self._publish(workspace_id, watched=True, reconcile=True)
+            raise
+        for change, is_followed in zip(changes, watched, strict=True):
+            at = change.workspace
+            self._publish(at.id, watched=is_followed, reconcile=at.awaits_controller)
+            self._committed(change)
+        return changes
 
     async def _extend_lease(
         self, connection: Connection, change: Change, lease_seconds: float

@@ -6,6 +6,14 @@
 -- name: lock_workspace
 SELECT {workspace}, watched_until FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
+-- name: lock_idle
+-- Locks the workspaces that have no task and that no other transaction has locked. Leaves out the others,
+-- so that a transaction with several locks waits for none.
+SELECT {workspace}, watched_until FROM workspaces
+WHERE org_id = %(org_id)s AND id = ANY (%(workspace_ids)s) AND current_task_id IS NULL
+ORDER BY id
+FOR UPDATE SKIP LOCKED;
+
 -- name: current_task
 -- A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
 -- would read the task as it was before the wait.

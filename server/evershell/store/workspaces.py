@@ -8,12 +8,13 @@ from evershell.core.event import AuditEntry
 from evershell.core.task import Task
 from evershell.core.validation import Listed
 from evershell.core.workspace import AgentCard, Workspace
+from evershell.core.workspace_filter import WorkspaceFilter, WorkspaceSelection
 from evershell.store import scans
 from evershell.store.audit import store_audit_entry
 from evershell.store.holds import hold_of, share_hold
 from evershell.store.idempotency_keys import store_key
 from evershell.store.part import Part
-from evershell.store.pool import connected, fetch_one
+from evershell.store.pool import connected, fetch_all, fetch_one
 from evershell.store.rows import (
     WORKSPACE_COLUMNS,
     insert,
@@ -100,6 +101,25 @@ class Workspaces(Part):
             before_id=before_id or AFTER_ALL_IDS,
             limit=limit,
         )
+
+    async def match_failed(
+        self, permission: Permission, wanted: WorkspaceSelection, limit: int
+    ) -> tuple[int, Sequence[str]]:
+        # None matches every workspace.
+        ids = creator = None
+        if isinstance(wanted, WorkspaceFilter):
+            ids, creator = wanted.workspace_ids, wanted.created_by_user_id
+        rows = await fetch_all(
+            self._pool.lists,
+            SQL.match_failed,
+            org_id=permission.caller.org_id,
+            own_only=permission.own_only,
+            user_id=permission.caller.user_id,
+            workspace_ids=None if ids is None else list(ids),
+            created_by_user_id=creator,
+            limit=limit,
+        )
+        return (rows[0].matched if rows else 0), [row.id for row in rows]
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
         row = await fetch_one(self._pool, SQL.get_task, workspace_id=workspace_id, task_id=task_id)

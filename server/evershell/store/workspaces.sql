@@ -33,6 +33,17 @@ WITH newest AS (
 ), checked AS (SELECT *, true AS matches FROM newest)
 {page};
 
+-- name: match_failed
+-- Uses the index workspaces_failed. The count includes the workspaces beyond the limit. A filter that
+-- is NULL matches every workspace.
+SELECT id, count(*) OVER () AS matched FROM workspaces
+WHERE org_id = %(org_id)s AND status = 'failed'
+    AND (NOT %(own_only)s OR created_by_user_id = %(user_id)s)
+    AND (%(workspace_ids)s::text[] IS NULL OR id = ANY (%(workspace_ids)s))
+    AND (%(created_by_user_id)s::text IS NULL OR created_by_user_id = %(created_by_user_id)s)
+ORDER BY id
+LIMIT %(limit)s;
+
 -- name: add_card
 INSERT INTO agent_cards (workspace_id, description, skills, is_public)
 VALUES (%(workspace_id)s, %(description)s, %(skills)s, %(is_public)s);

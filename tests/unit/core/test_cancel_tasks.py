@@ -9,10 +9,10 @@ import pytest
 
 from evershell.core import cancel_tasks as use_case
 from evershell.core import workspace_lifecycle
+from evershell.core.bulk import BulkResult
 from evershell.core.caller import Caller, CredentialKind
 from evershell.core.cancel_tasks import (
     CancelTasks,
-    CancelTasksResult,
     cancel_tasks,
     cancel_until_done,
 )
@@ -27,12 +27,12 @@ ALL = AllTasks()
 
 async def cancel(
     world: World, by: Caller | None = None, wanted: TaskSelection = ALL, **fields: Any
-) -> CancelTasksResult:
+) -> BulkResult:
     request = CancelTasks(wanted=wanted, origin=Origin("req_b"), **fields)
     return await cancel_tasks(by or caller(), request, world.store, world.clock)
 
 
-def counts(result: CancelTasksResult) -> tuple[int, int, int, int]:
+def counts(result: BulkResult) -> tuple[int, int, int, int]:
     return result.matched, result.accepted, result.already_requested, result.remaining
 
 

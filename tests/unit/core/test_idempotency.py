@@ -1,17 +1,21 @@
 """Calls with an idempotency key."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from evershell.core import tasks, workspaces
+from evershell.core.bulk import BulkResult
 from evershell.core.caller import Caller, CredentialKind
+from evershell.core.cancel_tasks import CancelTasks, cancel_tasks
 from evershell.core.change import IdempotencyKey
 from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter, Origin
 from evershell.core.task import Task, TaskStarted, TaskStatus
+from evershell.core.task_filter import AllTasks
 from evershell.core.tasks import SubmitTask
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.store.audit import audit_entry
@@ -148,6 +152,34 @@ async def test_a_failed_delivery_is_answered_again(world: World) -> None:
     )
     assert await count(world, idle.id) == 1
     assert len(world.agents.started) == 1
+
+
+async def cancel_all(
+    world: World, key: IdempotencyKey | None = KEY, by: Caller | None = None, **fields: Any
+) -> BulkResult:
+    origin = Origin(audit=audit_entry(rpc="CancelTasks"))
+    request = CancelTasks(wanted=AllTasks(), key=key, origin=origin, **fields)
+    return await cancel_tasks(by or caller(), request, world.store, world.clock)
+
+
+async def test_a_repeated_cancellation_of_many_tasks_gets_the_first_counts(world: World) -> None:
+    """A task that was submitted since then is not cancelled."""
+    await cancel_all(world, IdempotencyKey("none", b""))
+    cancelled = [task for _, task in [await world.add_busy() for _ in range(2)]]
+    await cancel_all(world, dry_run=True)
+    first = await cancel_all(world)
+    assert (first.matched, first.accepted, first.already_requested) == (2, 2, 0)
+    assert [each.task_id for each in first.results] == [each.id for each in cancelled]
+    busy, later = await world.add_busy()
+    assert await cancel_all(world) == first
+    assert (await cancel_all(world, IdempotencyKey("none", b""))).matched == 0
+    assert (await world.task(busy.id, later.id)).cancel is None
+    assert (await failure(cancel_all(world, OTHER_REQUEST))).slug == "idempotency_conflict"
+    refused = await failure(cancel_all(world, by=caller("workspace:read")))
+    assert refused.slug == "permission_denied"
+    assert (await cancel_all(world, None)).accepted == 1
+    outcomes = Counter(outcome for _, outcome, *_ in await recorded(world))
+    assert outcomes == {"ok": 5, "dry_run": 1}
 
 
 class Crash(Exception):

@@ -23,6 +23,7 @@ from evershell.core.task import (
     TaskStatus,
     Usage,
 )
+from evershell.store import events
 from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -89,6 +90,29 @@ async def test_a_batch_of_large_events_ends_early_and_the_next_one_continues(poo
     await store.transition(busy.id, commit)
     batches = [await store.list_events(busy.id, after, 100) for after in (0, 4, 5)]
     assert [[event.seq for event in batch] for batch in batches] == [[1, 2, 3, 4], [5], []]
+
+
+async def test_a_page_of_large_events_ends_early_and_is_read_backward(pool: Pool) -> None:
+    store = PostgresStore(pool, machine_clock)
+    busy, running = await with_task(store)
+    large = [iteration(number, secrets.token_urlsafe(450_000)) for number in range(1, 9)]
+
+    def commit(locked: Locked) -> Change:
+        return task_lifecycle.commit(locked, 1, running.id, [TaskStarted(), *large], NOW)
+
+    await store.transition(busy.id, commit)
+    pages = [await store.list_last_events(busy.id, before, 5) for before in (2**63 - 1, 8, 4)]
+    assert [([event.seq for event in page], has_older) for page, has_older in pages] == [
+        ([10, 9], True),
+        ([7, 6], True),
+        ([3, 2, 1], False),
+    ]
+    async with pool.connection() as connection:
+        values = {"workspace_id": busy.id, "before_seq": 9, "limit": 5}
+        await connection.execute("SET enable_seqscan = off")
+        cursor = await connection.execute(f"EXPLAIN {events.SQL.list_last_events}".encode(), values)
+        plan = str(await cursor.fetchall())
+    assert "Index Scan Backward using events_pkey" in plan
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ async def test_every_allowed_call_leaves_an_entry_with_its_change(
     await server.stub.CancelTasks(
         messages.CancelTasksRequest(all=True, reason="all"), metadata=metadata
     )
+    await server.stub.ResumeWorkspaces(
+        messages.ResumeWorkspacesRequest(all=True), metadata=metadata
+    )
     by_holder = bearer(HOLDER, x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
     await server.stub.HoldOrg(messages.HoldOrgRequest(reason="stop"), metadata=by_holder)
     await server.stub.ReleaseOrg(messages.ReleaseOrgRequest(), metadata=by_holder)
@@ -95,6 +98,7 @@ async def test_every_allowed_call_leaves_an_entry_with_its_change(
         ("ReleaseOrg", "ok", "", ""),
         ("ReplayWebhook", "ok", "", ""),
         ("ResumeWorkspace", "ok", failed.id, ""),
+        ("ResumeWorkspaces", "ok", "", ""),
         ("RotateWebhookSecret", "ok", "", ""),
         ("StopWorkspace", "ok", idle.id, task.task_id),
         ("SubmitTask", "ok", idle.id, task.task_id),

@@ -30,7 +30,14 @@ NEEDED: dict[str, dict[str, Any]] = {
     "CreateWebhook": {"url": "https://a.example/", "event_types": ["task_completed"]},
 }
 # The methods whose path has no id.
-WITHOUT_ID = ("CreateWorkspace", "CancelTasks", "HoldOrg", "ReleaseOrg", "CreateWebhook")
+WITHOUT_ID = (
+    "CreateWorkspace",
+    "CancelTasks",
+    "ResumeWorkspaces",
+    "HoldOrg",
+    "ReleaseOrg",
+    "CreateWebhook",
+)
 SAME_AS_ABSENT = "the same as absent: it narrows nothing"
 # The cells of the table whose calls are accepted, and why that is safe.
 ACCEPTED = {
@@ -145,7 +152,7 @@ def body(method: str, path: tuple[str, ...], inner: str) -> str:
         inner = f'{{"{name}": {inner}}}'
     needed = dict(NEEDED.get(method, {}))
     needed.pop(path[0], None)
-    if method == "CancelTasks" and path[0] not in ("filter", "all"):
+    if method in ("CancelTasks", "ResumeWorkspaces") and path[0] not in ("filter", "all"):
         needed["all"] = True
     rest = json.dumps(needed)[1:-1]
     return inner[:-1] + (f", {rest}" if rest else "") + "}"

@@ -96,6 +96,7 @@ async def test_a_text_in_place_of_an_id_is_refused_and_repeated_nowhere(
         "GetTask": messages.GetTaskRequest(workspace_id=text, task_id=text),
         "ListTasks": messages.ListTasksRequest(workspace_id=text, page_token=text),
         "WatchEvents": messages.WatchEventsRequest(workspace_id=text),
+        "ListEvents": messages.ListEventsRequest(workspace_id=text),
         "GetWorkspace": messages.GetWorkspaceRequest(workspace_id=text),
         "ListWorkspaces": messages.ListWorkspacesRequest(page_token=text),
         "StopWorkspace": messages.StopWorkspaceRequest(workspace_id=text),

@@ -478,11 +478,12 @@ class AsyncPlainCalls(AsyncCaller):
         """Puts the caller's organization on hold: until `release`, it gets no new tasks and no new
         agents.
 
-        Effect: from the answer on, `submit_task`, `create_workspace` and `resume_workspace` answer
-        org_on_hold. Calls that were committed before stay in effect. Running tasks continue, and
-        calls that cancel, stop or read still work. With `cancel_running`, the call then cancels all
-        tasks of the organization, as `cancel_tasks` does, with the same reason. If the call runs
-        out of time before all tasks are cancelled, `remaining` is not 0: call again.
+        Effect: from the answer on, `submit_task`, `create_workspace`, `resume_workspace` and
+        `resume_workspaces` answer org_on_hold. Calls that were committed before stay in effect.
+        Running tasks continue, and calls that cancel, stop or read still work. With
+        `cancel_running`, the call then cancels all tasks of the organization, as `cancel_tasks`
+        does, with the same reason. If the call runs out of time before all tasks are cancelled,
+        `remaining` is not 0: call again.
 
         Idempotency: while the organization is on hold, a further call does not change the caller,
         the time and the reason of the hold. With `cancel_running`, it cancels the tasks that are

@@ -1,6 +1,7 @@
 """The calls that cancel tasks, wait for their end, and follow them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from evershell.backoff import backoff
 from evershell.client import _calls
@@ -16,7 +17,16 @@ from evershell.client._repeats import (
 from evershell.client.answers import OrganizationEvent
 from evershell.client.errors import CallError
 from evershell.client.events import Event
-from evershell.client.types import CancelResult, CancelTasksResult, Task, TaskFilter
+from evershell.client.types import (
+    CancelResult,
+    CancelTasksResult,
+    ResumeWorkspacesResult,
+    Task,
+    TaskFilter,
+    WorkspaceFilter,
+)
+
+Bulk = TypeVar("Bulk", CancelTasksResult, ResumeWorkspacesResult)
 
 
 class AsyncTaskCalls(AsyncPlainCalls):
@@ -176,6 +186,32 @@ class AsyncTaskCalls(AsyncPlainCalls):
         named = optional("task_id", task_id)
         return self._events(WorkspaceWatch(workspace_id, after, named, limits))
 
+    async def list_events(
+        self,
+        workspace_id: str,
+        *,
+        before: int = 0,
+        page_size: int | None = None,
+        omit_outputs: bool = False,
+    ) -> tuple[Event, ...]:
+        """Lists the last events of a workspace, newest first.
+
+        Args:
+            workspace_id: The workspace.
+            before: Only events with a lower `seq`, to read on. 0 begins with the newest event.
+            page_size: The maximum number of events, 1 to 200. None for the default, 50. There may
+                be fewer if they are large, but at least one if there is one.
+            omit_outputs: Leaves the `output` of tool results empty.
+
+        Returns:
+            The events.
+
+        Raises:
+            WorkspaceNotFoundError: There is no such workspace.
+            CallError: Any other failure.
+        """
+        return await self._call(_calls.list_events(workspace_id, before, page_size, omit_outputs))
+
     def watch_organization(
         self,
         *,
@@ -216,6 +252,7 @@ class AsyncTaskCalls(AsyncPlainCalls):
         reason: str = "",
         force_after: Seconds | None = None,
         dry_run: bool = False,
+        idempotency_key: str | None = None,
     ) -> CancelTasksResult:
         """Cancels the tasks of the caller's organization that match and have not ended.
 
@@ -233,15 +270,22 @@ class AsyncTaskCalls(AsyncPlainCalls):
             force_after: Interrupts iterations that still run this long after the call: 0 to 86,400
                 seconds. None does not interrupt the iteration.
             dry_run: Only reports the tasks that match, and does not cancel them.
+            idempotency_key: 1 to 255 printable ASCII characters. For 24 hours, a call of the same
+                user or API key with this key and the same request has no effect and gets the first
+                answer. None for a new key: then only the repeats of this call share it.
 
         Returns:
             The counts, and the outcome for each task.
 
         Raises:
-            CallError: The call has failed. After UnavailableError, some of the tasks may be
-                cancelled; the call can be repeated without harm.
+            IdempotencyConflictError: The caller has already used the idempotency key for another
+                request within the last 24 hours.
+            CallError: Any other failure. After UnavailableError, the tasks may be cancelled; the
+                call can be repeated without harm.
         """
-        return await self._call(_calls.cancel_tasks(filter, all, reason, force_after, dry_run))
+        return await self._call(
+            _calls.cancel_tasks(filter, all, reason, force_after, dry_run, idempotency_key)
+        )
 
     async def cancel_all_tasks(
         self,
@@ -266,13 +310,75 @@ class AsyncTaskCalls(AsyncPlainCalls):
         Raises:
             CallError: As for `cancel_tasks`. Raised by the iteration.
         """
-        # The number of calls in a row that cancelled nothing because other transactions had locked
-        # the tasks.
-        failures = 0
-        while True:
-            result = await self.cancel_tasks(
+        async for result in self._until_done(
+            lambda: self.cancel_tasks(
                 filter=filter, all=all, reason=reason, force_after=force_after
             )
+        ):
+            yield result
+
+    async def resume_workspaces(
+        self,
+        *,
+        filter: WorkspaceFilter | None = None,  # noqa: A002 - the name of the field
+        all: bool = False,  # noqa: A002 - the name of the field
+        dry_run: bool = False,
+        idempotency_key: str | None = None,
+    ) -> ResumeWorkspacesResult:
+        """Resumes the failed workspaces of the caller's organization that match.
+
+        Give either `filter` or `all`, as for `cancel_tasks`. A call resumes at most 250 workspaces,
+        the oldest first: call again until `remaining` is 0, or use `resume_all_workspaces`. With
+        `tasks:write:own`, only the caller's workspaces match.
+
+        Args:
+            filter: Which workspaces.
+            all: Every failed workspace.
+            dry_run: Only reports the workspaces that match, and does not resume them.
+            idempotency_key: As for `cancel_tasks`.
+
+        Returns:
+            The counts, and the outcome for each workspace.
+
+        Raises:
+            OrgOnHoldError: The organization is on hold.
+            IdempotencyConflictError: The caller has already used the idempotency key for another
+                request within the last 24 hours.
+            CallError: Any other failure.
+        """
+        return await self._call(_calls.resume_workspaces(filter, all, dry_run, idempotency_key))
+
+    async def resume_all_workspaces(
+        self,
+        *,
+        filter: WorkspaceFilter | None = None,  # noqa: A002 - the name of the field
+        all: bool = False,  # noqa: A002 - the name of the field
+    ) -> AsyncIterator[ResumeWorkspacesResult]:
+        """Repeats `resume_workspaces` until nothing remains.
+
+        Args:
+            filter: Which workspaces.
+            all: Every failed workspace.
+
+        Returns:
+            An iterator over the results of the calls. Each call is made when its result is asked
+            for.
+
+        Raises:
+            CallError: As for `resume_workspaces`. Raised by the iteration.
+        """
+        async for result in self._until_done(
+            lambda: self.resume_workspaces(filter=filter, all=all)
+        ):
+            yield result
+
+    async def _until_done(self, call: Callable[[], Awaitable[Bulk]]) -> AsyncIterator[Bulk]:
+        """Repeats the call until nothing remains. Yields each result."""
+        # The number of calls in a row that changed nothing because other transactions had locked
+        # what matches.
+        failures = 0
+        while True:
+            result = await call()
             yield result
             if not result.remaining:
                 return

@@ -57,7 +57,7 @@ class AuditEntry(_message.Message):
     task_id: _builtins.str
     """The task that the call named or changed; may be empty."""
     outcome: _builtins.str
-    """How the call ended. Success: the outcome of CancelTask, `dry_run` for a dry run of CancelTasks,
+    """How the call ended. Success: the outcome of CancelTask, `dry_run` for a dry run,
     otherwise `ok`. Failure: the slug of the error, or `caller_gone` if the caller went away before
     the answer. If the agent could not be reached, the entry has the outcome that was committed.
     """

@@ -701,6 +701,66 @@ class Heartbeat(_message.Message):
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
+class ListEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    OMIT_OUTPUTS_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The id of the workspace."""
+    before: _builtins.int
+    """Only events with a lower `seq`. With 0, the list begins with the newest event."""
+    page_size: _builtins.int
+    """The maximum number of items in the page. A page has fewer items if they are large: it ends before
+    the event with which its texts would exceed 900,000 characters, but has at least one event.
+    """
+    omit_outputs: _builtins.bool
+    """Leaves the `output` of tool results empty. To read the output of an event, list with its `seq`
+    plus 1 as `before`, and 1 as `page_size`.
+    """
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        before: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        omit_outputs: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "omit_outputs", b"omit_outputs", "page_size", b"page_size", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_BEFORE_FIELD_NUMBER: _builtins.int
+    next_before: _builtins.int
+    """The `before` of the next page: the `seq` of the last event. 0 if there is no older event."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]: ...
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        next_before: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_before", b"next_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
 class WatchOrganizationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1408,6 +1468,153 @@ class CancelTasksResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelTasksResult: _TypeAlias = CancelTasksResult  # noqa: Y015
+
+@_typing.final
+class WorkspaceFilter(_message.Message):
+    """Which workspaces a call applies to. A workspace matches if it matches every field that is set. At
+    least one field must be set, and no field may be empty.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_IDS_FIELD_NUMBER: _builtins.int
+    CREATED_BY_USER_ID_FIELD_NUMBER: _builtins.int
+    created_by_user_id: _builtins.str
+    """Only workspaces that this user has created."""
+    @_builtins.property
+    def workspace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these workspaces. Ids of workspaces that do not exist match nothing."""
+
+    def __init__(
+        self,
+        *,
+        workspace_ids: _abc.Iterable[_builtins.str] | None = ...,
+        created_by_user_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_by_user_id", b"_created_by_user_id", "created_by_user_id", b"created_by_user_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_by_user_id", b"_created_by_user_id", "created_by_user_id", b"created_by_user_id", "workspace_ids", b"workspace_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__created_by_user_id: _TypeAlias = _typing.Literal["created_by_user_id"]  # noqa: Y015
+    _WhichOneofArgType__created_by_user_id: _TypeAlias = _typing.Literal["_created_by_user_id", b"_created_by_user_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_by_user_id) -> _WhichOneofReturnType__created_by_user_id | None: ...
+
+Global___WorkspaceFilter: _TypeAlias = WorkspaceFilter  # noqa: Y015
+
+@_typing.final
+class ResumeWorkspacesRequest(_message.Message):
+    """Exactly one of `filter` and `all` must be set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Resumes every failed workspace of the organization."""
+    dry_run: _builtins.bool
+    """Only reports the failed workspaces that match, and does not resume them."""
+    @_builtins.property
+    def filter(self) -> Global___WorkspaceFilter:
+        """Resumes the failed workspaces that match this filter."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___WorkspaceFilter | None = ...,
+        all: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "dry_run", b"dry_run", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeWorkspacesRequest: _TypeAlias = ResumeWorkspacesRequest  # noqa: Y015
+
+@_typing.final
+class ResumeWorkspacesResponse(_message.Message):
+    """The answer to ResumeWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """The number of failed workspaces that match: the sum of `accepted` and `remaining`."""
+    accepted: _builtins.int
+    """The number of workspaces that this call has resumed."""
+    remaining: _builtins.int
+    """The number of workspaces that a further call must resume."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumeWorkspacesResult]:
+        """One result for each workspace that this call has resumed, or would resume without `dry_run`, at
+        most 250: the oldest first.
+        """
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        accepted: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        results: _abc.Iterable[Global___ResumeWorkspacesResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "matched", b"matched", "remaining", b"remaining", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeWorkspacesResponse: _TypeAlias = ResumeWorkspacesResponse  # noqa: Y015
+
+@_typing.final
+class ResumeWorkspacesResult(_message.Message):
+    """What ResumeWorkspaces found for one workspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ResumeWorkspacesResult._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        outcome_unspecified: ResumeWorkspacesResult._Outcome.ValueType  # 0
+        accepted: ResumeWorkspacesResult._Outcome.ValueType  # 1
+        """This call has resumed the workspace, which is `provisioning`."""
+        matched: ResumeWorkspacesResult._Outcome.ValueType  # 2
+        """In a dry run: without `dry_run`, the call would have resumed the workspace."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """What ResumeWorkspaces found for a workspace."""
+
+    outcome_unspecified: ResumeWorkspacesResult.Outcome.ValueType  # 0
+    accepted: ResumeWorkspacesResult.Outcome.ValueType  # 1
+    """This call has resumed the workspace, which is `provisioning`."""
+    matched: ResumeWorkspacesResult.Outcome.ValueType  # 2
+    """In a dry run: without `dry_run`, the call would have resumed the workspace."""
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    outcome: Global___ResumeWorkspacesResult.Outcome.ValueType
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        outcome: Global___ResumeWorkspacesResult.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeWorkspacesResult: _TypeAlias = ResumeWorkspacesResult  # noqa: Y015
 
 @_typing.final
 class CreateWebhookRequest(_message.Message):

@@ -78,6 +78,11 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ListEvents',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
         self.WatchOrganization = channel.unary_stream(
                 '/evershell.workspace.v1.WorkspaceService/WatchOrganization',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationRequest.SerializeToString,
@@ -127,6 +132,11 @@ class WorkspaceServiceStub:
                 '/evershell.workspace.v1.WorkspaceService/CancelTasks',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.FromString,
+                _registered_method=True)
+        self.ResumeWorkspaces = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ResumeWorkspaces',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesResponse.FromString,
                 _registered_method=True)
         self.HoldOrg = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/HoldOrg',
@@ -308,6 +318,17 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+        Effect: none. Idempotency: a read.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchOrganization(self, request, context):
         """Follows the events of all workspaces of the caller's organization, without polling.
 
@@ -448,12 +469,32 @@ class WorkspaceServiceServicer:
         cancellations before it answers. The agents are signalled right after the answer.
         Idempotency: by task. For a task that is already cancelled, a repeated call changes nothing,
         except that it can set an earlier force deadline. A repeat also cancels matching tasks that
-        were submitted since the first call; HoldOrg prevents such submissions.
-        Errors: only the ones that every call can return. validation_error if neither `filter` nor
-        `all` is set, if both are, or if the filter is empty. If the call fails with `unavailable`,
-        some of the tasks may be cancelled; it is safe to repeat the call.
+        were submitted since the first call; HoldOrg prevents such submissions. With the header
+        `idempotency-key`, as for SubmitTask, a repeat has no effect and gets the answer of the first
+        call. A dry run ignores the key.
+        Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+        empty. If the call fails with `unavailable`, some of the tasks may be cancelled; it is safe to
+        repeat the call. idempotency_conflict if another request has already used the key.
         Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
         the caller created.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeWorkspaces(self, request, context):
+        """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+        `all`, every one.
+
+        Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+        the oldest first, in one transaction; call again until `remaining` is 0.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+        call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+        Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+        empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+        if another request has already used the key.
+        Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+        created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -463,11 +504,11 @@ class WorkspaceServiceServicer:
         """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
         agents.
 
-        Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-        Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-        stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-        organization, as CancelTasks does, with the same reason. If the call runs out of time before
-        all tasks are cancelled, `remaining` is not 0: call again.
+        Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+        answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+        and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+        all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+        of time before all tasks are cancelled, `remaining` is not 0: call again.
         Idempotency: while the organization is on hold, a further call does not change the caller, the
         time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
         cancelled yet.
@@ -638,6 +679,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsResponse.SerializeToString,
+            ),
             'WatchOrganization': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchOrganization,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchOrganizationRequest.FromString,
@@ -687,6 +733,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.CancelTasks,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.SerializeToString,
+            ),
+            'ResumeWorkspaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWorkspaces,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesResponse.SerializeToString,
             ),
             'HoldOrg': grpc.unary_unary_rpc_method_handler(
                     servicer.HoldOrg,
@@ -931,6 +982,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/StreamEvents',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ListEvents',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1201,6 +1279,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/CancelTasks',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWorkspaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ResumeWorkspaces',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspacesResponse.FromString,
             options,
             channel_credentials,
             insecure,

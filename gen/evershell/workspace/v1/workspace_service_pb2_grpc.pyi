@@ -136,6 +136,13 @@ class WorkspaceServiceStub:
     `stream_error`.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListEventsRequest, _workspace_service_pb2.ListEventsResponse]
+    """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+    Effect: none. Idempotency: a read.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
+    Needs workspace:read, or workspace:read:own if the caller created the workspace.
+    """
     WatchOrganization: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.WatchOrganizationRequest, _workspace_service_pb2.WatchOrganizationResponse]
     """Follows the events of all workspaces of the caller's organization, without polling.
 
@@ -240,22 +247,38 @@ class WorkspaceServiceStub:
     cancellations before it answers. The agents are signalled right after the answer.
     Idempotency: by task. For a task that is already cancelled, a repeated call changes nothing,
     except that it can set an earlier force deadline. A repeat also cancels matching tasks that
-    were submitted since the first call; HoldOrg prevents such submissions.
-    Errors: only the ones that every call can return. validation_error if neither `filter` nor
-    `all` is set, if both are, or if the filter is empty. If the call fails with `unavailable`,
-    some of the tasks may be cancelled; it is safe to repeat the call.
+    were submitted since the first call; HoldOrg prevents such submissions. With the header
+    `idempotency-key`, as for SubmitTask, a repeat has no effect and gets the answer of the first
+    call. A dry run ignores the key.
+    Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+    empty. If the call fails with `unavailable`, some of the tasks may be cancelled; it is safe to
+    repeat the call. idempotency_conflict if another request has already used the key.
     Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
     the caller created.
+    """
+    ResumeWorkspaces: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspacesRequest, _workspace_service_pb2.ResumeWorkspacesResponse]
+    """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+    `all`, every one.
+
+    Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+    the oldest first, in one transaction; call again until `remaining` is 0.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+    call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+    Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+    empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+    if another request has already used the key.
+    Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+    created.
     """
     HoldOrg: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]
     """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
     agents.
 
-    Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-    Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-    stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-    organization, as CancelTasks does, with the same reason. If the call runs out of time before
-    all tasks are cancelled, `remaining` is not 0: call again.
+    Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+    answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+    and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+    all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+    of time before all tasks are cancelled, `remaining` is not 0: call again.
     Idempotency: while the organization is on hold, a further call does not change the caller, the
     time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
     cancelled yet.
@@ -451,6 +474,13 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     `stream_error`.
     Needs workspace:read, or workspace:read:own if the caller created the workspace.
     """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListEventsRequest, _workspace_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+    Effect: none. Idempotency: a read.
+    Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
+    Needs workspace:read, or workspace:read:own if the caller created the workspace.
+    """
     WatchOrganization: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.WatchOrganizationRequest, _workspace_service_pb2.WatchOrganizationResponse]  # type: ignore[assignment]
     """Follows the events of all workspaces of the caller's organization, without polling.
 
@@ -555,22 +585,38 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     cancellations before it answers. The agents are signalled right after the answer.
     Idempotency: by task. For a task that is already cancelled, a repeated call changes nothing,
     except that it can set an earlier force deadline. A repeat also cancels matching tasks that
-    were submitted since the first call; HoldOrg prevents such submissions.
-    Errors: only the ones that every call can return. validation_error if neither `filter` nor
-    `all` is set, if both are, or if the filter is empty. If the call fails with `unavailable`,
-    some of the tasks may be cancelled; it is safe to repeat the call.
+    were submitted since the first call; HoldOrg prevents such submissions. With the header
+    `idempotency-key`, as for SubmitTask, a repeat has no effect and gets the answer of the first
+    call. A dry run ignores the key.
+    Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+    empty. If the call fails with `unavailable`, some of the tasks may be cancelled; it is safe to
+    repeat the call. idempotency_conflict if another request has already used the key.
     Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
     the caller created.
+    """
+    ResumeWorkspaces: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspacesRequest, _workspace_service_pb2.ResumeWorkspacesResponse]  # type: ignore[assignment]
+    """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+    `all`, every one.
+
+    Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+    the oldest first, in one transaction; call again until `remaining` is 0.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+    call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+    Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+    empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+    if another request has already used the key.
+    Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+    created.
     """
     HoldOrg: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]  # type: ignore[assignment]
     """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
     agents.
 
-    Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-    Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-    stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-    organization, as CancelTasks does, with the same reason. If the call runs out of time before
-    all tasks are cancelled, `remaining` is not 0: call again.
+    Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+    answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+    and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+    all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+    of time before all tasks are cancelled, `remaining` is not 0: call again.
     Idempotency: while the organization is on hold, a further call does not change the caller, the
     time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
     cancelled yet.
@@ -807,6 +853,19 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _workspace_service_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ListEventsResponse, _abc.Awaitable[_workspace_service_pb2.ListEventsResponse]]:
+        """Lists the events of a workspace, newest first: the end of its log, or the events before a `seq`.
+
+        Effect: none. Idempotency: a read.
+        Errors: workspace_not_found if the workspace does not exist or belongs to another organization.
+        Needs workspace:read, or workspace:read:own if the caller created the workspace.
+        """
+
+    @_abc_1.abstractmethod
     def WatchOrganization(
         self,
         request: _workspace_service_pb2.WatchOrganizationRequest,
@@ -969,12 +1028,34 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         cancellations before it answers. The agents are signalled right after the answer.
         Idempotency: by task. For a task that is already cancelled, a repeated call changes nothing,
         except that it can set an earlier force deadline. A repeat also cancels matching tasks that
-        were submitted since the first call; HoldOrg prevents such submissions.
-        Errors: only the ones that every call can return. validation_error if neither `filter` nor
-        `all` is set, if both are, or if the filter is empty. If the call fails with `unavailable`,
-        some of the tasks may be cancelled; it is safe to repeat the call.
+        were submitted since the first call; HoldOrg prevents such submissions. With the header
+        `idempotency-key`, as for SubmitTask, a repeat has no effect and gets the answer of the first
+        call. A dry run ignores the key.
+        Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+        empty. If the call fails with `unavailable`, some of the tasks may be cancelled; it is safe to
+        repeat the call. idempotency_conflict if another request has already used the key.
         Needs workspace:write. With workspace:write:own, the call cancels only tasks in workspaces that
         the caller created.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeWorkspaces(
+        self,
+        request: _workspace_service_pb2.ResumeWorkspacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ResumeWorkspacesResponse, _abc.Awaitable[_workspace_service_pb2.ResumeWorkspacesResponse]]:
+        """Resumes failed workspaces of the caller's organization: the ones that match `filter` or, with
+        `all`, every one.
+
+        Effect: for each workspace, the same as ResumeWorkspace. A call resumes at most 250 workspaces,
+        the oldest first, in one transaction; call again until `remaining` is 0.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, a repeated
+        call resumes the workspaces that have failed since the first call. A dry run ignores the key.
+        Errors: validation_error if neither `filter` nor `all` is set, if both are, or if the filter is
+        empty. org_on_hold while the organization is on hold, also for a dry run. idempotency_conflict
+        if another request has already used the key.
+        Needs tasks:write. With tasks:write:own, the call resumes only workspaces that the caller
+        created.
         """
 
     @_abc_1.abstractmethod
@@ -986,11 +1067,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Puts the caller's organization on hold: until ReleaseOrg, it gets no new tasks and no new
         agents.
 
-        Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
-        Calls that were committed before stay in effect. Running tasks continue, and calls that cancel,
-        stop or read still work. With `cancel_running`, the call then cancels all tasks of the
-        organization, as CancelTasks does, with the same reason. If the call runs out of time before
-        all tasks are cancelled, `remaining` is not 0: call again.
+        Effect: from the answer on, SubmitTask, CreateWorkspace, ResumeWorkspace and ResumeWorkspaces
+        answer org_on_hold. Calls that were committed before stay in effect. Running tasks continue,
+        and calls that cancel, stop or read still work. With `cancel_running`, the call then cancels
+        all tasks of the organization, as CancelTasks does, with the same reason. If the call runs out
+        of time before all tasks are cancelled, `remaining` is not 0: call again.
         Idempotency: while the organization is on hold, a further call does not change the caller, the
         time and the reason of the hold. With `cancel_running`, it cancels the tasks that are not
         cancelled yet.

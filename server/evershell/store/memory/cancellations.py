@@ -1,13 +1,13 @@
 """Cancellations of a task, of a tree of tasks, and of the tasks that match a filter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import cast
 
 from evershell.core import task_lifecycle
 from evershell.core.caller import Permission
-from evershell.core.change import Locked
+from evershell.core.change import FirstCall, Locked
 from evershell.core.event import AuditEntry, Origin
 from evershell.core.ports import (
     UNDELIVERED,
@@ -149,13 +149,19 @@ class Cancellations(State):
         audit: AuditEntry | None = None,
         *,
         wait: bool = False,
+        first_call: Callable[[Mapping[str, bool]], FirstCall] | None = None,
     ) -> Mapping[str, bool]:
-        outcomes = {}
+        outcomes = dict[str, bool]()
+        if first_call is not None:
+            self._store_key(first_call(outcomes))
         for at, task in self._open(permission):
             if task.id in task_ids and _accepts(at):
                 outcomes[task.id] = task.cancel is None
                 self._request(at, task, intent, trace_id)
         self._store_audit_entry(audit)
+        if first_call is not None:
+            call = first_call(outcomes)
+            self.first_calls[call.org_id, call.key] = call
         if outcomes:
             self.publish(UNDELIVERED, watched=False, reconcile=True)
         return outcomes

@@ -1,9 +1,10 @@
 """Changes of a workspace and its task, leases, and the keys that are stored with a change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from evershell.core.change import Change, FirstCall, Locked
+from evershell.core.event import AuditEntry
 from evershell.core.ports import RENEW_BELOW_SHARE, Leased
 from evershell.core.task_tree import Parent
 from evershell.store.memory.state import State
@@ -27,6 +28,26 @@ class Transitions(State):
         change = decide(locked)
         self._store_key(change.first_call)
         return self._commit(locked, change)
+
+    async def transition_many(
+        self,
+        workspace_ids: Sequence[str],
+        decide: Callable[[Locked], Change | None],
+        org_id: str,
+        audit: AuditEntry | None = None,
+        first_call: Callable[[Sequence[Change]], FirstCall | None] | None = None,
+    ) -> Sequence[Change]:
+        hold = self.holds.get(org_id)
+        free = [
+            Locked(each, None, hold)
+            for each in map(self.workspaces.get, sorted(set(workspace_ids)))
+            if each is not None and each.org_id == org_id and each.current_task_id is None
+        ]
+        decided = [(locked, decide(locked)) for locked in free]
+        changes = [change for _, change in decided if change is not None]
+        self._store_key(first_call(changes) if first_call is not None else None)
+        self._store_audit_entry(audit)
+        return [self._commit(locked, change) for locked, change in decided if change is not None]
 
     def _parent(self, org_id: str | None, task_id: str | None) -> Parent | None:
         task = self.tasks.get(task_id or "")

@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterator, Sequence
 from evershell.core import errors
 from evershell.core.caller import Permission
 from evershell.core.change import FirstCall
-from evershell.core.event import AuditEntry, EventBatch, LogEntry, LogScope
+from evershell.core.event import AuditEntry, Event, EventBatch, LogEntry, LogScope
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import Listed
-from evershell.core.workspace import AgentCard, Workspace
+from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
+from evershell.core.workspace_filter import AllWorkspaces, WorkspaceSelection
 from evershell.store.memory.state import State, covers, page
 
 
@@ -55,6 +56,18 @@ class Workspaces(State):
             if covers(permission, each) and (not workspace_ids or each.id in workspace_ids)
         )
         return page(found, before_id, limit)
+
+    async def match_failed(
+        self, permission: Permission, wanted: WorkspaceSelection, limit: int
+    ) -> tuple[int, Sequence[str]]:
+        ids = sorted(
+            each.id
+            for each in self.workspaces.values()
+            if each.status is WorkspaceStatus.FAILED
+            and covers(permission, each)
+            and (isinstance(wanted, AllWorkspaces) or wanted.matches(each))
+        )
+        return len(ids), ids[:limit]
 
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
         found = self.deleted.get(workspace_id)
@@ -102,6 +115,12 @@ class Workspaces(State):
             raise errors.workspace_not_found(workspace_id)
         later = [event for event in self.events[workspace_id] if event.seq > after_seq]
         return EventBatch(later[:limit])
+
+    async def list_last_events(
+        self, workspace_id: str, before_seq: int, limit: int
+    ) -> tuple[Sequence[Event], bool]:
+        earlier = [event for event in self.events[workspace_id] if event.seq < before_seq]
+        return earlier[: -limit - 1 : -1], len(earlier) > limit
 
     async def last_position(self) -> int:
         return self.position
