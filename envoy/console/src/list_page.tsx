@@ -1,7 +1,6 @@
 // The list of all workspaces.
 import { useEffect, useRef } from "preact/hooks";
 import { askToCancel, CancelThese } from "./cancel_these";
-import { ConnectionNote } from "./connection_note";
 import { may } from "./credential";
 import { COLUMNS, enter, Grid, open } from "./grid";
 import { useKeys } from "./keys";
@@ -19,7 +18,7 @@ import {
   text,
 } from "./selection";
 import { count, number, words } from "./text";
-import { isComplete, rows, streamTrouble, useFollowedList } from "./workspaces";
+import { isComplete, rows, useFollowedList } from "./workspaces";
 
 export function ListPage() {
   useFollowedList();
@@ -28,7 +27,6 @@ export function ListPage() {
       <h1 class="for-screen-readers">Workspaces</h1>
       <Bar />
       <Chips />
-      <ConnectionNote stream={streamTrouble.value} />
       <Actions />
       <Grid />
       <CancelThese />
