@@ -26,7 +26,7 @@ export async function repeat(
     } catch (error) {
       if (signal.aborted) return;
       failures += 1;
-      source.failure.value = asFailure(error);
+      source.failed(asFailure(error));
     }
     await pause(failures ? backoffMs(failures, source.failure.peek()) : pauseMs(), signal);
   }

@@ -31,6 +31,13 @@ export class Source {
     });
   }
 
+  // A failed call took at most 5 s. Before it, a source may have had nothing to read.
+  failed(failure: Failure): void {
+    const least = this.failure.peek() ? 0 : performance.now() - KNOWN_MS;
+    this.answeredAt = Math.max(this.answeredAt, least);
+    this.failure.value = failure;
+  }
+
   answered(): void {
     this.answeredAt = performance.now();
     this.failure.value = null;

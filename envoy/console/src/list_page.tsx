@@ -27,8 +27,8 @@ export function ListPage() {
       <h1 class="for-screen-readers">Workspaces</h1>
       <Bar />
       <Chips />
-      <Actions />
       <Grid />
+      <Actions />
       <CancelThese />
     </main>
   );
@@ -105,9 +105,8 @@ function Actions() {
   const all = rows.value.length;
   const part = shown.value.length;
   const tasks = targets.value.length;
-  const isWhole = part === all && isComplete.value && chosen.value.size === 0;
   return (
-    <div class={isWhole ? "for-screen-readers" : "actions"}>
+    <div class="actions">
       <p role="status">
         {chosen.value.size
           ? `${number(chosen.value.size)} selected`
