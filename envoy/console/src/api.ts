@@ -3,6 +3,7 @@ import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "../openapi";
 import { hear, serverNow } from "./clock";
 import { Failure, NO_CONNECTION } from "./failure";
+import { noteAnswer } from "./health";
 import { caller, COOKIES, credentials, rejectToken, token } from "./session";
 import { withVisibleDirections } from "./text";
 
@@ -13,6 +14,11 @@ export type WorkspaceEvent = Schemas["Event"];
 
 // The clocks of the provider, of Envoy and of this page may differ by this much.
 const CLOCKS_DIFFER_MS = 5_000;
+// A call without an answer is given up after this time.
+export const ANSWER_MS = 5_000;
+// A renewal of the session has more time, because the provider may use up 5 s, and the session could
+// be lost with the answer.
+export const RENEWAL_MS = 10_000;
 
 const authorize: Middleware = {
   onRequest({ request }) {
@@ -31,9 +37,15 @@ const authorize: Middleware = {
 export const api = createClient<paths>({
   baseUrl: location.origin,
   credentials: "same-origin",
-  fetch: fetchInTurn,
+  fetch: (request) => fetchInTurn(within(ANSWER_MS, request)),
 });
 api.use(authorize);
+
+// The request, which is given up after this time.
+export function within(milliseconds: number, request: Request): Request {
+  const signal = AbortSignal.any([request.signal, AbortSignal.timeout(milliseconds)]);
+  return new Request(request, { signal });
+}
 
 // When the access token of a session has expired, Envoy renews the session with the next call.
 // Parallel calls would use the refresh token more than once, and the provider might then revoke the
@@ -42,9 +54,14 @@ api.use(authorize);
 export async function fetchInTurn(request: Request): Promise<Response> {
   if (!isExpiring()) return fetch(request);
   return inTurn(request.signal, async () => {
-    if (isExpiring()) caller.value = await read(api.GET("/v1/caller", { fetch }));
+    if (isExpiring()) await renew();
     return fetch(request);
   });
+}
+
+async function renew(): Promise<void> {
+  const init = { fetch: (request: Request) => fetch(within(RENEWAL_MS, request)) };
+  caller.value = await read(api.GET("/v1/caller", init));
 }
 
 // Makes a call that may renew the session. Only one tab makes such a call at a time.
@@ -68,7 +85,10 @@ export async function read<T>(
   } catch (error) {
     throw noAnswer(error);
   }
-  if (answer.data !== undefined) return withVisibleDirections(answer.data);
+  if (answer.data !== undefined) {
+    noteAnswer();
+    return withVisibleDirections(answer.data);
+  }
   throw refusal(answer.response, answer.error, used);
 }
 

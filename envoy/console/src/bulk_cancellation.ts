@@ -3,24 +3,33 @@ import { signal } from "@preact/signals";
 import { api, read, type Schemas } from "./api";
 import { announce } from "./announcer";
 import { type CancelOptions, cancelFields } from "./cancel_call";
-import { asFailure, backoffMs, pause } from "./connection";
+import { asFailure, pause, untilAnswered } from "./connection";
 import type { Failure } from "./failure";
 import { holdOrg } from "./hold";
 import { count } from "./text";
 
-// The maximum number of attempts of a call that the service cannot answer.
-const ATTEMPTS = 6;
 const FOLLOW_MS = 1_000;
 // The maximum number of tasks that a filter can name.
 const MOST_IDS = 1_000;
 
 export type Result = Schemas["CancelTasksResult"];
+type Kind = "trouble" | "interruption";
 type Filters = Pick<Schemas["CancelTasksRequest"], "all" | "filter">[];
+
+// The failure of a call.
+export interface Trouble {
+  readonly failure: Failure;
+  readonly isRepeated: boolean;
+  // Whether a try may have been recorded without an answer.
+  readonly isUnanswered: boolean;
+}
 
 export interface BulkState {
   readonly step: "hold" | "cancel" | "follow" | "done";
-  // Why the cancellation does not continue, or why an interruption failed; null without a failure.
-  readonly failure: Failure | null;
+  // Why the cancellation does not continue; null if it does.
+  readonly trouble: Trouble | null;
+  // Why the last interruption failed; null if it did not fail.
+  readonly interruption: Trouble | null;
   readonly accepted: number;
   // Tasks that had been cancelled before this cancellation.
   readonly before: number;
@@ -65,7 +74,8 @@ export async function countTasks(
 export class BulkCancellation {
   readonly state = signal<BulkState>({
     step: "cancel",
-    failure: null,
+    trouble: null,
+    interruption: null,
     accepted: 0,
     before: 0,
     recordedMs: null,
@@ -88,14 +98,14 @@ export class BulkCancellation {
     try {
       if (this.hold) {
         this.change({ step: "hold" });
-        await untilAnswered(() => holdOrg(this.options.reason));
+        await this.answered("trouble", () => holdOrg(this.options.reason));
       }
       this.change({ step: "cancel" });
       await this.cancelAll();
       this.change({ step: "follow", recordedMs: performance.now() - this.begun });
       await this.followToTheEnd();
     } catch (error) {
-      if (!this.leave.signal.aborted) this.change({ failure: asFailure(error) });
+      if (!this.leave.signal.aborted) this.fail("trouble", error);
     }
   }
 
@@ -108,17 +118,18 @@ export class BulkCancellation {
   async interrupt(tasks: readonly Result[]): Promise<void> {
     try {
       for (const part of filters(tasks.map((each) => each.task_id))) {
-        await eachBatch({ ...part, reason: this.options.reason, force_after: "0s" }, () => {});
+        const body = { ...part, reason: this.options.reason, force_after: "0s" };
+        await this.eachBatch("interruption", body, () => {});
       }
     } catch (error) {
-      this.change({ failure: asFailure(error) });
+      this.fail("interruption", error);
     }
   }
 
   private async cancelAll(): Promise<void> {
     for (const part of filters(this.taskIds)) {
       let isFirst = true;
-      await eachBatch({ ...part, ...cancelFields(this.options) }, (answer) => {
+      await this.eachBatch("trouble", { ...part, ...cancelFields(this.options) }, (answer) => {
         const known = this.state.peek();
         // In later answers, `already_requested` includes the tasks that earlier calls cancelled.
         const before = isFirst ? known.before + answer.already_requested : known.before;
@@ -130,7 +141,9 @@ export class BulkCancellation {
 
   private async followToTheEnd(): Promise<void> {
     for (;;) {
-      const answer = await untilAnswered(() => countTasks(this.taskIds, this.leave.signal));
+      const answer = await this.answered("trouble", () =>
+        countTasks(this.taskIds, this.leave.signal),
+      );
       // Without a hold, new tasks can start. They do not belong to this cancellation.
       const isOwn = (each: Result) => this.taskIds !== null || each.outcome === "already_requested";
       const unfinished = this.taskIds ? answer.matched : answer.before;
@@ -141,6 +154,42 @@ export class BulkCancellation {
     this.change({ step: "done", endedMs: performance.now() - this.begun });
     const { accepted, before } = this.state.peek();
     announce(`${count(accepted + before, "task")} ended.`);
+  }
+
+  // Repeats the call until no task remains, because one call cancels at most 1,000 tasks.
+  private async eachBatch(
+    kind: Kind,
+    body: Schemas["CancelTasksRequest"],
+    onAnswer: (answer: Schemas["CancelTasksResponse"]) => void,
+  ): Promise<void> {
+    for (let remaining = 1; remaining > 0; ) {
+      const answer = await this.answered(kind, () => read(api.POST("/v1/tasks/cancel", { body })));
+      onAnswer(answer);
+      remaining = answer.remaining;
+      // Other transactions have locked the remaining tasks.
+      const isBlocked = remaining > 0 && answer.accepted === 0;
+      if (isBlocked) await pause(FOLLOW_MS, new AbortController().signal);
+    }
+  }
+
+  // Repeats the call until it is answered. All calls of this module are safe to repeat.
+  private async answered<T>(kind: Kind, call: () => Promise<T>): Promise<T> {
+    const onFailure = (failure: Failure) => {
+      const isUnanswered = this.isUnanswered(kind) || failure.status !== 429;
+      this.change({ [kind]: { failure, isRepeated: true, isUnanswered } });
+    };
+    const answer = await untilAnswered(call, onFailure, this.leave.signal);
+    this.change({ [kind]: null });
+    return answer;
+  }
+
+  private fail(kind: Kind, error: unknown): void {
+    const isUnanswered = this.isUnanswered(kind);
+    this.change({ [kind]: { failure: asFailure(error), isRepeated: false, isUnanswered } });
+  }
+
+  private isUnanswered(kind: Kind): boolean {
+    return this.state.peek()[kind]?.isUnanswered ?? false;
   }
 
   private change(changed: Partial<BulkState>): void {
@@ -155,33 +204,4 @@ function filters(taskIds: readonly string[] | null): Filters {
     parts.push({ filter: { task_ids: taskIds.slice(first, first + MOST_IDS) } });
   }
   return parts;
-}
-
-// Repeats the call until no task remains, because one call cancels at most 1,000 tasks.
-async function eachBatch(
-  body: Schemas["CancelTasksRequest"],
-  onAnswer: (answer: Schemas["CancelTasksResponse"]) => void,
-): Promise<void> {
-  for (let remaining = 1; remaining > 0; ) {
-    const answer = await untilAnswered(() => read(api.POST("/v1/tasks/cancel", { body })));
-    onAnswer(answer);
-    remaining = answer.remaining;
-    // Other transactions have locked the remaining tasks.
-    if (remaining > 0 && answer.accepted === 0) await pause(FOLLOW_MS, new AbortController().signal);
-  }
-}
-
-// Repeats a call that the service could not answer. All calls of this module are safe to repeat.
-async function untilAnswered<T>(call: () => Promise<T>): Promise<T> {
-  for (let failures = 1; ; failures += 1) {
-    try {
-      return await call();
-    } catch (error) {
-      if (error instanceof DOMException) throw error;
-      const failure = asFailure(error);
-      const isFinal = failure.status >= 400 && failure.status < 500 && failure.status !== 429;
-      if (isFinal || failures >= ATTEMPTS) throw failure;
-      await pause(backoffMs(failures, failure), new AbortController().signal);
-    }
-  }
 }

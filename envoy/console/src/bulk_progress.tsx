@@ -2,7 +2,7 @@
 // cancellations are recorded, all tasks have ended.
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
-import type { BulkCancellation, BulkState } from "./bulk_cancellation";
+import type { BulkCancellation, BulkState, Trouble } from "./bulk_cancellation";
 import type { CancelOptions } from "./cancel_call";
 import { FailureNote } from "./failure";
 import { Name } from "./name";
@@ -21,7 +21,7 @@ export function BulkProgress({ bulk, onRepeat }: Props) {
   const state = bulk.state.value;
   const heading = useRef<HTMLHeadingElement>(null);
   useLayoutEffect(() => heading.current?.focus(), [bulk]);
-  const { accepted, before } = state;
+  const { accepted, before, trouble, interruption } = state;
   const known = before ? `, ${count(before, "task")} cancelled before` : "";
   const counted = `${count(accepted, "task")}${known}`;
   return (
@@ -30,6 +30,13 @@ export function BulkProgress({ bulk, onRepeat }: Props) {
         Progress
       </h2>
       <Problem bulk={bulk} onRepeat={onRepeat} />
+      {interruption && (
+        <TroubleNote
+          trouble={interruption}
+          title="Not every iteration was interrupted."
+          unknown="It is not known whether the iterations are interrupted."
+        />
+      )}
       <ol class="steps">
         {bulk.hold && (
           <Step of="hold" state={state}>
@@ -37,7 +44,8 @@ export function BulkProgress({ bulk, onRepeat }: Props) {
           </Step>
         )}
         <Step of="cancel" state={state} tookMs={state.recordedMs}>
-          <strong>Accepted</strong>: {counted}
+          <strong>Accepted</strong>:{" "}
+          {state.step === "cancel" && trouble?.isUnanswered ? "not known yet" : counted}
         </Step>
         <Step of="follow" state={state} tookMs={state.endedMs}>
           {state.unfinished ? (
@@ -63,36 +71,41 @@ interface StepProps {
 
 function Step({ of, state, tookMs, children }: StepProps) {
   const ahead = ORDER.indexOf(of) - ORDER.indexOf(state.step);
-  const current = state.failure ? "refused" : "now";
+  const isRefused = state.trouble?.isRepeated === false;
+  const current = isRefused ? "refused" : "now";
   return (
     <li class={`step ${ahead < 0 ? "done" : ahead === 0 ? current : "later"}`}>
       {children}
-      {ahead === 0 && state.failure && " (not done)"}
+      {ahead === 0 && isRefused && " (not done)"}
       {tookMs != null && <span class="took">{seconds(tookMs)}</span>}
     </li>
   );
 }
 
 function Problem({ bulk, onRepeat }: Props) {
-  const { failure, step } = bulk.state.value;
-  if (!failure) return null;
+  const { trouble, step } = bulk.state.value;
+  if (!trouble) return null;
   const titles = {
     hold: "The organization is not on hold, and nothing was cancelled.",
     cancel: "Not all tasks are cancelled.",
     follow: "It is not known whether all tasks have ended.",
-    done: "Not every iteration was interrupted.",
+    done: "",
+  };
+  const unknown = {
+    hold: "It is not known whether the organization is on hold.",
+    cancel: "It is not known whether it was recorded.",
+    follow: titles.follow,
+    done: "",
   };
   return (
     <>
-      <FailureNote failure={failure} title={titles[step]} />
+      <TroubleNote trouble={trouble} title={titles[step]} unknown={unknown[step]} />
       <div class="buttons">
-        <button
-          type="button"
-          class="danger"
-          onClick={() => onRepeat(bulk.options, bulk.hold)}
-        >
-          Try again
-        </button>
+        {!trouble.isRepeated && (
+          <button type="button" class="danger" onClick={() => onRepeat(bulk.options, bulk.hold)}>
+            Try again
+          </button>
+        )}
         {step === "hold" && (
           <button type="button" class="danger" onClick={() => onRepeat(bulk.options, false)}>
             Cancel the tasks without a hold
@@ -101,6 +114,13 @@ function Problem({ bulk, onRepeat }: Props) {
       </div>
     </>
   );
+}
+
+// `unknown` is the title if a try may have been recorded without an answer.
+function TroubleNote(props: { trouble: Trouble; title: string; unknown: string }) {
+  const { failure, isRepeated, isUnanswered } = props.trouble;
+  const title = isUnanswered ? props.unknown : props.title;
+  return <FailureNote failure={failure} title={isRepeated ? `${title} Trying again.` : title} />;
 }
 
 function Unfinished({ bulk }: { bulk: BulkCancellation }) {

@@ -3,11 +3,11 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { announce } from "./announcer";
-import { type CancelCall, cancelCall, cancelTask } from "./cancel_call";
-import { serverNow, sinceMs } from "./clock";
+import { type CancelCall, cancelCallOf, cancelTask } from "./cancel_call";
+import { shownNow, sinceMs } from "./clock";
 import { may } from "./credential";
 import { intentFacts, toolCalls, toolOutcome } from "./events";
-import { FailureNote } from "./failure";
+import { PressNote } from "./press_note";
 import { describe, type Progress, progressOf } from "./progress";
 import { between, duration, elapsed, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
@@ -17,12 +17,10 @@ import type { OpenWorkspace } from "./workspace";
 const FORCE_MARGIN_MS = 2_000;
 
 export function Cancellation({ open }: { open: OpenWorkspace }) {
-  const own = cancelCall.value;
   const task = open.task.value;
-  const isOwn = own !== null && (!task || own.taskId === task.id);
-  const call = isOwn ? own : null;
-  const taskId = call?.taskId ?? task?.id;
-  const progress = progressOf(taskId ?? "", open.events.value, task);
+  const taskId = task?.id ?? "";
+  const call = cancelCallOf(taskId);
+  const progress = progressOf(taskId, open.events.value, task);
   const isPending = progress.requestedAt !== null && progress.endedAt === null;
   useTick(isPending);
   useAnnouncedChanges(progress, call);
@@ -32,41 +30,15 @@ export function Cancellation({ open }: { open: OpenWorkspace }) {
       <h2 id="cancellation-title" tabIndex={-1}>
         Cancellation
       </h2>
-      {call?.failure && <CallFailure call={call} isRecorded={progress.requestedAt !== null} />}
+      {call && !progress.endedAt && <PressNote call={call} isRecorded={progress.requestedAt !== null} />}
       <ol class="steps">
         <AcceptedStep progress={progress} call={call} />
         <IterationStep progress={progress} phase={task?.phase} />
         <EndStep progress={progress} />
       </ol>
-      {isPending && taskId && <Lateness progress={progress} open={open} taskId={taskId} />}
+      {isPending && <Lateness progress={progress} open={open} taskId={taskId} />}
     </section>
   );
-}
-
-function CallFailure({ call, isRecorded }: { call: CancelCall; isRecorded: boolean }) {
-  const failure = call.failure;
-  if (!failure) return null;
-  if (failure.slug === "agent_unreachable") {
-    return (
-      <FailureNote
-        failure={failure}
-        title="The agent does not answer. The cancellation is recorded and will be delivered."
-      />
-    );
-  }
-  if (failure.slug === "no_connection") {
-    return (
-      <FailureNote
-        failure={failure}
-        title={
-          isRecorded
-            ? "The answer was lost, but the cancellation is recorded."
-            : "The answer was lost. It is not known whether the cancellation is recorded: cancel again."
-        }
-      />
-    );
-  }
-  return <FailureNote failure={failure} title="The task was not cancelled by this call." />;
 }
 
 type State = "done" | "lost" | "now" | "later";
@@ -85,8 +57,8 @@ function AcceptedStep({ progress, call }: { progress: Progress; call: CancelCall
   const answered = call?.answerMs == null ? "" : `answered in ${duration(call.answerMs)}`;
   if (progress.requestedAt) {
     const who = progress.cancel ? intentFacts(progress.cancel).join(", ") : "";
-    const title =
-      call?.outcome === "already_requested" ? "Accepted before, signalled again" : "Accepted";
+    const isBefore = call?.outcome === "already_requested" && !call.isUnanswered;
+    const title = isBefore ? "Accepted before, signalled again" : "Accepted";
     return (
       <Step state="done" title={title} took={answered}>
         Recorded at {preciseTime(progress.requestedAt)}, {who}
@@ -96,7 +68,8 @@ function AcceptedStep({ progress, call }: { progress: Progress; call: CancelCall
   if (call?.outcome === "already_finished" || call?.outcome === "no_active_task") {
     return <Step state="done" title={`Nothing to cancel: ${words(call.outcome)}`} took={answered} />;
   }
-  return <Step state={call?.failure ? "later" : "now"} title="Sent to the service" took={answered} />;
+  const isSent = call?.isRepeated !== false || !call.failure;
+  return <Step state={isSent ? "now" : "later"} title="Sent to the service" took={answered} />;
 }
 
 function IterationStep({ progress, phase }: { progress: Progress; phase: string | undefined }) {
@@ -161,7 +134,7 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
     </button>
   );
   if (forceAt) {
-    const lateMs = serverNow() - Date.parse(forceAt);
+    const lateMs = shownNow() - Date.parse(forceAt);
     if (lateMs < 0) {
       return (
         <div class="note">

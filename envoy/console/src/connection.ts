@@ -1,41 +1,63 @@
-// Whether the service answers.
-import { computed, signal } from "@preact/signals";
-import { serverNow } from "./clock";
+// Reads that are repeated, and calls that are repeated until the service answers them.
 import { Failure, NO_CONNECTION } from "./failure";
+import type { Source } from "./health";
 import { token } from "./session";
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 5_000;
 
-// The failure of the last read; null if it succeeded.
-export const trouble = signal<Failure | null>(null);
-// The time of the last successful read.
-export const lastAnswer = signal(0);
-
-export const isConnected = computed(() => trouble.value === null);
-
-// Runs `read` again and again until `signal` is aborted. Between two runs, waits for `pauseMs()`
-// after a success, and longer and longer after failures. Some events end a wait early: see `pause`.
+// Runs `read` again and again until `signal` is aborted, and keeps the state of the source. Between
+// two runs, waits for `pauseMs()` after a success, and longer and longer after failures. Some events
+// end a wait early: see `pause`.
 export async function repeat(
+  source: Source,
   read: () => Promise<void>,
   pauseMs: () => number,
   signal: AbortSignal,
 ): Promise<void> {
+  source.follow(signal);
   let failures = 0;
   while (!signal.aborted) {
     try {
       await read();
       if (signal.aborted) return;
       failures = 0;
-      trouble.value = null;
-      lastAnswer.value = serverNow();
+      source.answered();
     } catch (error) {
       if (signal.aborted) return;
       failures += 1;
-      trouble.value = asFailure(error);
+      source.failed(asFailure(error));
     }
-    await pause(failures ? backoffMs(failures, trouble.peek()) : pauseMs(), signal);
+    await pause(failures ? backoffMs(failures, source.failure.peek()) : pauseMs(), signal);
   }
+}
+
+// Repeats a call until the service answers it. Only for calls that are safe to repeat. Calls
+// `onFailure` before each repeat. After `leave` is aborted, a failure is not repeated.
+export async function untilAnswered<T>(
+  call: () => Promise<T>,
+  onFailure: (failure: Failure) => void,
+  leave = new AbortController().signal,
+): Promise<T> {
+  for (let failures = 1; ; failures += 1) {
+    try {
+      return await call();
+    } catch (error) {
+      if (error instanceof DOMException) throw error;
+      const failure = asFailure(error);
+      if (isFinal(failure) || leave.aborted) throw failure;
+      onFailure(failure);
+      await pause(backoffMs(failures, failure), leave);
+    }
+  }
+}
+
+// Whether a repeat of the call would have the same answer. After `agent_unreachable`, the
+// cancellation is recorded.
+function isFinal({ status, slug }: Failure): boolean {
+  const isOfConsole = status === 0 && slug !== NO_CONNECTION;
+  const isRefused = status >= 400 && status < 500 && status !== 429;
+  return isOfConsole || isRefused || slug === "agent_unreachable";
 }
 
 export function asFailure(error: unknown): Failure {

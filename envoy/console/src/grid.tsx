@@ -280,7 +280,7 @@ function Status({ row }: { row: Row }) {
   const [trouble] = troublesOf(row);
   if (trouble === "late" && task?.cancel_requested_at) {
     const late = elapsed(sinceMs(task.cancel_requested_at));
-    return <span class="badge late">cancelling {late}</span>;
+    return <span class="badge late lasting">cancelling {late}</span>;
   }
   if (trouble === "over_limit") return <span class="badge over_limit">over its limit</span>;
   const status = task?.cancel_requested_at ? "cancelling" : workspace.status;
@@ -290,7 +290,7 @@ function Status({ row }: { row: Row }) {
 function Since({ row }: { row: Row }) {
   const began = row.since;
   return (
-    <time dateTime={new Date(began).toISOString()} title={fullTime(new Date(began).toISOString())}>
+    <time class="lasting" dateTime={new Date(began).toISOString()} title={fullTime(new Date(began).toISOString())}>
       {elapsed(now.value - began)}
     </time>
   );

@@ -1,7 +1,6 @@
 // The list of all workspaces.
 import { useEffect, useRef } from "preact/hooks";
 import { askToCancel, CancelThese } from "./cancel_these";
-import { ConnectionNote } from "./connection_note";
 import { may } from "./credential";
 import { COLUMNS, enter, Grid, open } from "./grid";
 import { useKeys } from "./keys";
@@ -19,7 +18,7 @@ import {
   text,
 } from "./selection";
 import { count, number, words } from "./text";
-import { isComplete, rows, streamTrouble, useFollowedList } from "./workspaces";
+import { isComplete, rows, useFollowedList } from "./workspaces";
 
 export function ListPage() {
   useFollowedList();
@@ -28,9 +27,8 @@ export function ListPage() {
       <h1 class="for-screen-readers">Workspaces</h1>
       <Bar />
       <Chips />
-      <ConnectionNote stream={streamTrouble.value} />
-      <Actions />
       <Grid />
+      <Actions />
       <CancelThese />
     </main>
   );
@@ -107,9 +105,8 @@ function Actions() {
   const all = rows.value.length;
   const part = shown.value.length;
   const tasks = targets.value.length;
-  const isWhole = part === all && isComplete.value && chosen.value.size === 0;
   return (
-    <div class={isWhole ? "for-screen-readers" : "actions"}>
+    <div class="actions">
       <p role="status">
         {chosen.value.size
           ? `${number(chosen.value.size)} selected`

@@ -2,6 +2,7 @@ import { signal } from "@preact/signals";
 import { render } from "preact";
 import { Announcer } from "./announcer";
 import { useCaller } from "./credential";
+import { HealthLine } from "./health_line";
 import { HoldBanner } from "./hold_banner";
 import { ListPage } from "./list_page";
 import { rejection, signOut, token } from "./session";
@@ -40,6 +41,7 @@ function Header() {
       <a href="#/" class="title">
         Evershell<span class="wide"> console</span>
       </a>
+      <HealthLine />
       <nav aria-label="Console">
         <a href="#/stop" class="stop">
           Stop everything…

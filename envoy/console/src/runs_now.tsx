@@ -32,7 +32,7 @@ export function RunsNow({ open, task }: { open: OpenWorkspace; task: Task }) {
         <strong>
           Iteration {number(iteration)}: {words(task.phase)}
         </strong>
-        , for {elapsed(now.value - Date.parse(began))}, since {fullTime(began)}
+        , for <span class="lasting">{elapsed(now.value - Date.parse(began))}</span>, since {fullTime(began)}
       </p>
       {calls.map((call, index) => (
         <Call key={`${iteration} ${index}`} call={call} at={reading?.at ?? 0} />
@@ -46,7 +46,8 @@ function Call({ call, at }: { call: Schemas["RunningCall"]; at: number }) {
   return (
     <>
       <p>
-        <code>{`${call.name || words(call.phase)} ${call.arguments}`}</code>, for {elapsed(runsMs)}
+        <code>{`${call.name || words(call.phase)} ${call.arguments}`}</code>, for{" "}
+        <span class="lasting">{elapsed(runsMs)}</span>
       </p>
       {call.output && <Output text={call.output} />}
     </>

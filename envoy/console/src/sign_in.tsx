@@ -1,11 +1,12 @@
 // Signs in with a session of an identity provider, or with a token that a call has checked.
 import { useEffect, useState } from "preact/hooks";
-import { api, inTurn, noAnswer, read, type Schemas } from "./api";
+import { ANSWER_MS, api, inTurn, noAnswer, read, RENEWAL_MS, type Schemas, within } from "./api";
 import { now } from "./clock";
-import { asFailure, backoffMs, pause, trouble } from "./connection";
-import { ConnectionNote } from "./connection_note";
+import { asFailure, repeat } from "./connection";
 import { Dialog } from "./dialog";
 import { Failure, FailureNote } from "./failure";
+import { Source } from "./health";
+import { HealthLine } from "./health_line";
 import { caller, COOKIES, type Provider, provider, signIn, token } from "./session";
 import { fullTime, withVisibleDirections } from "./text";
 
@@ -22,7 +23,7 @@ export function SignIn() {
   return (
     <main class="sign-in">
       <h1>Evershell console</h1>
-      <ConnectionNote />
+      {source.failure.value && <HealthLine />}
       <ProviderButton />
       <TokenForm />
     </main>
@@ -75,24 +76,29 @@ function ProviderButton() {
   );
 }
 
+const source = new Source("the sign-in");
+
 // Continues a session of the provider, if there is one. Tries again while the service does not answer.
 async function findSession(signal: AbortSignal): Promise<void> {
-  for (let failures = 1; !signal.aborted; failures += 1) {
+  const found = new AbortController();
+  const find = async () => {
     try {
-      const answer = await fetch("/console/sign-in.json", { signal });
+      const answer = await get("/console/sign-in.json", ANSWER_MS, signal);
       if (answer.ok) provider.value = (await answer.json()) as Provider;
       const session = provider.value.sign_in
-        ? await inTurn(signal, () => fetch("/v1/caller", { signal }))
+        ? await inTurn(signal, () => get("/v1/caller", RENEWAL_MS, signal))
         : null;
-      trouble.value = null;
       if (session?.ok) signIn(COOKIES, withVisibleDirections((await session.json()) as Caller));
-      return;
+      found.abort();
     } catch (error) {
-      if (signal.aborted) return;
-      trouble.value = asFailure(noAnswer(error));
+      throw noAnswer(error);
     }
-    await pause(backoffMs(failures, trouble.peek()), signal);
-  }
+  };
+  await repeat(source, find, () => 0, AbortSignal.any([signal, found.signal]));
+}
+
+function get(path: string, milliseconds: number, signal: AbortSignal): Promise<Response> {
+  return fetch(within(milliseconds, new Request(path, { signal })));
 }
 
 function TokenForm() {

@@ -22,7 +22,7 @@ export function StopPage() {
     lastStop.value = new BulkCancellation(null, options, hold);
     void lastStop.value.run();
   };
-  const { step, failure } = bulk?.state.value ?? {};
+  const { step, trouble } = bulk?.state.value ?? {};
   return (
     <main class="workspace-page">
       <nav aria-label="Breadcrumb">
@@ -37,7 +37,7 @@ export function StopPage() {
       ) : (
         may("workspace:write") && <StopForm onStop={begin} />
       )}
-      {(step === "done" || failure) && (
+      {(step === "done" || trouble?.isRepeated === false) && (
         <button type="button" onClick={() => (lastStop.value = null)}>
           Count again
         </button>

@@ -4,32 +4,31 @@ import { createParser } from "eventsource-parser";
 import { fetchInTurn, noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
 import { hear } from "./clock";
 import { asFailure, backoffMs, pause } from "./connection";
-import { Failure } from "./failure";
+import { Failure, NO_CONNECTION } from "./failure";
+import { noteAnswer, type Source } from "./health";
 import { credentials, token } from "./session";
 import { withVisibleDirections } from "./text";
 
-// The service sends a heartbeat after 4 s without an event. A connection that is silent for longer
-// is lost, even if the browser has not noticed.
-const SILENCE_MS = 10_000;
+// The service sends a heartbeat after 4 s without an event. A connection that is silent for much
+// longer is lost, even if the browser has not noticed.
+const SILENCE_MS = 9_000;
+const SILENCE = new Failure(NO_CONNECTION, "The stream of events was silent for 9 s.", "", 0);
 // HTTP statuses after which a retry would fail as well.
 const FINAL = [400, 403, 404];
 
 type Message = Schemas["WatchEventsResponse"] | Schemas["WatchOrganizationResponse"];
 
-export interface Follower {
-  // Called with new events, and with the id after which the stream resumes. There may be no event,
-  // because in the stream of an organization heartbeats have ids too.
-  onEvents(events: WorkspaceEvent[], lastId: string): void;
-  // Called with the failure of the stream, and with null when the stream is open again.
-  onTrouble(failure: Failure | null): void;
-}
+// Called with new events, and with the id after which the stream resumes. There may be no event,
+// because in the stream of an organization heartbeats have ids too.
+type OnEvents = (events: WorkspaceEvent[], lastId: string) => void;
 
-// Calls the follower with each event once and in order, until `signal` is aborted. Begins after the
-// event with the id `lastId`. After a loss of the connection, the stream resumes after the last
-// event. Returns a failure after which a retry would fail as well.
+// Calls `onEvents` with each event once and in order, until `signal` is aborted, and keeps the state
+// of the source. Begins after the event with the id `lastId`. After a loss of the connection, the
+// stream resumes after the last event. Returns a failure after which a retry would fail as well.
 export async function followEvents(
   path: string,
-  follower: Follower,
+  source: Source,
+  onEvents: OnEvents,
   signal: AbortSignal,
   lastId = "",
 ): Promise<Failure | null> {
@@ -37,45 +36,48 @@ export async function followEvents(
   while (!signal.aborted) {
     let failure: Failure;
     try {
-      await readStream(path, lastId, signal, {
-        onTrouble() {
-          failures = 0;
-          follower.onTrouble(null);
-        },
-        onEvents(events, id) {
-          lastId = id;
-          follower.onEvents(events, id);
-        },
-      });
-      failure = new Failure("no_connection", "The stream of events has ended.", "", 0);
+      const onPart: OnEvents = (events, id) => {
+        failures = 0;
+        source.answered();
+        if (!id) return;
+        lastId = id;
+        onEvents(events, id);
+      };
+      await readStream(path, lastId, onPart, signal);
+      failure = new Failure(NO_CONNECTION, "The stream of events has ended.", "", 0);
     } catch (error) {
       if (signal.aborted) return null;
       failure = asFailure(error);
     }
     failures += 1;
-    if (FINAL.includes(failure.status)) return failure;
-    // A stream may end at any time, for example at a restart of the service. So a failure without
-    // an HTTP status is reported only if the stream cannot be opened again.
-    if (failures > 1 || failure.status) follower.onTrouble(failure);
+    if (FINAL.includes(failure.status)) {
+      source.failure.value = failure;
+      return failure;
+    }
+    // A stream may end at any time, for example at a restart of the service. So an end is reported
+    // only if the stream cannot be opened again.
+    if (failures > 1 || failure.status || failure === SILENCE) source.failure.value = failure;
     await pause(failures === 1 ? 0 : backoffMs(failures, failure), signal);
   }
   return null;
 }
 
-// Returns when the stream has ended. Throws Failure.
+// Returns when the stream has ended. Calls `onPart` when the stream is open, and after each part of
+// it, with an empty id if the part ends no message. Throws Failure.
 async function readStream(
   path: string,
   lastId: string,
+  onPart: OnEvents,
   signal: AbortSignal,
-  reader: Follower,
 ): Promise<void> {
   const attempt = new AbortController();
   const abort = () => attempt.abort();
+  const giveUp = () => attempt.abort(SILENCE);
   signal.addEventListener("abort", abort);
-  let silence = setTimeout(abort, SILENCE_MS);
+  let silence = setTimeout(giveUp, SILENCE_MS);
   try {
     const body = await open(path, lastId, attempt.signal);
-    reader.onTrouble(null);
+    onPart([], "");
     let received: WorkspaceEvent[] = [];
     let id = "";
     let ended: Failure | null = null;
@@ -90,9 +92,10 @@ async function readStream(
     });
     for await (const part of body.pipeThrough(new TextDecoderStream())) {
       clearTimeout(silence);
-      silence = setTimeout(abort, SILENCE_MS);
+      silence = setTimeout(giveUp, SILENCE_MS);
+      noteAnswer();
       parser.feed(part);
-      if (id) reader.onEvents(received, id);
+      onPart(received, id);
       received = [];
       id = "";
       if (ended) throw ended as Failure;

@@ -1,9 +1,10 @@
 // The tree that the task of a workspace belongs to, with a button on each task.
 import { useEffect, useMemo, useState } from "preact/hooks";
 import type { Task } from "./api";
+import { cancelCallOf } from "./cancel_call";
 import { CancelDialog } from "./cancel_dialog";
 import { may } from "./credential";
-import { FailureNote } from "./failure";
+import { PressNote } from "./press_note";
 import { TaskTree } from "./task_tree";
 import { firstLine, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
@@ -12,20 +13,21 @@ export function Tree({ open }: { open: OpenWorkspace }) {
   const rootId = open.task.value?.root_task_id ?? "";
   const tree = useMemo(() => new TaskTree(rootId), [rootId]);
   const [asked, setAsked] = useState<Task | null>(null);
+  const [pressed, setPressed] = useState<Task | null>(null);
   useEffect(() => {
     const stop = new AbortController();
     if (rootId) void tree.follow(stop.signal);
     return () => stop.abort();
   }, [tree, rootId]);
   const tasks = tree.tasks.value;
-  const failure = tree.failure.value;
+  const press = pressed ? cancelCallOf(pressed.id) : null;
   if (tasks.length < 2) return null;
   const ids = new Set(tasks.map((each) => each.id));
   const tops = tasks.filter((each) => !ids.has(each.parent_task_id));
   return (
     <section aria-labelledby="tree-title">
       <h2 id="tree-title">Tree</h2>
-      {failure && <FailureNote failure={failure} title="Nothing was cancelled." />}
+      {press && <PressNote call={press} isRecorded={false} />}
       {tree.hasMore.value && <p class="fine">The newest {tasks.length} tasks.</p>}
       <Branch of={tops} tasks={tasks} onAsk={setAsked} />
       {asked && (
@@ -33,6 +35,7 @@ export function Tree({ open }: { open: OpenWorkspace }) {
           title={`Cancel “${firstLine(asked.description)}” and its descendants`}
           onCancel={(options) => {
             setAsked(null);
+            setPressed(asked);
             void tree.cancel(asked, options);
           }}
           onClose={() => setAsked(null)}

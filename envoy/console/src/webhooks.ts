@@ -2,8 +2,9 @@
 import { signal } from "@preact/signals";
 import { api, read, type Schemas } from "./api";
 import { announce } from "./announcer";
-import { asFailure, backoffMs, pause } from "./connection";
+import { asFailure, repeat } from "./connection";
 import type { Failure } from "./failure";
+import { Source } from "./health";
 
 // The pause between reads while events wait for a receiver and the page is visible.
 const PENDING_MS = 1_000;
@@ -19,6 +20,7 @@ export class TaskDeliveries {
   readonly webhooks = signal<ReadonlyMap<string, Webhook>>(new Map());
   // Why the last replay failed; null if it did not fail.
   readonly failure = signal<Failure | null>(null);
+  private readonly source = new Source("webhooks");
 
   constructor(
     readonly workspaceId: string,
@@ -26,18 +28,11 @@ export class TaskDeliveries {
   ) {}
 
   async follow(signal: AbortSignal): Promise<void> {
-    for (let failures = 0; !signal.aborted; ) {
-      try {
-        await this.refresh(signal);
-        failures = 0;
-      } catch {
-        // Nothing to do: the page of the workspace shows that the service does not answer.
-        failures += 1;
-      }
+    const pauseMs = () => {
       const isPending = this.deliveries.peek().some((each) => each.status === "pending");
-      const wanted = isPending && !document.hidden ? PENDING_MS : SETTLED_MS;
-      await pause(failures ? backoffMs(failures, null) : wanted, signal);
-    }
+      return isPending && !document.hidden ? PENDING_MS : SETTLED_MS;
+    };
+    await repeat(this.source, () => this.refresh(signal), pauseMs, signal);
   }
 
   async replay(delivery: Delivery): Promise<void> {

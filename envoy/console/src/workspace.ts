@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import { api, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
 import { announce } from "./announcer";
 import { repeat } from "./connection";
-import type { Failure } from "./failure";
+import { Source } from "./health";
 import { followEvents } from "./stream";
 import { announcement } from "./events";
 
@@ -20,7 +20,8 @@ export class OpenWorkspace {
   readonly task = signal<Task | null>(null);
   readonly events = signal<readonly WorkspaceEvent[]>([]);
   readonly dropped = signal(0);
-  readonly streamTrouble = signal<Failure | null>(null);
+  readonly source = new Source("the workspace");
+  private readonly log = new Source("the event log");
   private waiting: WorkspaceEvent[] = [];
   private refreshedAt = 0;
   private refreshNow = () => {};
@@ -29,18 +30,14 @@ export class OpenWorkspace {
 
   follow(signal: AbortSignal): void {
     void repeat(
+      this.source,
       () => this.refresh(signal),
       () => (document.hidden ? HIDDEN_REFRESH_MS : REFRESH_MS),
       signal,
     );
-    const follower = {
-      onEvents: (events: WorkspaceEvent[]) => this.add(events),
-      onTrouble: (failure: Failure | null) => (this.streamTrouble.value = failure),
-    };
+    this.log.follow(signal);
     const path = `/v1/workspaces/${encodeURIComponent(this.id)}/events`;
-    void followEvents(path, follower, signal).then((failure) => {
-      if (failure) this.streamTrouble.value = failure;
-    });
+    void followEvents(path, this.log, (events) => this.add(events), signal);
     this.refreshNow = () => {
       if (performance.now() - this.refreshedAt < LEAST_MS) return;
       // Ignores a failure, because the next regular reading reports it if it persists.

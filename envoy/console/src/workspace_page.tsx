@@ -5,8 +5,7 @@ import { CancelDialog } from "./cancel_dialog";
 import { type CancelOptions, cancelTask } from "./cancel_call";
 import { Cancellation } from "./cancellation";
 import { now } from "./clock";
-import { asFailure, trouble } from "./connection";
-import { ConnectionNote } from "./connection_note";
+import { asFailure } from "./connection";
 import { may } from "./credential";
 import { Deliveries } from "./deliveries";
 import { type Failure, FailureNote } from "./failure";
@@ -28,7 +27,7 @@ export function WorkspacePage({ id }: { id: string }) {
     return () => stop.abort();
   }, [open]);
   const workspace = open.workspace.value;
-  const streamTrouble = open.streamTrouble.value;
+  const failure = open.source.failure.value;
   return (
     <main class="workspace-page">
       <nav aria-label="Breadcrumb">
@@ -38,10 +37,7 @@ export function WorkspacePage({ id }: { id: string }) {
         {workspace?.name || id}
       </h1>
       {workspace && <Facts open={open} workspace={workspace} />}
-      <ConnectionNote />
-      {streamTrouble && !trouble.value && streamTrouble.status !== 401 && (
-        <FailureNote failure={streamTrouble} title="The event log is not up to date." />
-      )}
+      {!workspace && failure && <FailureNote failure={failure} />}
       <Cancellation open={open} />
       <CurrentTask open={open} />
       <Tree open={open} />
@@ -148,8 +144,10 @@ function TaskFacts({ task }: { task: Task }) {
         {number(task.iterations)} of at most {number(task.max_iterations)}
       </Fact>
       <Fact name={task.completed_at ? "Ran for" : "Running for"}>
-        {elapsed((task.completed_at ? Date.parse(task.completed_at) : now.value) - Date.parse(began))},
-        since {fullTime(began)}
+        <span class={task.completed_at ? "" : "lasting"}>
+          {elapsed((task.completed_at ? Date.parse(task.completed_at) : now.value) - Date.parse(began))}
+        </span>
+        , since {fullTime(began)}
       </Fact>
       <Fact name="Tokens">{number(tokensUsed(task))}</Fact>
       {task.limits && <Fact name="Limits">{limitsOf(task).join(", ")}</Fact>}

@@ -6,9 +6,8 @@
 import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { api, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
-import { serverNow } from "./clock";
-import { lastAnswer, pause, repeat } from "./connection";
-import type { Failure } from "./failure";
+import { pause, repeat } from "./connection";
+import { Source } from "./health";
 import { token } from "./session";
 import { followEvents } from "./stream";
 
@@ -38,7 +37,9 @@ export interface Row {
 export const rows = signal<readonly Row[]>([]);
 // Whether the whole list has been read once.
 export const isComplete = signal(false);
-export const streamTrouble = signal<Failure | null>(null);
+export const listSource = new Source("the list");
+const inViewSource = new Source("the rows in view");
+const streamSource = new Source("the events");
 // The ids of the workspaces in view, set by the list.
 const inView = new Set<string>();
 const known = new Map<string, Row>();
@@ -89,8 +90,8 @@ async function follow(signal: AbortSignal): Promise<void> {
   const pauseMs = () => (document.hidden ? HIDDEN_MS : Math.max(0, CHANGES_MS - tookMs));
   await Promise.all([
     followStream(signal),
-    repeat(readNext, pauseMs, signal),
-    repeat(() => readInView(signal), () => 0, signal),
+    repeat(listSource, readNext, pauseMs, signal),
+    repeat(inViewSource, () => readInView(signal), () => 0, signal),
   ]);
 }
 
@@ -102,22 +103,18 @@ function begin(): void {
 }
 
 async function followStream(signal: AbortSignal): Promise<void> {
-  const follower = {
-    // A stream without a position begins with a heartbeat. All changes before it are in the list,
-    // which is read after it.
-    onEvents(events: WorkspaceEvent[], lastId: string) {
-      for (const event of events) changed.add(event.workspace_id);
-      position = lastId;
-      lastAnswer.value = serverNow();
-      wake();
-    },
-    onTrouble: (failure: Failure | null) => (streamTrouble.value = failure),
+  streamSource.follow(signal);
+  // A stream without a position begins with a heartbeat. All changes before it are in the list,
+  // which is read after it.
+  const onEvents = (events: WorkspaceEvent[], lastId: string) => {
+    for (const event of events) changed.add(event.workspace_id);
+    position = lastId;
+    wake();
   };
   for (;;) {
-    const failure = await followEvents("/v1/events", follower, signal, position);
-    const isTooOld = failure?.slug === "validation_error" && position !== "";
-    streamTrouble.value = isTooOld ? null : failure;
-    if (!isTooOld) return;
+    const failure = await followEvents("/v1/events", streamSource, onEvents, signal, position);
+    if (failure?.slug !== "validation_error" || position === "") return;
+    streamSource.answered();
     begin();
   }
 }

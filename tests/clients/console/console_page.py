@@ -99,6 +99,11 @@ class Console:
         return self.page.locator(".rows .row")
 
     @property
+    def health(self) -> Locator:
+        """The line that says when the service answered last."""
+        return self.page.get_by_role("group", name="Connection")
+
+    @property
     def log(self) -> Locator:
         return self.page.get_by_role("region", name="Event log")
 

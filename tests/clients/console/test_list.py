@@ -207,6 +207,38 @@ def test_keys_cancel_the_row_in_focus(console: Console, stack: Stack, named: Nam
     assert "cancel_requested_at" not in named.made[0].task(other_id)
 
 
+# Notes the position of the first row in each frame.
+WATCH = """
+  window.tops = new Set();
+  const watch = () => {
+    tops.add(document.querySelector(".rows .row").getBoundingClientRect().top);
+    requestAnimationFrame(watch);
+  };
+  watch();
+"""
+
+
+def test_a_failing_call_moves_nothing(console: Console, stack: Stack, named: Named) -> None:
+    """One read fails, and the others succeed. The page says so all the time, and no row moves."""
+    named.busy("busy")
+    console.sign_in(stack.tokens["full_access"])
+    console.find(named.name)
+    console.await_list()
+    expect(console.rows).to_have_count(1)
+    console.page.evaluate(WATCH)
+    refusal = '{"error": {"code": "internal", "message": "no", "request_id": "r1"}}'
+    console.page.route("**/v1/tasks?*", lambda route: route.fulfill(status=500, body=refusal))
+    expect(console.health).to_contain_text("internal for 12 s")
+    console.health.locator("summary").click()
+    expect(console.health).to_contain_text("Not up to date: the rows in view.")
+    console.page.unroute("**/v1/tasks?*")
+    expect(console.health).to_contain_text("live, ")
+    # The number of rows has its place below them.
+    console.page.get_by_role("checkbox", name=f"Select {named.name}-busy").check()
+    expect(console.page.get_by_role("button", name="Cancel this task…")).to_be_visible()
+    assert console.page.evaluate("tops.size") == 1
+
+
 def is_chosen(chip: Locator) -> bool:
     """Returns whether the chip is chosen. If not, taps it. The tap may miss a chip that moves."""
     chosen = chip.get_attribute("aria-pressed") == "true"

@@ -1,4 +1,4 @@
-"""The connections of a client to the edge, which a test can cut."""
+"""The connections of a client to the edge, which a test can cut or silence."""
 
 import itertools
 import re
@@ -36,6 +36,7 @@ class Proxy(ThreadingTCPServer):
         # The value of `last-event-id` of each request; None for a request without it.
         self.last_ids: list[str | None] = []
         self.cuts = 0
+        self.is_swallowing = False
         self._is_plugged_in = True
         self._plug = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -48,8 +49,14 @@ class Proxy(ThreadingTCPServer):
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
 
+    def swallow(self) -> None:
+        """Drops what both ends send from now on, without closing a connection, until `plug_in`."""
+        self.is_swallowing = True
+
     def plug_in(self) -> None:
+        """Forwards new connections again, and the existing ones that have lost nothing."""
         self._is_plugged_in = True
+        self.is_swallowing = False
 
     @contextmanager
     def connected(self, *ends: socket.socket) -> Iterator[bool]:
@@ -68,6 +75,8 @@ class Proxy(ThreadingTCPServer):
 
 class _Connection(BaseRequestHandler):
     server: Proxy
+    # Whether a part of the connection was dropped.
+    has_lost = False
 
     def handle(self) -> None:
         with (
@@ -82,10 +91,15 @@ class _Connection(BaseRequestHandler):
             answers = threading.Thread(target=self._answer, args=(edge, limit))
             answers.start()
             while request:
-                edge.sendall(self._noted(request))
+                if not self._is_lost():
+                    edge.sendall(self._noted(request))
                 request = self.request.recv(RECEIVE_BYTES)
             edge.shutdown(socket.SHUT_WR)
             answers.join()
+
+    def _is_lost(self) -> bool:
+        self.has_lost = self.has_lost or self.server.is_swallowing
+        return self.has_lost
 
     def _noted(self, request: bytes) -> bytes:
         # The rest of a body may arrive separately, without headers.
@@ -107,7 +121,8 @@ class _Connection(BaseRequestHandler):
                     self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                     self.request.shutdown(socket.SHUT_RD)
                     return
-                self.request.sendall(part)
+                if not self._is_lost():
+                    self.request.sendall(part)
             self.request.shutdown(socket.SHUT_RDWR)
 
 

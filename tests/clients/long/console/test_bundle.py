@@ -1,5 +1,6 @@
 """The committed bundle of the console is built from its current sources, which pass type checks."""
 
+import gzip
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from types import ModuleType
 import pytest
 
 from tests.support.stack import ROOT
+
+# The maximum size of the script, compressed.
+MAX_BYTES = 36_000
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,11 @@ def test_the_bundle_is_that_of_the_sources(console: ModuleType, tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in (tmp_path / "console").iterdir()} == {
         path.name: path.read_bytes() for path in committed.iterdir()
     }
+
+
+def test_the_script_is_small(console: ModuleType) -> None:
+    script = ROOT / console.COMMITTED / "console.js"
+    assert len(gzip.compress(script.read_bytes())) <= MAX_BYTES
 
 
 def test_the_types_of_the_sources_hold(console: ModuleType) -> None:

@@ -34,12 +34,11 @@ def test_the_log_goes_on_after_the_last_event(
     count_events(console, before)
 
     line.unplug()
-    warning = console.page.get_by_role("alert").filter(has_text="No connection.")
-    expect(warning).to_be_visible()
+    expect(console.health).to_contain_text("no answer")
     workspace.await_end(workspace.submit("echo meanwhile"))
     line.plug_in()
     expect(console.log).to_contain_text("meanwhile")
-    expect(warning).to_be_hidden()
+    expect(console.health).to_contain_text("live")
     # The page shows each event once.
     console.page.locator("details.group:not([open]) > summary").click()
     count_events(console, len(workspace.log()))
@@ -82,7 +81,7 @@ def test_a_list_that_cannot_go_on_is_read_again(
     row = console.rows.filter(has_text="# meanwhile")
     expect(row).to_have_count(1)
     eventually(lambda: len(console.whole_list_calls()) == 2 * len(whole))
-    expect(console.page.get_by_role("alert")).to_have_count(0)
+    expect(console.health).to_contain_text("live")
     gate.open()
     expect(row).to_have_count(0)
     assert len(console.whole_list_calls()) == 2 * len(whole)
@@ -91,22 +90,3 @@ def test_a_list_that_cannot_go_on_is_read_again(
 
 def count_events(console: Console, count: int) -> None:
     expect(console.page.locator(".timeline > li")).to_have_count(count)
-
-
-@pytest.mark.soak
-def test_a_cancel_without_a_connection_is_not_called_accepted(
-    console: Console, line: Proxy, workspace: Workspace, gate: Gate
-) -> None:
-    workspace.begin(gate.command)
-    console.open(workspace.id)
-    expect(console.page.get_by_role("button", name="Cancel…")).to_be_visible()
-    line.unplug()
-    console.cancel()
-    note = console.cancellation.get_by_role("alert")
-    expect(note).to_contain_text("It is not known whether the cancellation is recorded")
-    expect(console.step("Accepted")).to_be_hidden()
-    line.plug_in()
-    console.cancel()
-    expect(console.step("Accepted")).to_be_visible()
-    gate.open()
-    expect(console.step("Cancelled")).to_be_visible()
