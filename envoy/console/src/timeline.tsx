@@ -1,10 +1,12 @@
 // The event log of a workspace, newest first, grouped by task.
 import { memo } from "preact/compat";
 import { useState } from "preact/hooks";
-import type { Schemas, WorkspaceEvent } from "./api";
+import type { Schemas } from "./api";
+import { asFailure } from "./connection";
 import { facts, title, toolCalls, toolOutcome } from "./events";
+import { type Failure, FailureNote } from "./failure";
 import { bytes, count, firstLine, fullTime, preciseTime } from "./text";
-import type { OpenWorkspace } from "./workspace";
+import type { LoggedEvent, OpenWorkspace } from "./workspace";
 
 const SHOWN_AT_FIRST = 200;
 const MORE = 300;
@@ -13,7 +15,7 @@ const MORE = 300;
 interface Group {
   key: string;
   taskId: string;
-  events: WorkspaceEvent[];
+  events: LoggedEvent[];
 }
 
 export function Timeline({ open }: { open: OpenWorkspace }) {
@@ -25,20 +27,38 @@ export function Timeline({ open }: { open: OpenWorkspace }) {
       {groups.map((group, index) => (
         <GroupOfEvents
           key={group.key}
+          open={open}
           group={group}
           // Opens the group of the current task, or else of the last task.
           isOpen={index === groups.findIndex((each) => each.taskId)}
         />
       ))}
-      {open.dropped.value > 0 && (
-        <p class="fine">The {count(open.dropped.value, "oldest event")} are not kept here.</p>
-      )}
+      {open.olderBefore.value !== "0" && <Older open={open} />}
       {groups.length === 0 && <p class="fine">There are no events yet.</p>}
     </section>
   );
 }
 
-function groupsOf(events: readonly WorkspaceEvent[]): Group[] {
+function Older({ open }: { open: OpenWorkspace }) {
+  const [isLoading, setIsLoading] = useState(false);
+  const [failure, setFailure] = useState<Failure | null>(null);
+  const load = async () => {
+    setIsLoading(true);
+    const loaded = open.loadOlder().then(() => null, asFailure);
+    setFailure(await loaded);
+    setIsLoading(false);
+  };
+  return (
+    <>
+      <button type="button" disabled={isLoading} onClick={() => void load()}>
+        Load older events
+      </button>
+      {failure && <FailureNote failure={failure} title="No older events were loaded." />}
+    </>
+  );
+}
+
+function groupsOf(events: readonly LoggedEvent[]): Group[] {
   const groups: Group[] = [];
   for (const event of events.toReversed()) {
     const { task_id: taskId } = event;
@@ -53,12 +73,13 @@ function groupsOf(events: readonly WorkspaceEvent[]): Group[] {
   return groups;
 }
 
-function GroupOfEvents({ group, isOpen }: { group: Group; isOpen: boolean }) {
+function GroupOfEvents(props: { open: OpenWorkspace; group: Group; isOpen: boolean }) {
+  const { open, group, isOpen } = props;
   // Whether the person has opened or closed the group; null before the first click.
   const [chosen, setChosen] = useState<boolean | null>(null);
   const [shown, setShown] = useState(SHOWN_AT_FIRST);
   const { taskId, events } = group;
-  if (!taskId) return <Entries events={events} />;
+  if (!taskId) return <Entries open={open} events={events} />;
   const newest = events[0];
   const submitted = events.find((event) => event.task_submitted)?.task_submitted;
   const isShown = chosen ?? isOpen;
@@ -74,11 +95,12 @@ function GroupOfEvents({ group, isOpen }: { group: Group; isOpen: boolean }) {
         <strong>{submitted ? firstLine(submitted.description) : taskId}</strong>{" "}
         {newest && (
           <span class="fine">
-            {title(newest)}, {fullTime(newest.time)}, {count(events.length, "event")}
+            {title(newest)}, {fullTime(newest.time)}
+            {submitted && `, ${count(events.length, "event")}`}
           </span>
         )}
       </summary>
-      {isShown && <Entries events={events.slice(0, shown)} />}
+      {isShown && <Entries open={open} events={events.slice(0, shown)} />}
       {isShown && more > 0 && (
         <button type="button" onClick={() => setShown(shown + MORE)}>
           Show older events ({more})
@@ -88,17 +110,17 @@ function GroupOfEvents({ group, isOpen }: { group: Group; isOpen: boolean }) {
   );
 }
 
-function Entries({ events }: { events: readonly WorkspaceEvent[] }) {
+function Entries({ open, events }: { open: OpenWorkspace; events: readonly LoggedEvent[] }) {
   return (
     <ol class="timeline" reversed start={Number(events[0]?.seq ?? 1)}>
       {events.map((event) => (
-        <Entry key={event.seq} event={event} />
+        <Entry key={event.seq} open={open} event={event} />
       ))}
     </ol>
   );
 }
 
-const Entry = memo(function Entry({ event }: { event: WorkspaceEvent }) {
+const Entry = memo(function Entry({ open, event }: { open: OpenWorkspace; event: LoggedEvent }) {
   const { iteration_completed: iteration, task_submitted: submitted, task_completed: end } = event;
   return (
     <li class={`entry ${event.type} ${end?.status ?? ""}`}>
@@ -118,16 +140,26 @@ const Entry = memo(function Entry({ event }: { event: WorkspaceEvent }) {
       {iteration?.model_call.content && (
         <Folded label="Model" text={iteration.model_call.content} />
       )}
-      {iteration && toolCalls(iteration).map((call, at) => <ToolCall key={at} call={call} />)}
+      {iteration &&
+        toolCalls(iteration).map((call, at) => (
+          <ToolCall key={at} open={open} event={event} call={call} />
+        ))}
       {end?.result && <Folded label="Result" text={end.result} />}
     </li>
   );
 });
 
-function ToolCall({ call }: { call: Schemas["ToolCall"] }) {
+function ToolCall(props: { open: OpenWorkspace; event: LoggedEvent; call: Schemas["ToolCall"] }) {
+  const { open, event, call } = props;
+  const [failure, setFailure] = useState<Failure | null>(null);
+  const [isAsked, setIsAsked] = useState(false);
   const { output, truncated_bytes: truncated } = call.result;
   const size = bytes(new Blob([output]).size);
   const lost = Number(truncated) > 0 ? `, ${bytes(Number(truncated))} more were dropped` : "";
+  const load = async () => {
+    setIsAsked(true);
+    setFailure(await open.loadOutputs(event).then(() => null, asFailure));
+  };
   return (
     <>
       <p class="call">
@@ -135,10 +167,16 @@ function ToolCall({ call }: { call: Schemas["ToolCall"] }) {
           {call.name} {call.arguments}
         </code>
       </p>
-      {output ? (
+      {event.hasNoOutputs ? (
+        <details onToggle={({ currentTarget }) => void (currentTarget.open && load())}>
+          <summary>Output ({toolOutcome(call.result)})</summary>
+          {failure ? <FailureNote failure={failure} /> : <p class="fine">Loading…</p>}
+        </details>
+      ) : output ? (
         <Folded
           label={`Output (${toolOutcome(call.result)}, ${size}${lost})`}
           text={output}
+          isOpen={isAsked}
         />
       ) : (
         <p class="fine">No output ({toolOutcome(call.result)})</p>
@@ -148,7 +186,7 @@ function ToolCall({ call }: { call: Schemas["ToolCall"] }) {
 }
 
 // Longer texts are folded. One short line is shown as it is.
-function Folded({ label, text }: { label: string; text: string }) {
+function Folded({ label, text, isOpen }: { label: string; text: string; isOpen?: boolean }) {
   const first = firstLine(text);
   if (text.trimEnd() === first && first.length <= 100) {
     return (
@@ -158,7 +196,7 @@ function Folded({ label, text }: { label: string; text: string }) {
     );
   }
   return (
-    <details>
+    <details open={isOpen}>
       <summary>
         {label}: <code>{first.slice(0, 100)}…</code>
       </summary>

@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { api, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
 import { announce } from "./announcer";
-import { repeat } from "./connection";
+import { asFailure, repeat, untilAnswered } from "./connection";
 import { Source } from "./health";
 import { followEvents } from "./stream";
 import { announcement } from "./events";
@@ -11,17 +11,25 @@ const REFRESH_MS = 1_000;
 const HIDDEN_REFRESH_MS = 10_000;
 // An event causes a read of the workspace only if the last read began at least this long ago.
 const LEAST_MS = 250;
-// At most this many events are kept, the newest ones, because a log may have any number of events.
+// How many events are kept, the newest ones, because a log may have any number of events.
 const KEPT_EVENTS = 2_000;
+const PAGE_EVENTS = 50;
+
+// An event of the log. Older events are read without the outputs of their tool calls.
+export interface LoggedEvent extends WorkspaceEvent {
+  hasNoOutputs?: boolean;
+}
 
 export class OpenWorkspace {
   readonly workspace = signal<Workspace | null>(null);
   // The current task, or else the last one.
   readonly task = signal<Task | null>(null);
-  readonly events = signal<readonly WorkspaceEvent[]>([]);
-  readonly dropped = signal(0);
+  readonly events = signal<readonly LoggedEvent[]>([]);
+  // The log has older events than those that are kept, before this `seq`. "0" if it has none.
+  readonly olderBefore = signal("0");
   readonly source = new Source("the workspace");
   private readonly log = new Source("the event log");
+  private kept = KEPT_EVENTS;
   private waiting: WorkspaceEvent[] = [];
   private refreshedAt = 0;
   private refreshNow = () => {};
@@ -36,13 +44,50 @@ export class OpenWorkspace {
       signal,
     );
     this.log.follow(signal);
-    const path = `/v1/workspaces/${encodeURIComponent(this.id)}/events`;
-    void followEvents(path, this.log, (events) => this.add(events), signal);
+    void this.followLog(signal);
     this.refreshNow = () => {
       if (performance.now() - this.refreshedAt < LEAST_MS) return;
       // Ignores a failure, because the next regular reading reports it if it persists.
       void this.refresh(signal).catch(() => {});
     };
+  }
+
+  // Begins near the end of the log, which may be long.
+  private async followLog(signal: AbortSignal): Promise<void> {
+    try {
+      await untilAnswered(() => this.loadOlder(), (failure) => this.log.failed(failure), signal);
+    } catch (error) {
+      this.log.failed(asFailure(error));
+      return;
+    }
+    const path = `/v1/workspaces/${encodeURIComponent(this.id)}/events`;
+    const last = this.events.peek().at(-1)?.seq;
+    await followEvents(path, this.log, (events) => this.add(events), signal, last);
+  }
+
+  // Adds the events before the oldest one that is kept. Throws Failure.
+  async loadOlder(): Promise<void> {
+    const before = this.olderBefore.peek();
+    const { events, next_before } = await this.list(before, PAGE_EVENTS, true);
+    if (this.olderBefore.peek() !== before) return;
+    const older = events.toReversed().map((event) => ({ ...event, hasNoOutputs: true }));
+    this.events.value = [...older, ...this.events.peek()];
+    this.kept = Math.max(this.kept, this.events.peek().length);
+    this.olderBefore.value = next_before;
+  }
+
+  // Reads the outputs of an event. Throws Failure.
+  async loadOutputs(event: LoggedEvent): Promise<void> {
+    const { events } = await this.list(String(BigInt(event.seq) + 1n), 1, false);
+    const whole = events[0];
+    if (whole?.seq !== event.seq) return;
+    this.events.value = this.events.peek().map((each) => (each.seq === whole.seq ? whole : each));
+  }
+
+  private list(before: string, page_size: number, omit_outputs: boolean) {
+    const path = { workspace_id: this.id };
+    const query = { before, page_size, omit_outputs };
+    return read(api.GET("/v1/workspaces/{workspace_id}/events/list", { params: { path, query } }));
   }
 
   private async refresh(signal: AbortSignal): Promise<void> {
@@ -83,8 +128,8 @@ export class OpenWorkspace {
       const all = [...this.events.peek(), ...this.waiting];
       const last = this.waiting.at(-1);
       this.waiting = [];
-      this.dropped.value += Math.max(0, all.length - KEPT_EVENTS);
-      this.events.value = all.slice(-KEPT_EVENTS);
+      this.events.value = all.slice(-this.kept);
+      if (all.length > this.kept) this.olderBefore.value = this.events.peek()[0]?.seq ?? "0";
       if (last) announce(announcement(last));
       this.refreshNow();
     });

@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from tests.clients.console.console_page import Console
 from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 
 def new_key(stack: Stack) -> tuple[str, str]:
@@ -177,3 +178,37 @@ def test_the_list_is_live(console: Console, stack: Stack, workspace: Workspace, 
     expect(row.locator(".since")).to_have_text(re.compile(r"\d+ s"))
     gate.open()
     expect(row.locator(".status")).to_have_text("idle")
+
+
+def test_a_long_log_begins_near_its_end(console: Console, workspace: Workspace, gate: Gate) -> None:
+    outputs = [f"head -c 60000 /dev/zero | tr '\\0' {each}" for each in "abcdefghij" * 6]
+    task_id = workspace.submit(*outputs, gate.command)
+    eventually(lambda: workspace.task(task_id)["iterations"] == len(outputs))
+    console.show(workspace)
+    now = console.page.get_by_role("group", name="Now")
+    expect(now).to_contain_text(f"Iteration {len(outputs) + 1}: tool call")
+    entries = console.log.locator(".entry")
+    expect(entries.first).to_contain_text(f"Iteration {len(outputs)} completed")
+    # Leaves out the stream, which has begun after the newest event.
+    sizes = console.page.evaluate(
+        "id => performance.getEntriesByType('resource').filter(({ name }) => name.includes(id))"
+        ".map(({ encodedBodySize }) => encodedBodySize)",
+        workspace.id,
+    )
+    assert 0 < sum(sizes) < 200_000, sizes
+
+    # An output is read when it is unfolded.
+    output = entries.first.locator("details")
+    output.locator("summary").click()
+    expect(output.locator("pre")).to_have_text("j" * 60_000)
+    # Older events are read when the person asks for them.
+    older = console.log.get_by_role("button", name="Load older events")
+    while older.count():
+        shown = entries.count()
+        older.click()
+        eventually(lambda shown=shown: entries.count() > shown)
+    assert entries.count() == len(workspace.log())
+    expect(entries.last).to_contain_text("Workspace provisioned")
+    gate.open()
+    expect(entries.first).to_contain_text("Task completed")
+    console.check()
