@@ -73,7 +73,7 @@ function AcceptedStep({ progress, call }: { progress: Progress; call: CancelCall
 }
 
 function IterationStep({ progress, phase }: { progress: Progress; phase: string | undefined }) {
-  const { requestedAt, iteration, isLost, endedAt } = progress;
+  const { requestedAt, iteration, isLost, isLogged, endedAt } = progress;
   if (!requestedAt) return endedAt ? null : <Step state="later" title="The iteration ends" />;
   if (iteration) {
     const { iteration_completed: ended } = iteration;
@@ -91,12 +91,13 @@ function IterationStep({ progress, phase }: { progress: Progress; phase: string 
   }
   if (isLost) {
     return (
-      <Step state="lost" title="The iteration in flight was lost">
-        The agent did not record it. The usage that it had reported still counts.
+      <Step state="lost" title="The iteration was lost with its agent">
+        What it had done is not recorded. The usage that it had reported still counts.
       </Step>
     );
   }
-  if (endedAt) return <Step state="done" title="No iteration was in flight" />;
+  if (isLogged) return <Step state="done" title="No iteration was in flight" />;
+  if (endedAt) return <Step state="later" title="Not known here: how the iteration ended" />;
   const doing = phase && phase !== "phase_unspecified" ? words(phase) : "iteration";
   return (
     <Step

@@ -94,10 +94,29 @@ def test_a_person_learns_that_an_iteration_was_lost(
     with stack.frozen_process(stack.agent_pid(workspace.id)):
         console.cancel(choice="Interrupt now")
         assert workspace.await_end(task_id)["iteration_lost"]
-    expect(console.cancellation).to_contain_text("The iteration in flight was lost")
+    lost = console.cancellation.locator(".step.lost")
+    expect(lost).to_contain_text("The iteration was lost with its agent")
+    expect(lost).to_contain_text("What it had done is not recorded.")
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     expect(console.cancellation).not_to_contain_text("No iteration was in flight")
+    # Notes that no longer hold disappear.
+    expect(console.cancellation.get_by_role("alert")).to_have_count(0)
     console.check()
+
+
+def test_a_missing_event_is_no_conclusion(
+    console: Console, workspace: Workspace, gate: Gate
+) -> None:
+    """The log does not arrive. The page does not say what only the log can tell."""
+    workspace.begin(gate.command)
+    console.page.route("**/workspaces/*/events", lambda route: route.abort())
+    console.show(workspace)
+    console.cancel()
+    gate.open()
+    expect(console.cancellation).to_contain_text("Not known here: how the iteration ended")
+    expect(console.cancellation).not_to_contain_text("No iteration was in flight")
+    console.page.unroute("**/workspaces/*/events")
+    expect(console.step("Iteration 1 has ended")).to_be_visible()
 
 
 @pytest.mark.soak
