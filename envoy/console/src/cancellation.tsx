@@ -131,7 +131,7 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
   const interrupt = () => void cancelTask(open.id, taskId, { reason: "", forceAfter: 0 });
   const button = may("workspace:write") && (
     <button type="button" class="danger" onClick={interrupt}>
-      Interrupt it now
+      Stop now
     </button>
   );
   if (forceAt) {

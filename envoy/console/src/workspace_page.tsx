@@ -113,7 +113,7 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
             aria-keyshortcuts="c"
             onClick={() => setIsAsking(true)}
           >
-            Cancel… <kbd class="wide" aria-hidden="true">c</kbd>
+            Cancel this task <kbd class="wide" aria-hidden="true">c</kbd>
           </button>
         )}
       </div>

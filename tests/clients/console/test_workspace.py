@@ -41,7 +41,7 @@ def test_an_iteration_is_interrupted_at_once(
     console.cancel()
     # The page does not offer a second cancellation.
     expect(console.page.get_by_role("button", name=re.compile("^Cancel"))).to_have_count(0)
-    console.cancellation.get_by_role("button", name="Interrupt it now").click()
+    console.cancellation.get_by_role("button", name="Stop now").click()
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
 

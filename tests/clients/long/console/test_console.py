@@ -92,7 +92,7 @@ def test_a_person_learns_that_an_iteration_was_lost(
     task_id = workspace.begin("sleep 600")
     console.show(workspace)
     with stack.frozen_process(stack.agent_pid(workspace.id)):
-        console.cancel(choice="Interrupt now")
+        console.cancel(choice="Stop now")
         assert workspace.await_end(task_id)["iteration_lost"]
     lost = console.cancellation.locator(".step.lost")
     expect(lost).to_contain_text("The iteration was lost with its agent")
@@ -123,7 +123,7 @@ def test_a_missing_event_is_no_conclusion(
 def test_a_person_interrupts_an_iteration(console: Console, workspace: Workspace) -> None:
     task_id = workspace.begin("sleep 600")
     console.show(workspace)
-    console.cancel(choice="Interrupt now")
+    console.cancel(choice="Stop now")
     expect(console.step("Iteration 1 has ended")).to_contain_text("interrupted")
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
