@@ -9,7 +9,7 @@ import { may } from "./credential";
 import { intentFacts, toolCalls, toolOutcome } from "./events";
 import { PressNote } from "./press_note";
 import { describe, type Progress, progressOf } from "./progress";
-import { between, duration, elapsed, preciseTime, words } from "./text";
+import { between, clockTime, duration, elapsed, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
 // If an agent has not interrupted its iteration this long after `forceAt`, the service ends the
@@ -139,7 +139,10 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
     if (lateMs < 0) {
       return (
         <div class="note">
-          <p>The iteration is interrupted in {elapsed(-lateMs + 999)}.</p>
+          <p>
+            The iteration is stopped in <span class="lasting">{elapsed(-lateMs + 999)}</span>. The task
+            ends by {clockTime(Date.parse(forceAt) + FORCE_MARGIN_MS)} at the latest.
+          </p>
           {button}
         </div>
       );

@@ -2,7 +2,7 @@
 import { memo } from "preact/compat";
 import { useState } from "preact/hooks";
 import type { Schemas, WorkspaceEvent } from "./api";
-import { facts, title, toolCalls, toolOutcome } from "./events";
+import { commandOf, facts, title, toolCalls, toolOutcome } from "./events";
 import { bytes, count, firstLine, fullTime, preciseTime } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
@@ -131,9 +131,7 @@ function ToolCall({ call }: { call: Schemas["ToolCall"] }) {
   return (
     <>
       <p class="call">
-        <code>
-          {call.name} {call.arguments}
-        </code>
+        <code>{commandOf(call.name, call.arguments)}</code>
       </p>
       {output ? (
         <Folded

@@ -6,7 +6,8 @@ import { CancelDialog, takenOf } from "./cancel_dialog";
 import { may } from "./credential";
 import { PressNote } from "./press_note";
 import { TaskTree } from "./task_tree";
-import { firstLine, words } from "./text";
+import { taskState } from "./state";
+import { firstLine } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
 export function Tree({ open }: { open: OpenWorkspace }) {
@@ -63,7 +64,7 @@ function Branch({ of, tasks, hasMore, onAsk }: BranchProps) {
         return (
           <li key={task.id}>
             <p>
-              <span class={`badge ${task.status}`}>{words(task.status)}</span>{" "}
+              <span class={`badge ${taskState(task)}`}>{taskState(task)}</span>{" "}
               <a href={`#/workspaces/${task.workspace_id}`}>{name}</a>{" "}
               {openOf(task, tasks).length > 0 && may("workspace:write") && (
                 <button

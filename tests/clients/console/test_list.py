@@ -126,7 +126,7 @@ def test_only_changed_workspaces_are_read_again(
     whole = console.whole_list_calls()
     assert len(whole) == 2
     begun = changing.begin(f"{Gate(changing).command} # seen")
-    expect(console.rows.filter(has_text="# seen").locator(".badge")).to_have_text("busy")
+    expect(console.rows.filter(has_text="# seen").locator(".badge")).to_have_text("running")
     # The phase of an iteration changes without an event.
     expect(console.rows.filter(has_text="# seen").locator(".phase")).to_have_text("tool call")
     Gate(changing).open()
@@ -254,7 +254,7 @@ def test_four_taps_cancel_a_task(browser: Browser, stack: Stack, named: Named) -
     page, row = console.page, console.rows.filter(has_text="Mail our customers")
     # While the list reads the tasks, chips for problems appear and move the other chips.
     expect(row).to_be_visible()
-    eventually(lambda: is_chosen(page.get_by_role("button", name="busy")))
+    eventually(lambda: is_chosen(page.get_by_role("button", name="running")))
     row.locator(".task").tap()
     page.get_by_role("button", name="Cancel this task").tap()
     page.get_by_role("button", name="Finish").tap()
