@@ -163,7 +163,10 @@ export class BulkCancellation {
     onAnswer: (answer: Schemas["CancelTasksResponse"]) => void,
   ): Promise<void> {
     for (let remaining = 1; remaining > 0; ) {
-      const answer = await this.answered(kind, () => read(api.POST("/v1/tasks/cancel", { body })));
+      // With the key, a repeat gets the first answer, which counts what this press cancelled.
+      const headers = { "idempotency-key": newKey() };
+      const send = () => read(api.POST("/v1/tasks/cancel", { body, headers }));
+      const answer = await this.answered(kind, send);
       onAnswer(answer);
       remaining = answer.remaining;
       // Other transactions have locked the remaining tasks.
@@ -195,6 +198,11 @@ export class BulkCancellation {
   private change(changed: Partial<BulkState>): void {
     this.state.value = { ...this.state.peek(), ...changed };
   }
+}
+
+// crypto.randomUUID() is missing on pages without TLS.
+function newKey(): string {
+  return crypto.getRandomValues(new Uint32Array(4)).join("-");
 }
 
 function filters(taskIds: readonly string[] | null): Filters {

@@ -22,7 +22,7 @@ export function BulkProgress({ bulk, onRepeat }: Props) {
   const heading = useRef<HTMLHeadingElement>(null);
   useLayoutEffect(() => heading.current?.focus(), [bulk]);
   const { accepted, before, trouble, interruption } = state;
-  const known = before ? `, ${count(before, "task")} cancelled before` : "";
+  const known = before ? `, ${count(before, "task")} being cancelled already` : "";
   const counted = `${count(accepted, "task")}${known}`;
   return (
     <section aria-labelledby="progress-title">
@@ -135,7 +135,7 @@ function Unfinished({ bulk }: { bulk: BulkCancellation }) {
         received are delivered as soon as it can be reached.
       </p>
       <button type="button" class="danger" onClick={() => void bulk.interrupt(results)}>
-        Interrupt {isWhole ? "them all" : `the first ${results.length}`} now
+        Stop {isWhole ? "them all" : `the first ${results.length}`} now
       </button>
       <ul>
         {results.slice(0, LISTED).map((each) => (

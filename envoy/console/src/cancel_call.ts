@@ -70,7 +70,8 @@ export async function cancelTask(
     const answerMs = performance.now() - begun;
     change({ outcome, failure: null, isRepeated: false, answerMs });
   } catch (error) {
-    const answerMs = performance.now() - begun;
-    change({ failure: asFailure(error), isRepeated: false, answerMs });
+    const failure = asFailure(error);
+    const answerMs = failure.status ? performance.now() - begun : null;
+    change({ failure, isRepeated: false, answerMs });
   }
 }

@@ -2,26 +2,38 @@
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Dialog } from "./dialog";
+import type { Task } from "./api";
 import type { CancelOptions } from "./cancel_call";
+import { now } from "./clock";
 
+// The hardest choice is the last one.
 const CHOICES = [
-  { name: "Finish this iteration", seconds: "", help: "It ends by itself or at its time limits." },
-  { name: "Interrupt in 10 s", seconds: "10", help: "Only if it still runs then." },
-  { name: "Interrupt now", seconds: "0", help: "Ends the model call and all processes of the tool." },
+  { name: "Finish", seconds: "" },
+  { name: "Stop in 10 s", seconds: "10" },
+  { name: "Stop now", seconds: "0" },
 ];
+
+// How many of CHOICES an earlier cancellation of all of these tasks leaves nothing to do for.
+export function takenOf(tasks: readonly (Task | null | undefined)[]): number {
+  const isLeft = (task: Task | null | undefined) => !task?.cancel_requested_at;
+  if (tasks.length === 0 || tasks.some(isLeft)) return 0;
+  const inTenSeconds = now.value + 10_000;
+  const isSooner = (task: Task | null | undefined) =>
+    Date.parse(task?.cancel_force_at ?? "") <= inTenSeconds;
+  return tasks.every(isSooner) ? 2 : 1;
+}
 
 interface Props {
   title: string;
-  children?: ComponentChildren;
+  taken?: number;
   onCancel: (options: CancelOptions) => void;
   onClose: () => void;
 }
 
-export function CancelDialog({ title, children, onCancel, onClose }: Props) {
+export function CancelDialog({ title, taken = 0, onCancel, onClose }: Props) {
   return (
     <Dialog title={title} onClose={onClose}>
-      {children}
-      <CancelForm onCancel={onCancel}>
+      <CancelForm onCancel={onCancel} taken={taken}>
         <button type="button" onClick={onClose}>
           Back
         </button>
@@ -35,10 +47,11 @@ interface FormProps {
   children: ComponentChildren;
   // Shown before the choices.
   confirmation?: ComponentChildren;
+  taken?: number;
   onCancel: (options: CancelOptions) => void;
 }
 
-export function CancelForm({ children, confirmation, onCancel }: FormProps) {
+export function CancelForm({ children, confirmation, taken = 0, onCancel }: FormProps) {
   const [reason, setReason] = useState("");
   const first = useRef<HTMLButtonElement>(null);
   const isConfirmed = !confirmation;
@@ -54,18 +67,20 @@ export function CancelForm({ children, confirmation, onCancel }: FormProps) {
     <form onSubmit={submit} noValidate>
       {confirmation}
       <fieldset>
-        <legend>No other iteration starts. What happens to the one that runs?</legend>
-        {CHOICES.map(({ name, seconds, help }, index) => (
-          <button
-            key={name}
-            type="submit"
-            class={index === 0 ? "danger choice" : "choice"}
-            value={seconds}
-            ref={index === 0 ? first : null}
-          >
-            <strong>{name}</strong> <span>{help}</span>
-          </button>
-        ))}
+        <legend>The current step:</legend>
+        <div class="buttons">
+          {CHOICES.slice(taken).map(({ name, seconds }, index) => (
+            <button
+              key={name}
+              type="submit"
+              class={seconds === "0" ? "danger" : ""}
+              value={seconds}
+              ref={index === 0 ? first : null}
+            >
+              {name}
+            </button>
+          ))}
+        </div>
       </fieldset>
       <label for="reason">Reason (may be empty)</label>
       <input

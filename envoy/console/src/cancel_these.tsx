@@ -4,7 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import { BulkCancellation, type Counted, countTasks } from "./bulk_cancellation";
 import { BulkProgress } from "./bulk_progress";
 import type { CancelOptions } from "./cancel_call";
-import { CancelForm } from "./cancel_dialog";
+import { CancelForm, takenOf } from "./cancel_dialog";
 import { asFailure } from "./connection";
 import { may } from "./credential";
 import { Dialog } from "./dialog";
@@ -12,7 +12,7 @@ import { type Failure, FailureNote } from "./failure";
 import { Name } from "./name";
 import { choose } from "./selection";
 import { count } from "./text";
-import type { Row } from "./workspaces";
+import { type Row, rowOf } from "./workspaces";
 
 interface Asked {
   // The tasks, by the ids of their workspaces, that the person was asked about.
@@ -62,6 +62,10 @@ function CancelTheseDialog({ taskIds, meant }: Asked) {
       {bulk ? "Close" : "Back"}
     </button>
   );
+  // A row that shows another task by now says nothing about the task.
+  const taken = takenOf(
+    [...taskIds].map(([id, taskId]) => [rowOf(id)?.task].find((task) => task?.id === taskId)),
+  );
   const number = counted?.matched ?? taskIds.size;
   return (
     <Dialog title={`Cancel ${count(number, "task")}`} onClose={close}>
@@ -71,7 +75,9 @@ function CancelTheseDialog({ taskIds, meant }: Asked) {
       {bulk && <BulkProgress bulk={bulk} onRepeat={cancel} />}
       <BegunSince taskIds={taskIds} meant={meant} />
       {counted?.matched && !bulk ? (
-        <CancelForm onCancel={cancel}>{back}</CancelForm>
+        <CancelForm onCancel={cancel} taken={taken}>
+          {back}
+        </CancelForm>
       ) : (
         <div class="buttons">{back}</div>
       )}
@@ -85,7 +91,7 @@ function Names({ counted, asked }: { counted: Counted; asked: number }) {
   return (
     <>
       {matched < asked && <p>{count(asked - matched, "task")} ended or not yours to cancel.</p>}
-      {before > 0 && <p>{count(before, "task")} cancelled before, shown too.</p>}
+      {before > 0 && <p>{count(before, "task")} being cancelled already, shown too.</p>}
       <ul class="names" tabIndex={0} aria-label="Tasks">
         {results.map((each) => (
           <li key={each.task_id}>

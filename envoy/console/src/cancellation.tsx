@@ -9,7 +9,7 @@ import { may } from "./credential";
 import { intentFacts, toolCalls, toolOutcome } from "./events";
 import { PressNote } from "./press_note";
 import { describe, type Progress, progressOf } from "./progress";
-import { between, duration, elapsed, preciseTime, words } from "./text";
+import { between, clockTime, duration, elapsed, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
 // If an agent has not interrupted its iteration this long after `forceAt`, the service ends the
@@ -73,7 +73,7 @@ function AcceptedStep({ progress, call }: { progress: Progress; call: CancelCall
 }
 
 function IterationStep({ progress, phase }: { progress: Progress; phase: string | undefined }) {
-  const { requestedAt, iteration, isLost, endedAt } = progress;
+  const { requestedAt, iteration, isLost, isLogged, endedAt } = progress;
   if (!requestedAt) return endedAt ? null : <Step state="later" title="The iteration ends" />;
   if (iteration) {
     const { iteration_completed: ended } = iteration;
@@ -91,12 +91,13 @@ function IterationStep({ progress, phase }: { progress: Progress; phase: string 
   }
   if (isLost) {
     return (
-      <Step state="lost" title="The iteration in flight was lost">
-        The agent did not record it. The usage that it had reported still counts.
+      <Step state="lost" title="The iteration was lost with its agent">
+        What it had done is not recorded. The usage that it had reported still counts.
       </Step>
     );
   }
-  if (endedAt) return <Step state="done" title="No iteration was in flight" />;
+  if (isLogged) return <Step state="done" title="No iteration was in flight" />;
+  if (endedAt) return <Step state="later" title="Not known here: how the iteration ended" />;
   const doing = phase && phase !== "phase_unspecified" ? words(phase) : "iteration";
   return (
     <Step
@@ -130,7 +131,7 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
   const interrupt = () => void cancelTask(open.id, taskId, { reason: "", forceAfter: 0 });
   const button = may("workspace:write") && (
     <button type="button" class="danger" onClick={interrupt}>
-      Interrupt it now
+      Stop now
     </button>
   );
   if (forceAt) {
@@ -138,7 +139,10 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
     if (lateMs < 0) {
       return (
         <div class="note">
-          <p>The iteration is interrupted in {elapsed(-lateMs + 999)}.</p>
+          <p>
+            The iteration is stopped in <span class="lasting">{elapsed(-lateMs + 999)}</span>. The task
+            ends by {clockTime(Date.parse(forceAt) + FORCE_MARGIN_MS)} at the latest.
+          </p>
           {button}
         </div>
       );

@@ -66,6 +66,17 @@ export function toolCalls(iteration: Schemas["IterationCompleted"]): Schemas["To
   return tool_call ? [tool_call] : [];
 }
 
+// A tool call as its command, or else as its name and arguments.
+export function commandOf(name: string, args: string): string {
+  try {
+    const { command, ...rest } = JSON.parse(args) as Record<string, unknown>;
+    if (typeof command === "string" && Object.keys(rest).length === 0) return `$ ${command}`;
+  } catch {
+    // The service shortens long arguments, which then are no JSON.
+  }
+  return `${name} ${args}`;
+}
+
 export function toolOutcome(result: Schemas["ToolResult"]): string {
   if (result.status !== "exited") return words(result.status);
   return result.exit_code === 0 ? "succeeded" : `exit code ${result.exit_code}`;

@@ -3,10 +3,12 @@
 import { computed, signal } from "@preact/signals";
 import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import type { Task } from "./api";
 import { askToCancel } from "./cancel_these";
 import { now, sinceMs } from "./clock";
 import { tokensUsed } from "./limits";
 import { choose, chosen, type Column, shown, sort, sortBy } from "./selection";
+import { stateOf } from "./state";
 import { dollars, elapsed, firstLine, fullTime, number, words } from "./text";
 import { troublesOf } from "./urgency";
 import { isComplete, type Row, rowOf, rows, setInView } from "./workspaces";
@@ -257,7 +259,7 @@ const WorkspaceRow = memo(function WorkspaceRow(props: RowProps) {
         {task ? firstLine(task.description) : workspace.current_task_id || workspace.status_reason}
       </div>
       <div class="iterations" role="gridcell">
-        {task ? number(task.iterations) : ""}
+        {task ? number(iterationOf(task)) : ""}
       </div>
       <div class="phase" role="gridcell">
         {task && task.phase !== "phase_unspecified" ? words(task.phase) : ""}
@@ -283,8 +285,13 @@ function Status({ row }: { row: Row }) {
     return <span class="badge late lasting">cancelling {late}</span>;
   }
   if (trouble === "over_limit") return <span class="badge over_limit">over its limit</span>;
-  const status = task?.cancel_requested_at ? "cancelling" : workspace.status;
-  return <span class={`badge ${status}`}>{words(status)}</span>;
+  const state = stateOf(workspace, task);
+  return <span class={`badge ${state}`}>{state}</span>;
+}
+
+// The iteration that runs, or else the last one.
+function iterationOf({ iterations, phase }: Task): number {
+  return phase === "phase_unspecified" ? iterations : iterations + 1;
 }
 
 function Since({ row }: { row: Row }) {

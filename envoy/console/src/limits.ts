@@ -6,11 +6,11 @@ import { count, dollars, elapsed, number } from "./text";
 export function limitsOf({ limits, cancel_requested_by }: Task): string[] {
   if (!limits) return [];
   const clauses: string[] = [];
-  if (limits.max_duration) clauses.push(`cancelled after ${duration(limits.max_duration)}`);
+  if (limits.max_duration) clauses.push(`limit ${duration(limits.max_duration)}`);
   if (limits.max_total_tokens) {
-    clauses.push(`cancelled at ${count(Number(limits.max_total_tokens), "token")}`);
+    clauses.push(`limit ${count(Number(limits.max_total_tokens), "token")}`);
   }
-  if (limits.max_cost) clauses.push(`cancelled at ${dollars(limits.max_cost)}`);
+  if (limits.max_cost) clauses.push(`limit ${dollars(limits.max_cost)}`);
   if (limits.force_after) {
     clauses.push(`its iteration is interrupted ${duration(limits.force_after)} later`);
   }

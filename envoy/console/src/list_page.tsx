@@ -79,6 +79,7 @@ function Bar() {
 }
 
 const TITLES: Partial<Record<Filter, string>> = {
+  busy: "running",
   late: "cancelling too long",
   over_limit: "over its limit",
 };

@@ -12,6 +12,8 @@ export interface Progress {
   iteration: WorkspaceEvent | null;
   // Whether the task ended during an iteration that is not in the log.
   isLost: boolean;
+  // Whether the log has the request and the end, and so every iteration between them.
+  isLogged: boolean;
   end: Schemas["TaskCompleted"] | null;
   endedAt: string | null;
 }
@@ -32,6 +34,7 @@ export function progressOf(
     forceAt: known?.cancel_force_at ?? cancel?.force_at ?? null,
     iteration: (request && own.find((event) => isIterationAfter(event, request))) ?? null,
     isLost: end?.task_completed?.iteration_lost ?? known?.iteration_lost ?? false,
+    isLogged: request !== undefined && end !== undefined,
     end: end?.task_completed ?? null,
     endedAt: end?.time ?? known?.completed_at ?? null,
   };

@@ -4,6 +4,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { api, read, type Schemas, type Task } from "./api";
 import { now, serverNow } from "./clock";
 import { asFailure, backoffMs, pause } from "./connection";
+import { commandOf } from "./events";
 import { elapsed, fullTime, number, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
@@ -46,7 +47,7 @@ function Call({ call, at }: { call: Schemas["RunningCall"]; at: number }) {
   return (
     <>
       <p>
-        <code>{`${call.name || words(call.phase)} ${call.arguments}`}</code>, for{" "}
+        <code>{commandOf(call.name || words(call.phase), call.arguments)}</code>, for{" "}
         <span class="lasting">{elapsed(runsMs)}</span>
       </p>
       {call.output && <Output text={call.output} />}

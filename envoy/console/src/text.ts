@@ -10,6 +10,11 @@ export function preciseTime(time: string): string {
   return `${TIME.format(date)}.${pad(date.getMilliseconds(), 3)}`;
 }
 
+// Rounded up to the second.
+export function clockTime(time: number): string {
+  return TIME.format(new Date(Math.ceil(time / 1_000) * 1_000));
+}
+
 export function fullTime(time: string): string {
   return DATE_AND_TIME.format(new Date(time));
 }

@@ -3,7 +3,7 @@ import { memo } from "preact/compat";
 import { useState } from "preact/hooks";
 import type { Schemas } from "./api";
 import { asFailure } from "./connection";
-import { facts, title, toolCalls, toolOutcome } from "./events";
+import { commandOf, facts, title, toolCalls, toolOutcome } from "./events";
 import { type Failure, FailureNote } from "./failure";
 import { bytes, count, firstLine, fullTime, preciseTime } from "./text";
 import type { LoggedEvent, OpenWorkspace } from "./workspace";
@@ -163,9 +163,7 @@ function ToolCall(props: { open: OpenWorkspace; event: LoggedEvent; call: Schema
   return (
     <>
       <p class="call">
-        <code>
-          {call.name} {call.arguments}
-        </code>
+        <code>{commandOf(call.name, call.arguments)}</code>
       </p>
       {event.hasNoOutputs ? (
         <details onToggle={({ currentTarget }) => void (currentTarget.open && load())}>

@@ -2,11 +2,12 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import type { Task } from "./api";
 import { cancelCallOf } from "./cancel_call";
-import { CancelDialog } from "./cancel_dialog";
+import { CancelDialog, takenOf } from "./cancel_dialog";
 import { may } from "./credential";
 import { PressNote } from "./press_note";
 import { TaskTree } from "./task_tree";
-import { firstLine, words } from "./text";
+import { taskState } from "./state";
+import { firstLine } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
 export function Tree({ open }: { open: OpenWorkspace }) {
@@ -29,10 +30,11 @@ export function Tree({ open }: { open: OpenWorkspace }) {
       <h2 id="tree-title">Tree</h2>
       {press && <PressNote call={press} isRecorded={false} />}
       {tree.hasMore.value && <p class="fine">The newest {tasks.length} tasks.</p>}
-      <Branch of={tops} tasks={tasks} onAsk={setAsked} />
+      <Branch of={tops} tasks={tasks} hasMore={tree.hasMore.value} onAsk={setAsked} />
       {asked && (
         <CancelDialog
-          title={`Cancel “${firstLine(asked.description)}” and its descendants`}
+          title={`${reach(asked, tasks, tree.hasMore.value)}: “${firstLine(asked.description)}”`}
+          taken={takenOf(openOf(asked, tasks))}
           onCancel={(options) => {
             setAsked(null);
             setPressed(asked);
@@ -48,10 +50,12 @@ export function Tree({ open }: { open: OpenWorkspace }) {
 interface BranchProps {
   of: readonly Task[];
   tasks: readonly Task[];
+  // Whether the tree has tasks that are not in `tasks`.
+  hasMore: boolean;
   onAsk: (task: Task) => void;
 }
 
-function Branch({ of, tasks, onAsk }: BranchProps) {
+function Branch({ of, tasks, hasMore, onAsk }: BranchProps) {
   return (
     <ul class="tree">
       {of.map((task) => {
@@ -60,20 +64,20 @@ function Branch({ of, tasks, onAsk }: BranchProps) {
         return (
           <li key={task.id}>
             <p>
-              <span class={`badge ${task.status}`}>{words(task.status)}</span>{" "}
+              <span class={`badge ${taskState(task)}`}>{taskState(task)}</span>{" "}
               <a href={`#/workspaces/${task.workspace_id}`}>{name}</a>{" "}
-              {hasOpen(task, tasks) && may("workspace:write") && (
+              {openOf(task, tasks).length > 0 && may("workspace:write") && (
                 <button
                   type="button"
                   class="danger"
-                  aria-label={`Cancel ${name} and its descendants`}
+                  aria-label={`${reach(task, tasks, hasMore)}: ${name}`}
                   onClick={() => onAsk(task)}
                 >
-                  Cancel…
+                  {reach(task, tasks, hasMore)}
                 </button>
               )}
             </p>
-            {children.length > 0 && <Branch of={children} tasks={tasks} onAsk={onAsk} />}
+            {children.length > 0 && <Branch of={children} tasks={tasks} hasMore={hasMore} onAsk={onAsk} />}
           </li>
         );
       })}
@@ -81,10 +85,17 @@ function Branch({ of, tasks, onAsk }: BranchProps) {
   );
 }
 
-// Whether the task or one of its descendants has not ended.
-function hasOpen(task: Task, tasks: readonly Task[]): boolean {
-  return (
-    !task.completed_at ||
-    tasks.some((each) => each.parent_task_id === task.id && hasOpen(each, tasks))
-  );
+// What a press on the button of the task cancels.
+function reach(task: Task, tasks: readonly Task[], hasMore: boolean): string {
+  const found = openOf(task, tasks).filter((each) => each !== task).length;
+  const below = found && hasMore ? `${found} or more` : found;
+  if (task.completed_at) return `Cancel the ${below} below this task`;
+  return below ? `Cancel this task and ${below} below it` : "Cancel this task";
+}
+
+// The task and its descendants, without those that have ended.
+function openOf(task: Task, tasks: readonly Task[]): Task[] {
+  const children = tasks.filter((each) => each.parent_task_id === task.id);
+  const below = children.flatMap((each) => openOf(each, tasks));
+  return task.completed_at ? below : [task, ...below];
 }

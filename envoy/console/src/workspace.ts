@@ -97,9 +97,9 @@ export class OpenWorkspace {
       api.GET("/v1/workspaces/{workspace_id}", { params: { path }, signal }),
     );
     this.workspace.value = workspace;
+    const known = this.task.peek();
     const taskId = workspace.current_task_id || this.lastTaskId();
     // An ended task does not change any more.
-    const known = this.task.peek();
     if (!taskId || (known?.id === taskId && known.completed_at)) return;
     this.task.value = await read(
       api.GET("/v1/workspaces/{workspace_id}/tasks/{task_id}", {
@@ -117,7 +117,10 @@ export class OpenWorkspace {
   }
 
   private lastTaskId(): string {
-    return this.events.peek().findLast((event) => event.task_id)?.task_id ?? "";
+    const logged = this.events.peek().findLast((event) => event.task_id)?.task_id ?? "";
+    const known = this.task.peek()?.id ?? "";
+    // The log may be behind. Ids of later tasks are greater.
+    return known > logged ? known : logged;
   }
 
   // Adds events to the page, at most once for each frame, however many events come.

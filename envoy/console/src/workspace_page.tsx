@@ -12,7 +12,8 @@ import { type Failure, FailureNote } from "./failure";
 import { useKeys } from "./keys";
 import { limitsOf, tokensUsed } from "./limits";
 import { RunsNow } from "./runs_now";
-import { elapsed, firstLine, fullTime, number, words } from "./text";
+import { stateOf, taskState } from "./state";
+import { dollars, elapsed, firstLine, fullTime, number } from "./text";
 import { Timeline } from "./timeline";
 import { Tree } from "./tree";
 import { OpenWorkspace } from "./workspace";
@@ -49,11 +50,13 @@ export function WorkspacePage({ id }: { id: string }) {
 
 function Facts({ open, workspace }: { open: OpenWorkspace; workspace: Workspace }) {
   const { status, created_by_user_id: creator } = workspace;
+  const current = open.task.value?.id === workspace.current_task_id ? open.task.value : null;
+  const state = stateOf(workspace, current);
   const mayResume = may("workspace:write") || may("tasks:write");
   return (
     <>
       <p>
-        <span class={`badge ${status}`}>{words(status)}</span> {workspace.status_reason}
+        <span class={`badge ${state}`}>{state}</span> {workspace.status_reason}
       </p>
       {["failed", "stopped"].includes(status) && mayResume && <Resume open={open} />}
       <p class="fine">
@@ -113,7 +116,7 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
             aria-keyshortcuts="c"
             onClick={() => setIsAsking(true)}
           >
-            Cancel… <kbd class="wide" aria-hidden="true">c</kbd>
+            Cancel this task <kbd class="wide" aria-hidden="true">c</kbd>
           </button>
         )}
       </div>
@@ -135,13 +138,15 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
 
 function TaskFacts({ task }: { task: Task }) {
   const began = task.started_at ?? task.created_at;
+  const state = taskState(task);
+  const { cost } = task.usage;
   return (
     <dl class="properties">
       <Fact name="Status">
-        <span class={`badge ${task.status}`}>{words(task.status)}</span> {task.reason}
+        <span class={`badge ${state}`}>{state}</span> {task.reason}
       </Fact>
       <Fact name="Iterations">
-        {number(task.iterations)} of at most {number(task.max_iterations)}
+        {number(task.iterations)} ended, of at most {number(task.max_iterations)}
       </Fact>
       <Fact name={task.completed_at ? "Ran for" : "Running for"}>
         <span class={task.completed_at ? "" : "lasting"}>
@@ -150,6 +155,9 @@ function TaskFacts({ task }: { task: Task }) {
         , since {fullTime(began)}
       </Fact>
       <Fact name="Tokens">{number(tokensUsed(task))}</Fact>
+      <Fact name="Cost">
+        {cost ? `${task.forced ? "at least " : ""}${dollars(cost)}` : "not known"}
+      </Fact>
       {task.limits && <Fact name="Limits">{limitsOf(task).join(", ")}</Fact>}
       <Fact name="Task id">
         <code class="id">{task.id}</code>

@@ -86,9 +86,9 @@ class Console:
         self.rows.locator(".status").click()
         expect(self.page).to_have_url(f"{self.origin}/console#/workspaces/{workspace_id}")
 
-    def cancel(self, reason: str = "", choice: str = "Finish this iteration") -> None:
+    def cancel(self, reason: str = "", choice: str = "Finish") -> None:
         """Cancels the task of the open workspace."""
-        self.page.get_by_role("button", name="Cancel…").click()
+        self.page.get_by_role("button", name="Cancel this task").click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_label("Reason").fill(reason)
         dialog.get_by_role("button", name=choice).click()

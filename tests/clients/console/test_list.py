@@ -86,7 +86,7 @@ def test_a_press_cancels_the_tasks_that_were_shown(
     later_id = later.begin(Gate(later).command)
     expect(dialog).to_contain_text("1 task began since, and will not be cancelled")
     with console.page.expect_request("**/v1/tasks/cancel") as sent:
-        dialog.get_by_role("button", name="Finish this iteration").click()
+        dialog.get_by_role("button", name="Finish").click()
     body = json.loads(sent.value.post_data or "")
     assert set(body["filter"]["task_ids"]) == set(shown.values())
 
@@ -109,7 +109,7 @@ def test_a_selection_is_cancelled(console: Console, stack: Stack, named: Named) 
     console.find(f"{named.name}-other")
     console.page.get_by_role("button", name="Cancel this task…").click()
     dialog = console.page.get_by_role("dialog", name="Cancel 1 task")
-    dialog.get_by_role("button", name="Interrupt now").click()
+    dialog.get_by_role("button", name="Stop now").click()
     assert chosen.await_end(task_id)["forced"]
     expect(dialog.locator(".step.done").filter(has_text="All ended")).to_be_visible()
     assert "cancel_requested_at" not in other.task(other_id)
@@ -126,7 +126,7 @@ def test_only_changed_workspaces_are_read_again(
     whole = console.whole_list_calls()
     assert len(whole) == 2
     begun = changing.begin(f"{Gate(changing).command} # seen")
-    expect(console.rows.filter(has_text="# seen").locator(".badge")).to_have_text("busy")
+    expect(console.rows.filter(has_text="# seen").locator(".badge")).to_have_text("running")
     # The phase of an iteration changes without an event.
     expect(console.rows.filter(has_text="# seen").locator(".phase")).to_have_text("tool call")
     Gate(changing).open()
@@ -176,9 +176,9 @@ def test_six_keys_cancel_a_task(console: Console, stack: Stack, named: Named) ->
     pressed = ["m", "a", "i", "Enter", "c", "Enter"]
     for key in pressed[:4]:
         keyboard.press(key)
-    expect(page.get_by_role("button", name="Cancel…")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel this task")).to_be_visible()
     keyboard.press(pressed[4])
-    expect(page.get_by_role("button", name="Finish this iteration")).to_be_focused()
+    expect(page.get_by_role("button", name="Finish")).to_be_focused()
     keyboard.press(pressed[5])
     expect(console.step("Accepted")).to_be_visible()
     Gate(workspace).open()
@@ -199,7 +199,7 @@ def test_keys_cancel_the_row_in_focus(console: Console, stack: Stack, named: Nam
     expect(console.rows.nth(1)).to_be_focused()
     expect(console.rows.nth(1)).to_have_attribute("aria-selected", "true")
     keyboard.press("c")
-    expect(page.get_by_role("button", name="Finish this iteration")).to_be_focused()
+    expect(page.get_by_role("button", name="Finish")).to_be_focused()
     keyboard.press("Enter")
     expect(page.locator(".step.done")).to_contain_text("Accepted: 1 task")
     Gate(workspace).open()
@@ -254,10 +254,10 @@ def test_four_taps_cancel_a_task(browser: Browser, stack: Stack, named: Named) -
     page, row = console.page, console.rows.filter(has_text="Mail our customers")
     # While the list reads the tasks, chips for problems appear and move the other chips.
     expect(row).to_be_visible()
-    eventually(lambda: is_chosen(page.get_by_role("button", name="busy")))
+    eventually(lambda: is_chosen(page.get_by_role("button", name="running")))
     row.locator(".task").tap()
-    page.get_by_role("button", name="Cancel…").tap()
-    page.get_by_role("button", name="Finish this iteration").tap()
+    page.get_by_role("button", name="Cancel this task").tap()
+    page.get_by_role("button", name="Finish").tap()
     expect(console.step("Accepted")).to_be_visible()
     Gate(workspace).open()
     expect(console.step("Cancelled")).to_be_visible()

@@ -26,7 +26,7 @@ def test_an_api_key_stops_everything(
     assert found
     tasks = int(found[1])
     number.fill(str(tasks + 1))
-    choice = page.get_by_role("button", name="Finish this iteration")
+    choice = page.get_by_role("button", name="Finish")
     choice.click()
     expect(page.get_by_role("alert")).to_contain_text(f"{tasks + 1} is not the number of tasks")
     expect(number).to_be_focused()

@@ -38,10 +38,14 @@ def test_an_iteration_is_interrupted_at_once(
 ) -> None:
     task_id = workspace.begin(gate.command)
     console.show(workspace)
+    badges = console.page.locator(".badge")
+    expect(badges).to_have_text(["running", "running"])
+    expect(console.page.get_by_role("term").filter(has_text="Cost")).to_be_visible()
     console.cancel()
+    expect(badges).to_have_text(["cancelling", "cancelling"])
     # The page does not offer a second cancellation.
     expect(console.page.get_by_role("button", name=re.compile("^Cancel"))).to_have_count(0)
-    console.cancellation.get_by_role("button", name="Interrupt it now").click()
+    console.cancellation.get_by_role("button", name="Stop now").click()
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
 
@@ -60,7 +64,7 @@ def test_the_log_has_the_current_task_first(
     # The page shows the running command and its output so far, scrolled to the end.
     now = console.page.get_by_role("group", name="Now")
     expect(now).to_contain_text("Iteration 2: tool call")
-    expect(now.locator("code")).to_contain_text('shell {"command": "echo going; seq 1 99;')
+    expect(now.locator("code")).to_contain_text("$ echo going; seq 1 99;")
     expect(now.locator("p").last).to_contain_text(re.compile(r", for [1-9]\d* s"))
     expect(now.locator("pre")).to_have_text(re.compile(r"^going\n1\n.*\n99\s*$", re.DOTALL))
     assert now.locator("pre").evaluate(

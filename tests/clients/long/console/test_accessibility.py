@@ -63,7 +63,7 @@ def test_axe_finds_nothing(
     console.find(workspace.id)
     console.rows.get_by_role("checkbox").check()
     page.get_by_role("button", name="Cancel this task…").click()
-    expect(page.get_by_role("button", name="Finish this iteration")).to_be_visible()
+    expect(page.get_by_role("button", name="Finish")).to_be_visible()
     assert violations(page) == []
     page.keyboard.press("Escape")
     page.route("**/v1/**", lambda route: route.abort())
@@ -76,7 +76,7 @@ def test_axe_finds_nothing(
     page.get_by_role("link", name="Stop everything").click()
     expect(page.get_by_label(re.compile("Type the number"))).to_be_visible()
     assert violations(page) == []
-    page.get_by_role("button", name="Finish this iteration").click()
+    page.get_by_role("button", name="Finish").click()
     expect(page.get_by_role("alert")).to_contain_text("Nothing was cancelled")
     assert violations(page) == []
     assert not is_wider_than_its_window(page)
@@ -87,9 +87,9 @@ def test_axe_finds_nothing(
     expect(page.get_by_label("Last output")).to_contain_text("100")
     assert violations(page) == []
     page.locator("summary").first.click()
-    page.get_by_role("button", name="Cancel…").click()
+    page.get_by_role("button", name="Cancel this task").click()
     assert violations(page) == []
-    page.get_by_role("dialog").get_by_role("button", name="Finish this iteration").click()
+    page.get_by_role("dialog").get_by_role("button", name="Finish").click()
     expect(console.step("Accepted")).to_be_visible()
     assert violations(page) == []
     gate.open()
@@ -117,14 +117,14 @@ def test_the_keyboard_is_enough(
     keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_be_focused()
 
-    button = page.get_by_role("button", name="Cancel…")
+    button = page.get_by_role("button", name="Cancel this task")
     expect(button).to_be_visible()
     for _ in range(10):
         keyboard.press("Tab")
         if button.evaluate("element => element === document.activeElement"):
             break
     keyboard.press("Enter")
-    choice = page.get_by_role("button", name="Finish this iteration")
+    choice = page.get_by_role("button", name="Finish")
     expect(choice).to_be_focused()
     keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()

@@ -93,19 +93,38 @@ def test_a_person_learns_that_an_iteration_was_lost(
     task_id = workspace.begin("sleep 600")
     console.show(workspace)
     with stack.frozen_process(stack.agent_pid(workspace.id)):
-        console.cancel(choice="Interrupt now")
+        console.cancel(choice="Stop now")
         assert workspace.await_end(task_id)["iteration_lost"]
-    expect(console.cancellation).to_contain_text("The iteration in flight was lost")
+    lost = console.cancellation.locator(".step.lost")
+    expect(lost).to_contain_text("The iteration was lost with its agent")
+    expect(lost).to_contain_text("What it had done is not recorded.")
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     expect(console.cancellation).not_to_contain_text("No iteration was in flight")
+    # Notes that no longer hold disappear.
+    expect(console.cancellation.get_by_role("alert")).to_have_count(0)
     console.check()
+
+
+def test_a_missing_event_is_no_conclusion(
+    console: Console, workspace: Workspace, gate: Gate
+) -> None:
+    """The log does not arrive. The page does not say what only the log can tell."""
+    workspace.begin(gate.command)
+    console.page.route("**/workspaces/*/events", lambda route: route.abort())
+    console.show(workspace)
+    console.cancel()
+    gate.open()
+    expect(console.cancellation).to_contain_text("Not known here: how the iteration ended")
+    expect(console.cancellation).not_to_contain_text("No iteration was in flight")
+    console.page.unroute("**/workspaces/*/events")
+    expect(console.step("Iteration 1 has ended")).to_be_visible()
 
 
 @pytest.mark.soak
 def test_a_person_interrupts_an_iteration(console: Console, workspace: Workspace) -> None:
     task_id = workspace.begin("sleep 600")
     console.show(workspace)
-    console.cancel(choice="Interrupt now")
+    console.cancel(choice="Stop now")
     expect(console.step("Iteration 1 has ended")).to_contain_text("interrupted")
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
@@ -171,9 +190,9 @@ def test_the_list_is_live(console: Console, stack: Stack, workspace: Workspace, 
     row = console.page.locator(".rows .row")
     expect(row.locator(".status")).to_have_text("idle")
     workspace.submit("echo first", gate.command)
-    expect(row.locator(".status")).to_have_text("busy")
+    expect(row.locator(".status")).to_have_text("running")
     expect(row.locator(".task")).to_have_text("echo first")
-    expect(row.locator(".iterations")).to_have_text("1")
+    expect(row.locator(".iterations")).to_have_text("2")
     expect(row.locator(".phase")).to_have_text("tool call")
     expect(row.locator(".since")).to_have_text(re.compile(r"\d+ s"))
     gate.open()

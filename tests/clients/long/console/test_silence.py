@@ -2,7 +2,7 @@
 
 import time
 
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import APIResponse, Locator, Route, expect
 
 from tests.clients.console.console_page import Console
 from tests.clients.long.console.test_connection import console, line  # noqa: F401 - fixtures
@@ -12,6 +12,7 @@ from tests.support.stack import Gate, Workspace
 # How soon the page says that the service is silent. Heartbeats come every 4 s, and what is older
 # than 5 s is not known.
 NOTICED_MS = 10_000
+CHOICE = "Finish"
 UNKNOWN = "It is not known whether it was recorded. Trying again."
 
 
@@ -73,7 +74,7 @@ def test_a_press_without_an_answer_is_repeated(
 ) -> None:
     task_id = workspace.begin(gate.command)
     console.open(workspace.id)
-    expect(console.page.get_by_role("button", name="Cancel…")).to_be_visible()
+    expect(console.page.get_by_role("button", name="Cancel this task")).to_be_visible()
     line.swallow()
     console.cancel(reason="silence")
     print(f"press: {says(console.cancellation.get_by_role('alert')):.1f} s")
@@ -98,7 +99,7 @@ def test_a_bulk_without_an_answer_is_repeated(
     console.find(workspace.id)
     console.page.get_by_role("button", name="Cancel this task…").click()
     dialog = console.page.get_by_role("dialog")
-    choice = dialog.get_by_role("button", name="Finish this iteration")
+    choice = dialog.get_by_role("button", name="Finish")
     expect(choice).to_be_visible()
     line.swallow()
     choice.click()
@@ -109,6 +110,40 @@ def test_a_bulk_without_an_answer_is_repeated(
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
     expect(dialog.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_bulk_whose_answer_is_lost_says_what_it_cancelled(
+    console: Console,  # noqa: F811
+    workspace: Workspace,
+    gate: Gate,
+) -> None:
+    """The repeat has the key of the first call, and the service answers the first counts."""
+    task_id = workspace.begin(gate.command)
+    console.find(workspace.id)
+    console.page.get_by_role("button", name="Cancel this task…").click()
+    dialog = console.page.get_by_role("dialog")
+    choice = dialog.get_by_role("button", name=CHOICE)
+    expect(choice).to_be_visible()
+    answers: dict[str, APIResponse] = {}
+
+    def lose_the_first_answer(route: Route) -> None:
+        key = route.request.headers.get("idempotency-key")
+        if key is None:
+            # The counts of the tasks that still run.
+            route.continue_()
+        elif key in answers:
+            route.fulfill(response=answers[key])
+        else:
+            answers[key] = route.fetch()
+            route.abort()
+
+    console.page.route("**/v1/tasks/cancel", lose_the_first_answer)
+    choice.click()
+    expect(dialog.locator(".step.done")).to_contain_text("Accepted: 1 task")
+    expect(dialog.locator(".step.done").first).not_to_contain_text("already")
+    assert len(answers) == 1
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
 def says(note: Locator) -> float:

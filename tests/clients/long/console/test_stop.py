@@ -61,7 +61,7 @@ def test_a_person_stops_everything(
     assert tasks == TASKS
     page.get_by_label("Reason").fill("forty have gone wrong")
     confirm(console, str(tasks))
-    page.get_by_role("button", name="Finish this iteration").click()
+    page.get_by_role("button", name="Finish").click()
 
     done = page.locator(".step.done")
     expect(done.filter(has_text="On hold")).to_be_visible()
@@ -95,8 +95,8 @@ def test_a_person_interrupts_everything(
     console.sign_in(stack.tokens["full_access"])
     tasks = count(console)
     confirm(console, str(tasks))
-    page.get_by_role("button", name="Finish this iteration").click()
-    page.get_by_role("button", name="Interrupt them all now").click()
+    page.get_by_role("button", name="Finish").click()
+    page.get_by_role("button", name="Stop them all now").click()
     expect(page.locator(".step.done").filter(has_text="All ended")).to_be_visible()
     assert all(each.await_end(task_id)["forced"] for task_id, each in running.items())
     assert not stack.rest().get("/v1/hold")["on_hold"]
@@ -113,7 +113,7 @@ def test_a_hold_that_fails_cancels_nothing(
     refusal = '{"error": {"code": "permission_denied", "message": "no", "request_id": "r1"}}'
     page.route("**/v1/hold", lambda route: route.fulfill(status=403, body=refusal))
     confirm(console, str(count(console)))
-    page.get_by_role("button", name="Finish this iteration").click()
+    page.get_by_role("button", name="Finish").click()
     note = page.get_by_role("main").get_by_role("alert")
     expect(note).to_contain_text("The organization is not on hold, and nothing was cancelled.")
     expect(note).to_contain_text("permission_denied, request r1")

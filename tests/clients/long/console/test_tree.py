@@ -18,10 +18,10 @@ def test_a_person_cancels_a_task_with_its_descendants(
     expect(tree.get_by_role("link")).to_have_text(["sleep 301", "sleep 302"])
     expect(tree.get_by_role("listitem").get_by_role("listitem")).to_contain_text("sleep 302")
 
-    tree.get_by_role("button", name="Cancel sleep 301 and its descendants").click()
-    dialog = console.page.get_by_role("dialog", name="Cancel “sleep 301” and its descendants")
+    tree.get_by_role("button", name="Cancel this task and 1 below it: sleep 301").click()
+    dialog = console.page.get_by_role("dialog", name="Cancel this task and 1 below it: “sleep 301”")
     dialog.get_by_label("Reason").fill("gone wrong")
-    dialog.get_by_role("button", name="Interrupt now").click()
+    dialog.get_by_role("button", name="Stop now").click()
     assert workspace.await_end(root_id)["status"] == "cancelled"
     end = below.await_end(child_id)
     assert (end["status"], end["cancel"]["reason"]) == ("cancelled", "gone wrong")

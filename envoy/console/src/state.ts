@@ -1,0 +1,14 @@
+// The one word for the state of a workspace or a task, on every page.
+import type { Task, Workspace } from "./api";
+import { words } from "./text";
+
+export function stateOf({ status }: Workspace, task: Task | null): string {
+  if (status !== "busy") return words(status);
+  return task && !task.completed_at ? taskState(task) : "running";
+}
+
+export function taskState({ status, completed_at, cancel_requested_at }: Task): string {
+  if (completed_at) return words(status);
+  if (cancel_requested_at) return "cancelling";
+  return ["submitted", "delivered"].includes(status) ? "starting" : words(status);
+}
