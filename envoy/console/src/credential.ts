@@ -7,7 +7,9 @@ import { caller } from "./session";
 
 const REPEAT_MS = 5_000;
 
-export function may(scope: "workspace:write" | "tasks:write" | "org:hold"): boolean {
+export type Scope = "workspace:write" | "tasks:write" | "org:hold" | "audit:read";
+
+export function may(scope: Scope): boolean {
   const scopes = caller.value?.scopes ?? [];
   return scopes.includes(scope) || scopes.includes(`${scope}:own`);
 }

@@ -1,12 +1,12 @@
 // The rows of the list. Only the rows in view are in the document, so that thousands of rows scroll
 // smoothly. All rows have the same height, so their positions are computed without a library.
 import { computed, signal } from "@preact/signals";
-import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import type { Task } from "./api";
 import { askToCancel } from "./cancel_these";
 import { now, sinceMs } from "./clock";
 import { tokensUsed } from "./limits";
+import { memo } from "./memo";
 import { choose, chosen, type Column, shown, sort, sortBy } from "./selection";
 import { stateOf } from "./state";
 import { dollars, elapsed, firstLine, fullTime, number, words } from "./text";

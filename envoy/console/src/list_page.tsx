@@ -2,6 +2,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { askToCancel, CancelThese } from "./cancel_these";
 import { may } from "./credential";
+import { Denied } from "./denied";
 import { COLUMNS, enter, Grid, open } from "./grid";
 import { useKeys } from "./keys";
 import {
@@ -98,6 +99,9 @@ function Chips() {
           {TITLES[each] ?? words(each)} <strong>{number(all)}</strong>
         </button>
       ))}
+      <a href="#/last-hour" class="last-hour">
+        Last hour
+      </a>
     </div>
   );
 }
@@ -126,6 +130,7 @@ function Actions() {
           Cancel {tasks === 1 ? "this task" : `these ${number(tasks)}`}…
         </button>
       )}
+      {tasks > 0 && <Denied scope="workspace:write" doing="cancel" />}
     </div>
   );
 }

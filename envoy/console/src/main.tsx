@@ -4,6 +4,7 @@ import { Announcer } from "./announcer";
 import { useCaller } from "./credential";
 import { HealthLine } from "./health_line";
 import { HoldBanner } from "./hold_banner";
+import { LastHourPage } from "./last_hour_page";
 import { ListPage } from "./list_page";
 import { rejection, signOut, token } from "./session";
 import { ExpiryNote, SignIn, SignInAgain } from "./sign_in";
@@ -32,6 +33,7 @@ function Console() {
 function Page() {
   const workspaceId = /^#\/workspaces\/([A-Za-z0-9_-]{1,128})$/.exec(fragment.value)?.[1];
   if (workspaceId) return <WorkspacePage key={workspaceId} id={workspaceId} />;
+  if (fragment.value === "#/last-hour") return <LastHourPage />;
   return fragment.value === "#/stop" ? <StopPage /> : <ListPage />;
 }
 

@@ -41,10 +41,10 @@ export function signIn(accepted: string, whose: Schemas["Caller"] | null = null)
 }
 
 // A session of an identity provider ends at the address `sign_out`. A token is only in the memory
-// of the page, so a reload forgets it.
+// of the page, so it is forgotten when the page is loaded again.
 export function signOut(): void {
   const { sign_out } = provider.peek();
   if (token.peek() === COOKIES && sign_out) return location.assign(sign_out);
-  location.hash = "";
-  location.reload();
+  // Not a reload, after which the page would say why it asks again.
+  location.assign(location.pathname);
 }

@@ -14,6 +14,13 @@ type Caller = Schemas["Caller"];
 
 const EXPIRES_SOON_MS = 5 * 60_000;
 
+// How the browser came to this page: `navigate`, or for example `reload`.
+const [loading] = performance.getEntriesByType("navigation") as PerformanceNavigationTiming[];
+const IN_MEMORY = "This tab keeps the token in its memory until you sign out, reload or close it.";
+const FORGOTTEN =
+  "You are asked because the page was loaded again: it keeps a key only in its memory. " +
+  "Your password manager can keep it and fill it in.";
+
 export function SignIn() {
   useEffect(() => {
     const leave = new AbortController();
@@ -25,7 +32,7 @@ export function SignIn() {
       <h1>Evershell console</h1>
       {source.failure.value && <HealthLine />}
       <ProviderButton />
-      <TokenForm />
+      <TokenForm use={loading?.type === "navigate" ? IN_MEMORY : FORGOTTEN} />
     </main>
   );
 }
@@ -59,7 +66,7 @@ export function SignInAgain({ failure, onClose }: Again) {
     <Dialog title="Sign in again" onClose={onClose}>
       {failure && <FailureNote failure={failure} title="You are no longer signed in." />}
       <ProviderButton />
-      <TokenForm />
+      <TokenForm use={IN_MEMORY} />
     </Dialog>
   );
 }
@@ -101,7 +108,7 @@ function get(path: string, milliseconds: number, signal: AbortSignal): Promise<R
   return fetch(within(milliseconds, new Request(path, { signal })));
 }
 
-function TokenForm() {
+function TokenForm({ use }: { use: string }) {
   const [entered, setEntered] = useState("");
   const [failure, setFailure] = useState<Failure | null>(null);
   const [busy, setBusy] = useState(false);
@@ -137,7 +144,7 @@ function TokenForm() {
         aria-describedby="token-use"
       />
       <p id="token-use" class="fine">
-        This tab keeps the token in its memory until you sign out, reload or close it.
+        {use}
       </p>
       {failure && <FailureNote failure={failure} />}
       <button type="submit" class="primary" disabled={busy}>

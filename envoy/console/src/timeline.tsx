@@ -1,10 +1,10 @@
 // The event log of a workspace, newest first, grouped by task.
-import { memo } from "preact/compat";
 import { useState } from "preact/hooks";
 import type { Schemas } from "./api";
 import { asFailure } from "./connection";
 import { commandOf, facts, title, toolCalls, toolOutcome } from "./events";
 import { type Failure, FailureNote } from "./failure";
+import { memo } from "./memo";
 import { bytes, count, firstLine, fullTime, preciseTime } from "./text";
 import type { LoggedEvent, OpenWorkspace } from "./workspace";
 

@@ -7,6 +7,7 @@ import { Cancellation } from "./cancellation";
 import { now } from "./clock";
 import { asFailure } from "./connection";
 import { may } from "./credential";
+import { Denied } from "./denied";
 import { Deliveries } from "./deliveries";
 import { type Failure, FailureNote } from "./failure";
 import { useKeys } from "./keys";
@@ -119,6 +120,7 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
             Cancel this task <kbd class="wide" aria-hidden="true">c</kbd>
           </button>
         )}
+        {!isOver && <Denied scope="workspace:write" doing="cancel" />}
       </div>
       <pre class="description" tabIndex={0} aria-label="Description">
         {task.description}

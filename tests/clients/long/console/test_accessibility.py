@@ -82,6 +82,13 @@ def test_axe_finds_nothing(
     assert not is_wider_than_its_window(page)
     page.get_by_role("link", name="All workspaces").click()
 
+    page.get_by_role("link", name="Last hour").click()
+    expect(page.get_by_role("heading", name="The last hour")).to_be_focused()
+    expect(page.get_by_text("Looking up the last hour")).to_be_hidden()
+    assert violations(page) == []
+    assert not is_wider_than_its_window(page)
+    page.get_by_role("link", name="All workspaces").click()
+
     console.open(workspace.id)
     expect(console.log).to_contain_text("Iteration 1 completed")
     expect(page.get_by_label("Last output")).to_contain_text("100")
