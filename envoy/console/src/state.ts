@@ -3,8 +3,10 @@ import type { Task, Workspace } from "./api";
 import { words } from "./text";
 
 export function stateOf({ status }: Workspace, task: Task | null): string {
-  if (status !== "busy") return words(status);
-  return task && !task.completed_at ? taskState(task) : "running";
+  // A workspace that is being stopped or deleted cancels its task.
+  const isOpen = task && !task.completed_at && (status === "busy" || task.cancel_requested_at);
+  if (isOpen) return taskState(task);
+  return status === "busy" ? "running" : words(status);
 }
 
 export function taskState({ status, completed_at, cancel_requested_at }: Task): string {
