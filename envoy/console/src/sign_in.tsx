@@ -1,4 +1,5 @@
 // Signs in with a session of an identity provider, or with a token that a call has checked.
+import { signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
 import { ANSWER_MS, api, inTurn, noAnswer, read, RENEWAL_MS, type Schemas, within } from "./api";
 import { now } from "./clock";
@@ -14,6 +15,8 @@ type Caller = Schemas["Caller"];
 
 const EXPIRES_SOON_MS = 5 * 60_000;
 
+// Whether it is known that there is no session to continue.
+const isSought = signal(false);
 // How the browser came to this page: `navigate`, or for example `reload`.
 const [loading] = performance.getEntriesByType("navigation") as PerformanceNavigationTiming[];
 const IN_MEMORY = "This tab keeps the token in its memory until you sign out, reload or close it.";
@@ -22,6 +25,7 @@ const FORGOTTEN =
   "Your password manager can keep it and fill it in.";
 
 export function SignIn() {
+  const isNew = loading?.type === "navigate";
   useEffect(() => {
     const leave = new AbortController();
     void findSession(leave.signal);
@@ -32,7 +36,7 @@ export function SignIn() {
       <h1>Evershell console</h1>
       {source.failure.value && <HealthLine />}
       <ProviderButton />
-      <TokenForm use={loading?.type === "navigate" ? IN_MEMORY : FORGOTTEN} />
+      <TokenForm use={isNew ? IN_MEMORY : isSought.value ? FORGOTTEN : "Looking for your session…"} />
     </main>
   );
 }
@@ -96,6 +100,7 @@ async function findSession(signal: AbortSignal): Promise<void> {
         ? await inTurn(signal, () => get("/v1/caller", RENEWAL_MS, signal))
         : null;
       if (session?.ok) signIn(COOKIES, withVisibleDirections((await session.json()) as Caller));
+      isSought.value = true;
       found.abort();
     } catch (error) {
       throw noAnswer(error);

@@ -173,7 +173,8 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
     # The page keeps asking for its session until the service answers.
     page.route("**/v1/caller", lambda route: route.abort())
     page.reload()
-    expect(page.get_by_role("alert")).to_contain_text("No connection")
+    expect(page.get_by_role("group", name="Connection")).to_contain_text("no answer")
+    expect(page.get_by_text("Looking for your session")).to_be_visible()
     page.unroute("**/v1/caller")
     expect(page.get_by_role("grid")).to_be_visible()
     page.get_by_role("button", name="Sign out").click()
