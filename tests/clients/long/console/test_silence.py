@@ -55,6 +55,7 @@ def test_a_silent_list_says_so(
     expect(console.health).to_contain_text("live, ")
     expect(console.log).to_contain_text("Task started")
     running = console.page.locator("dd .lasting")
+    expect(running).to_be_visible()
     print(f"page: {silence(console, line):.1f} s")
     expect(console.health).to_contain_text("no answer for 7 s")
     stopped = running.inner_text()
