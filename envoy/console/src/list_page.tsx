@@ -26,8 +26,10 @@ export function ListPage() {
   return (
     <main class="list-page">
       <h1 class="for-screen-readers">Workspaces</h1>
-      <Bar />
-      <Chips />
+      <div class="filters">
+        <Bar />
+        <Chips />
+      </div>
       <Grid />
       <Actions />
       <CancelThese />
@@ -63,18 +65,6 @@ function Bar() {
         <kbd>/</kbd> find <kbd>Enter</kbd> open <kbd>↓</kbd> rows <kbd>Space</kbd> select{" "}
         <kbd>c</kbd> cancel
       </p>
-      <select
-        class="sort"
-        aria-label="Sort"
-        value={sort.value.column}
-        onChange={(event) => sortBy(event.currentTarget.value as Column)}
-      >
-        {COLUMNS.map(({ column, title }) => (
-          <option key={column} value={column}>
-            {column === "status" ? "Wrong first" : title}
-          </option>
-        ))}
-      </select>
     </form>
   );
 }
@@ -87,7 +77,7 @@ const TITLES: Partial<Record<Filter, string>> = {
 
 function Chips() {
   return (
-    <div class="chips" role="group" aria-label="Filter">
+    <div class="chips" role="group" aria-label="Filter and sort">
       {[...counts.value].map(([each, all]) => (
         <button
           key={each}
@@ -99,6 +89,18 @@ function Chips() {
           {TITLES[each] ?? words(each)} <strong>{number(all)}</strong>
         </button>
       ))}
+      <select
+        class="sort"
+        aria-label="Sort"
+        value={sort.value.column}
+        onChange={(event) => sortBy(event.currentTarget.value as Column)}
+      >
+        {COLUMNS.map(({ column, title }) => (
+          <option key={column} value={column}>
+            {column === "status" ? "Wrong first" : title}
+          </option>
+        ))}
+      </select>
       <a href="#/last-hour" class="last-hour">
         Last hour
       </a>

@@ -38,6 +38,35 @@ def named(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Named]:
         each.rest.call("POST", f"{each.path}/stop")
 
 
+# What can be clicked, with its size: a whole row is a link, and a whole cell a checkbox.
+CLICKABLE = """
+  () => [...document.querySelectorAll("button, a, input, select, summary")]
+    .filter((each) => each.offsetParent)
+    .map((each) => each.closest(".grid .check, .row, label.check") ?? each)
+    .map((each) => [each.outerHTML, each.getBoundingClientRect()])
+    .map(([html, { width, height }]) => [html, Math.min(width, height)])
+"""
+
+
+@pytest.mark.parametrize(("width", "least"), [(360, 44), (1280, 24)])
+def test_everything_is_large_enough_to_click(
+    browser: Browser, stack: Stack, workspace: Workspace, gate: Gate, width: int, least: int
+) -> None:
+    console = Console(browser, stack.ready["rest_url"], width=width)
+    workspace.begin("true", gate.command)
+    console.show(workspace)
+    expect(console.log.locator(".entry").first).to_be_visible()
+    for page in (f"workspaces/{workspace.id}", "stop", "last-hour", ""):
+        console.page.goto(f"{console.origin}/console#/{page}")
+        expect(console.page.get_by_role("button").nth(1)).to_be_visible()
+        sizes = console.page.evaluate(CLICKABLE)
+        assert [each for each in sizes if each[1] < least] == []
+    top = console.page.locator(".grid").bounding_box()
+    assert top and (width > 360 or top["y"] <= 96)
+    gate.open()
+    console.close()
+
+
 def names(console: Console) -> list[str]:
     return [each.rpartition("-")[2] for each in console.rows.locator(".name").all_inner_texts()]
 
